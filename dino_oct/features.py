@@ -1,0 +1,85 @@
+"""Image features of a frozen backbone, and what they say about its health."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dino_oct import processes
+from dino_oct.errors import InputError
+from dino_oct.models.backbone import patch_size
+from dino_oct.models.network import cls_feature, normalise
+
+
+def squash(scan: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+    """A grey uint8 scan (H, W) resized to ``size`` (rows, columns) by antialiased bicubic: (1, rows, columns) uint8."""
+    image = torch.from_numpy(np.ascontiguousarray(scan))[None, None]
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image[0]
+    return F.interpolate(image, size=tuple(size), mode="bicubic", antialias=True)[0]
+
+
+def squash_all(scans: Iterable[np.ndarray], size: tuple[int, int]) -> torch.Tensor:
+    """Scans to one tensor (N, 1, rows, columns) uint8."""
+    return torch.stack([squash(scan, size) for scan in scans])
+
+
+def check_size(size: tuple[int, int], backbone: nn.Module, name: str) -> None:
+    """Raise InputError unless both sides are multiples of the backbone's patch; names the nearest that are."""
+    patch = patch_size(backbone)
+    if any(side % patch or side < patch for side in size):
+        near = " ".join(str(max(round(side / patch), 1) * patch) for side in size)
+        raise InputError(f"{name} {' '.join(map(str, size))} is not a multiple of the patch ({patch} px); use {near}")
+
+
+@torch.no_grad()
+def extract(
+    backbone: nn.Module, images: torch.Tensor, device: torch.device, batch_size: int = 64, bf16: bool = False
+) -> np.ndarray:
+    """CLS features (or the vector before the classifier) of images, shared out over the processes.
+
+    Args:
+        images: (N, 1, H, W) uint8 grey, the same on every process.
+
+    Returns:
+        (N, D) float32, the same on every process.
+    """
+    training = backbone.training
+    backbone.eval()
+    n, workers = len(images), processes.count()
+    rank = torch.distributed.get_rank() if workers > 1 else 0
+    # Equal shares, as gathering needs; the last rows of a short share repeat and are cut off.
+    share = -(-n // workers)
+    mine = torch.arange(rank * share, (rank + 1) * share).clamp_max(n - 1)
+    rows = []
+    for chosen in mine.split(batch_size):
+        batch = normalise(images[chosen].to(device), backbone)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            rows.append(cls_feature(backbone, batch).float())
+    backbone.train(training)
+    return processes.gather_rows(torch.cat(rows))[:n].cpu().numpy()
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Rows scaled to length 1."""
+    return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+
+
+def rankme(features: np.ndarray) -> float:
+    """RankMe: exp of the entropy of the normalised singular values (Garrido et al. 2023); at most min(N, D)."""
+    singular = np.linalg.svd(features.astype(np.float64), compute_uv=False)
+    p = singular / max(singular.sum(), 1e-12) + 1e-12
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def feature_spread(features: np.ndarray) -> float:
+    """Standard deviation of unit features per dimension, mean over dimensions, times √D: 1 isotropic, 0 collapsed."""
+    return float(unit(features).std(axis=0).mean() * np.sqrt(features.shape[1]))
+
+
+def pixel_features(images: torch.Tensor, side: int = 48) -> np.ndarray:
+    """The control without a network: the pixels of images (N, 1, H, W) uint8 squashed to ``side``², less their mean."""
+    small = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True).flatten(1)
+    return (small - small.mean(dim=1, keepdim=True)).numpy()

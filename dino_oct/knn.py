@@ -1,0 +1,66 @@
+"""Weighted k-nearest-neighbour classification (Wu et al. 2018; DINO's k-NN protocol)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dino_oct.errors import InputError
+from dino_oct.features import unit
+
+
+def neighbours(train: np.ndarray, test: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact cosine neighbours by FAISS.
+
+    Args:
+        train: (N, D), test: (M, D); need not be normalised.
+
+    Returns:
+        similarities (M, k) float32, descending, and positions in ``train`` (M, k). Equal similarities are in order of
+        position, so results do not depend on the search's internals.
+    """
+    import faiss
+
+    index = faiss.IndexFlatIP(train.shape[1])
+    index.add(np.ascontiguousarray(unit(train), dtype=np.float32))
+    similarity, position = index.search(np.ascontiguousarray(unit(test), dtype=np.float32), k)
+    order = np.lexsort((position, -similarity), axis=1)
+    return np.take_along_axis(similarity, order, 1), np.take_along_axis(position, order, 1)
+
+
+def class_votes(similarity: np.ndarray, labels: np.ndarray, n_classes: int, temperature: float = 0.07) -> np.ndarray:
+    """Votes exp(similarity / temperature), summed per class and normalised.
+
+    Args:
+        similarity: (M, k); labels: (M, k) classes of the neighbours.
+
+    Returns:
+        (M, n_classes), rows sum to 1; the prediction is the arg-max (ties: the lower class).
+    """
+    # Relative to the nearest: the same votes, no overflow at low temperatures.
+    weight = np.exp((similarity.astype(np.float64) - similarity[:, :1]) / temperature)
+    votes = np.stack([(weight * (labels == c)).sum(axis=1) for c in range(n_classes)], axis=1)
+    return votes / votes.sum(axis=1, keepdims=True)
+
+
+def knn_votes(
+    train: np.ndarray,
+    train_labels: np.ndarray,
+    test: np.ndarray,
+    ks: Sequence[int],
+    n_classes: int,
+    temperature: float = 0.07,
+) -> dict[int, np.ndarray]:
+    """Votes of each test image for several k from one search.
+
+    Returns:
+        k → (M, n_classes).
+
+    Raises:
+        InputError: k is smaller than 1 or larger than the training set.
+    """
+    if min(ks) < 1 or max(ks) > len(train):
+        wrong = max(ks) if min(ks) > 0 else min(ks)
+        raise InputError(f"k = {wrong}: must be from 1 to {len(train)}, the number of training scans")
+    similarity, position = neighbours(train, test, max(ks))
+    labels = train_labels[position]
+    return {k: class_votes(similarity[:, :k], labels[:, :k], n_classes, temperature) for k in ks}

@@ -1,0 +1,243 @@
+"""One optimiser step of DINO: teacher, student, loss, clipping, AdamW, EMA, in the order of the public code."""
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from dino_oct import loss as dino_loss
+from dino_oct import processes
+from dino_oct.errors import InputError
+from dino_oct.models.official import full_checkpoint, network_tensors
+from dino_oct.schedules import linear_then_constant, warmup_cosine
+from dino_oct.teacher import follow, make_teacher
+
+
+@dataclass
+class OptimConfig:
+    """Optimisation. Batch sizes count scans of all processes together, so a run does not depend on their number."""
+
+    epochs: int = 100
+    """Passes over the training scans."""
+    batch_size: int = 64
+    """Scans per optimiser step, over all processes and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches per optimiser step: raise it when memory is short. Teacher and centre still move once per step."""
+    lr: float = 5e-4
+    """Peak learning rate for 256 scans per step; the rate used is lr · batch_size / 256."""
+    min_lr: float = 1e-6
+    """Learning rate at the end (not scaled)."""
+    warmup_epochs: float = 10.0
+    """Epochs of linear warm-up from 0."""
+    weight_decay: float = 0.04
+    """Weight decay at the start; biases and other 1-D tensors have none."""
+    weight_decay_end: float = 0.4
+    """Weight decay at the end of its cosine."""
+    clip_grad: float = 3.0
+    """Largest gradient norm of each parameter tensor; 0 does not clip."""
+    teacher_momentum: float = 0.996
+    """Share of the old teacher kept per step, at the start; towards .9995 for batches far under 256."""
+    teacher_momentum_end: float = 1.0
+    """Teacher momentum at the end of its cosine."""
+    freeze_last_layer_epochs: float = 1.0
+    """Epochs during which the head's last layer stays as it is."""
+    freeze_backbone_epochs: float | None = None
+    """Epochs during which only the head learns. Unset: 1 when a new head meets pretrained weights, else 0."""
+
+    def __post_init__(self):
+        if self.epochs < 1 or self.batch_size < 1 or self.accumulate < 1:
+            raise InputError("optim.epochs, optim.batch_size and optim.accumulate must be at least 1")
+
+
+@dataclass(frozen=True)
+class StepValues:
+    """The scheduled values of one optimiser step."""
+
+    lr: float
+    weight_decay: float
+    teacher_momentum: float
+    teacher_temperature: float
+    freeze_last_layer: bool = False
+    freeze_backbone: bool = False
+
+
+class Schedules:
+    """All schedules of a run; ``schedules[step]`` gives the values of an optimiser step."""
+
+    def __init__(self, optim: OptimConfig, loss: dino_loss.LossConfig, steps_per_epoch: int):
+        self.steps_per_epoch = steps_per_epoch
+        self.steps = optim.epochs * steps_per_epoch
+        warmup_steps = int(optim.warmup_epochs * steps_per_epoch)
+        self.lr = warmup_cosine(optim.lr * optim.batch_size / 256, optim.min_lr, self.steps, warmup_steps)
+        self.weight_decay = warmup_cosine(optim.weight_decay, optim.weight_decay_end, self.steps)
+        self.momentum = warmup_cosine(optim.teacher_momentum, optim.teacher_momentum_end, self.steps)
+        self.temperature = linear_then_constant(
+            loss.warmup_teacher_temperature,
+            loss.teacher_temperature,
+            loss.warmup_teacher_temperature_epochs,
+            optim.epochs,
+        )
+        self.freeze_last_layer_steps = optim.freeze_last_layer_epochs * steps_per_epoch
+        self.freeze_backbone_steps = (optim.freeze_backbone_epochs or 0) * steps_per_epoch
+
+    def __getitem__(self, step: int) -> StepValues:
+        return StepValues(
+            lr=float(self.lr[step]),
+            weight_decay=float(self.weight_decay[step]),
+            teacher_momentum=float(self.momentum[step]),
+            teacher_temperature=float(self.temperature[step // self.steps_per_epoch]),
+            freeze_last_layer=step < self.freeze_last_layer_steps,
+            freeze_backbone=step < self.freeze_backbone_steps,
+        )
+
+
+class NotFiniteError(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+def parameter_groups(student: nn.Module) -> list[dict]:
+    """Two AdamW groups: decayed tensors, and biases and 1-D tensors without decay (their ``weight_decay`` stays 0)."""
+    decayed, plain = [], []
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
+    return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+
+
+@torch.no_grad()
+def clip_each(parameters: Sequence[nn.Parameter], largest: float) -> float:
+    """Scale each gradient to at most ``largest`` by largest / (norm + 1e-6); returns the joint norm from before."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch._foreach_norm(gradients)
+    if largest:
+        torch._foreach_mul_(gradients, [(largest / (norm + 1e-6)).clamp_max(1.0) for norm in norms])
+    return float(torch.stack(norms).square().sum().sqrt())
+
+
+class Learner:
+    """Student, teacher, targets and optimiser, and the step that moves them.
+
+    Args:
+        student: a ``DinoNetwork`` on any device; wrapped for several processes here.
+        teacher: initial teacher (a copy of the student when None).
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        loss: dino_loss.LossConfig,
+        optim: OptimConfig,
+        accelerator: Accelerator,
+        teacher: nn.Module | None = None,
+    ):
+        self.config, self.optim_config, self.accelerator = loss, optim, accelerator
+        self.student = student.to(accelerator.device).train()
+        self.teacher = (teacher or make_teacher(student)).to(accelerator.device).eval().requires_grad_(False)
+        self.out_dim = student.head.last_layer.weight_v.shape[0]
+        self.targets = dino_loss.TeacherTargets(self.out_dim, loss).to(accelerator.device)
+        self.optimizer = torch.optim.AdamW(parameter_groups(student), lr=0.0, foreach=True)
+        self._student = accelerator.prepare_model(self.student)  # the same module, averaged over processes
+
+    def step(self, micro_batches: Sequence[Sequence[torch.Tensor]], values: StepValues) -> dict[str, float]:
+        """One optimiser step, whatever the number of processes and micro-batches.
+
+        Args:
+            micro_batches: of this process; each holds groups of normalised views (n, B, C, H, W), globals first.
+
+        Returns:
+            loss, its parts, teacher entropy and KL (nats), gradient and centre norms: means over all processes.
+
+        Raises:
+            NotFiniteError: on every process, before this step has changed anything.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = values.lr
+        self.optimizer.param_groups[0]["weight_decay"] = values.weight_decay
+
+        # The targets of the whole step come first: the centre moves once, and Sinkhorn sees the global batch.
+        with torch.no_grad(), self.accelerator.autocast():
+            logits = torch.cat([self.teacher(views[:1])[1].float() for views in micro_batches], dim=1)  # (2, B, K)
+        targets = self.targets(logits, values.teacher_temperature)
+        entropy = dino_loss.entropy(targets)
+        batch_sizes = [views[0].shape[1] for views in micro_batches]
+
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(3, device=entropy.device)
+        for i, (views, target) in enumerate(zip(micro_batches, targets.split(batch_sizes, dim=1), strict=True)):
+            last = i == len(micro_batches) - 1
+            with self.accelerator.no_sync(self._student) if not last else contextlib.nullcontext():
+                features, student_logits = self._student(views)
+                cross_entropy = dino_loss.dino_cross_entropy(student_logits, target, self.config.student_temperature)
+                spread = torch.zeros((), device=entropy.device)
+                if self.config.koleo_weight:
+                    spread = sum(dino_loss.koleo(view) for view in features[: len(target)])
+                loss = cross_entropy + self.config.koleo_weight * spread
+                logged = torch.stack([loss.detach(), cross_entropy.detach(), spread.detach()])
+                logged = processes.total(logged) / processes.count()
+                if not torch.isfinite(logged[0]):
+                    raise NotFiniteError(f"the loss is {logged[0].item()}")
+                sums += logged / len(micro_batches)
+                (loss / len(micro_batches)).backward()
+
+        named = [(n, p) for n, p in self.student.named_parameters() if p.requires_grad]
+        grad_norm = clip_each([p for _, p in named], self.optim_config.clip_grad)
+        for name, parameter in named:
+            # A dropped gradient keeps AdamW from touching the tensor at all, its moments and decay included.
+            if (values.freeze_last_layer and "last_layer" in name) or (
+                values.freeze_backbone and name.startswith("backbone.")
+            ):
+                parameter.grad = None
+        self.targets.update(logits)
+        self.optimizer.step()
+        follow(self.teacher, self.student, values.teacher_momentum)
+
+        entropy = float(processes.total(entropy) / processes.count())
+        loss, cross_entropy, spread = sums.tolist()
+        metrics = {
+            "loss": loss,
+            "teacher_entropy": entropy,
+            "teacher_student_kl": cross_entropy - entropy,
+            "center_norm": float(self.targets.center.norm()),
+            "grad_norm": grad_norm,
+        }
+        if self.config.koleo_weight:
+            metrics |= {"dino_loss": cross_entropy, "koleo": spread}
+        return metrics
+
+    @torch.no_grad()
+    def teacher_statistics(self, views: Sequence[torch.Tensor], temperature: float) -> dict[str, float]:
+        """Entropy of the teacher and KL to the student (nats) on given views, changing nothing.
+
+        Every process must call it with the same number of views.
+        """
+        with self.accelerator.autocast():
+            targets = self.targets(self.teacher(views[:1])[1], temperature)
+            logits = self.student(views)[1]
+        cross_entropy = dino_loss.dino_cross_entropy(logits, targets, self.config.student_temperature)
+        entropy = dino_loss.entropy(targets)
+        return {"teacher_entropy": entropy.item(), "teacher_student_kl": (cross_entropy - entropy).item()}
+
+    def state_dict(self) -> dict:
+        """Student, teacher, centre and optimiser in the official key format."""
+        return full_checkpoint(
+            self.student.state_dict(),
+            self.teacher.state_dict(),
+            self.targets.center,
+            optimizer=self.optimizer.state_dict(),
+        )
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore what ``state_dict`` saved."""
+        self.student.load_state_dict(network_tensors(state, "student"))
+        self.teacher.load_state_dict(network_tensors(state, "teacher"))
+        self.targets.center.copy_(state["dino_loss"]["center"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    @property
+    def uniform_loss(self) -> float:
+        """ln K."""
+        return math.log(self.out_dim)

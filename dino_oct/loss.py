@@ -1,0 +1,140 @@
+"""The DINO loss (Caron et al. 2021), its two ways of centring the teacher, and the KoLeo regulariser.
+
+Everything here is computed in float32, whatever the precision of the networks.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dino_oct import processes
+from dino_oct.errors import InputError
+
+
+@dataclass
+class LossConfig:
+    """Loss and targets."""
+
+    centering: Literal["center", "sinkhorn"] = "center"
+    """What keeps the teacher from one answer for all: DINO's running centre, or Sinkhorn–Knopp on the global batch."""
+    student_temperature: float = 0.1
+    """Divides the student's logits."""
+    teacher_temperature: float = 0.07
+    """Divides the teacher's logits after the warm-up. Loss stuck at ln K: lower it (to .02, or .01 on small data)."""
+    warmup_teacher_temperature: float = 0.04
+    """Teacher temperature of the first epoch."""
+    warmup_teacher_temperature_epochs: int = 30
+    """Epochs over which the temperature goes linearly from its first to its final value."""
+    center_momentum: float = 0.9
+    """Share of the old centre kept at each step."""
+    koleo_weight: float = 0.0
+    """Weight of the KoLeo regulariser on the student's CLS of the global views; .1 keeps small data from collapsing."""
+
+    def __post_init__(self):
+        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"loss.{name} is {getattr(self, name)}; it must be greater than 0")
+
+
+def dino_cross_entropy(
+    student_logits: torch.Tensor, teacher_probabilities: torch.Tensor, student_temperature: float
+) -> torch.Tensor:
+    """Mean cross-entropy between every teacher view and every *other* student view.
+
+    The double loop over views is folded into −mean[(Σ_q p_q)·(Σ_v log p_v) − Σ_q p_q·log p_q] / terms: two dot
+    products instead of 2·V − 2, and no (views × views) intermediate.
+
+    Args:
+        student_logits: (V, B, K); the first Q views are the teacher's, in the same order.
+        teacher_probabilities: (Q, B, K), rows sum to 1.
+
+    Returns:
+        scalar float32. The uniform answer gives ln K.
+    """
+    n_views, n_teacher = len(student_logits), len(teacher_probabilities)
+    log_p = F.log_softmax(student_logits.float() / student_temperature, dim=-1)  # (V, B, K)
+    all_pairs = (teacher_probabilities.sum(0) * log_p.sum(0)).sum(-1)  # (B,)
+    same_view = (teacher_probabilities * log_p[:n_teacher]).sum(-1).sum(0)  # (B,)
+    return -(all_pairs - same_view).mean() / (n_teacher * n_views - n_teacher)
+
+
+@torch.no_grad()
+def sinkhorn_knopp(logits: torch.Tensor, temperature: float, iterations: int = 3) -> torch.Tensor:
+    """Assignments whose prototypes are used equally over the global batch (Caron et al. 2020, SwAV, section 3.1).
+
+    Works on logarithms, so a temperature of .01 neither overflows nor empties a row.
+
+    Args:
+        logits: (N, K) rows of this process; the others' are counted in.
+
+    Returns:
+        (N, K) float32, rows sum to 1.
+    """
+    log_q = logits.float() / temperature
+    for _ in range(iterations):
+        log_q = log_q - processes.log_sum_exp(log_q.logsumexp(dim=0, keepdim=True))
+        log_q = log_q - log_q.logsumexp(dim=1, keepdim=True)
+    return log_q.exp()
+
+
+def koleo(features: torch.Tensor, eps: float = 1e-8) -> torch.Tensor:
+    """Kozachenko–Leonenko regulariser: −mean log distance to the nearest neighbour on the sphere (Sablayrolles 2019).
+
+    Args:
+        features: (B, D) rows of this process; neighbours are searched among the rows of all processes.
+    """
+    own = F.normalize(features.float(), dim=-1)
+    everyone = processes.gather_rows(own)
+    if len(everyone) < 2:
+        return features.sum() * 0.0
+    with torch.no_grad():
+        similarity = own @ everyone.T
+        rank = torch.distributed.get_rank() if processes.count() > 1 else 0
+        rows = torch.arange(len(own), device=own.device)
+        similarity[rows, rows + rank * len(own)] = -2  # not its own neighbour
+        nearest = similarity.argmax(dim=1)
+    distance = F.pairwise_distance(own, everyone[nearest], eps=eps)
+    return -torch.log(distance + eps).mean()
+
+
+class TeacherTargets(nn.Module):
+    """Turns teacher logits into target distributions; holds the running centre.
+
+    Attributes:
+        center: (1, K) buffer, starts at 0 (official key ``dino_loss.center``).
+    """
+
+    def __init__(self, out_dim: int, config: LossConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("center", torch.zeros(1, out_dim))
+
+    @torch.no_grad()
+    def forward(self, logits: torch.Tensor, temperature: float) -> torch.Tensor:
+        """Target distributions under the present centre.
+
+        Args:
+            logits: (Q, B, K) of this process, all micro-batches of an optimiser step together.
+
+        Returns:
+            (Q, B, K) float32 probabilities.
+        """
+        logits = logits.float()
+        if self.config.centering == "sinkhorn":
+            return sinkhorn_knopp(logits.flatten(0, 1), temperature).view_as(logits)
+        return F.softmax((logits - self.center) / temperature, dim=-1)
+
+    @torch.no_grad()
+    def update(self, logits: torch.Tensor) -> None:
+        """Move the centre towards the mean of the logits (Q, B, K) of all processes: once per optimiser step."""
+        rows = logits.float().flatten(0, 1)
+        mean = processes.total(rows.sum(dim=0, keepdim=True)) / (len(rows) * processes.count())
+        self.center.mul_(self.config.center_momentum).add_(mean, alpha=1 - self.config.center_momentum)
+
+
+def entropy(probabilities: torch.Tensor) -> torch.Tensor:
+    """Mean entropy in nats of rows (…, K): 0 means one answer, ln K means uniform."""
+    return -(probabilities * probabilities.clamp_min(1e-30).log()).sum(-1).mean()

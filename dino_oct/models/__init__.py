@@ -1,0 +1,1 @@
+"""Backbones, the projection head and the multi-crop forward pass."""

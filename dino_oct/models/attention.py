@@ -1,0 +1,88 @@
+"""Where CLS looks, and the features of the linear protocol, of timm transformers."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+import torch
+from einops import rearrange
+from torch import nn
+
+from dino_oct.errors import InputError
+
+
+def check_transformer(backbone: nn.Module) -> None:
+    """Raise InputError unless the backbone has transformer blocks and a CLS token."""
+    if getattr(backbone, "cls_token", None) is None or not hasattr(backbone, "blocks"):
+        raise InputError(f"{type(backbone).__name__} has no CLS token: attention needs a vision transformer")
+
+
+@torch.no_grad()
+def cls_attention(backbone: nn.Module, images: torch.Tensor, block: int = -1) -> torch.Tensor:
+    """Softmax attention from CLS to the patches, per head (Caron et al. 2021, figure 1). Only the CLS row is computed.
+
+    Args:
+        images: (B, C, H, W) normalised, H and W multiples of the patch.
+        block: which block, negative from the last.
+
+    Returns:
+        (B, heads, rows, columns) float32. Rows sum to 1 less the attention to CLS itself and to registers.
+    """
+    check_transformer(backbone)
+    attn = backbone.blocks[block].attn
+    seen: dict[str, torch.Tensor] = {}
+
+    def keep(name: str, rows: slice):
+        def hook(module, args, output):
+            seen[name] = output[:, :, rows].detach()
+
+        return hook
+
+    def keep_rope(module, args, kwargs):
+        seen["rope"] = kwargs.get("rope")
+
+    with ExitStack() as hooks:
+        for handle in (
+            attn.q_norm.register_forward_hook(keep("q", slice(0, 1))),
+            attn.k_norm.register_forward_hook(keep("k", slice(None))),
+            attn.register_forward_pre_hook(keep_rope, with_kwargs=True),
+        ):
+            hooks.callback(handle.remove)
+        backbone.forward_features(images)
+    q, k, prefix = seen["q"].float(), seen["k"].float(), backbone.num_prefix_tokens
+    if seen.get("rope") is not None:
+        # Rotary positions turn the patches' keys only; CLS has no position.
+        from timm.layers import apply_rot_embed_cat
+
+        half = getattr(attn, "rotate_half", False)
+        turned = apply_rot_embed_cat(k[:, :, prefix:], seen["rope"].float(), half=half)
+        k = torch.cat([k[:, :, :prefix], turned], dim=2)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped queries share keys
+    weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(dim=-1)[:, :, 0, prefix:]  # (B, heads, N)
+    rows = images.shape[-2] // backbone.patch_embed.patch_size[0]
+    return rearrange(weights, "b heads (rows columns) -> b heads rows columns", rows=rows)
+
+
+@torch.no_grad()
+def linear_probe_features(
+    backbone: nn.Module, images: torch.Tensor, n_blocks: int = 4, mean_patch: bool = False
+) -> torch.Tensor:
+    """Features of DINO's linear protocol (Caron et al. 2021, appendix F.2), each block through the final norm.
+
+    Args:
+        n_blocks: CLS of the last n blocks, concatenated (4 for small models, 1 for base).
+        mean_patch: with ``n_blocks=1``, interleave CLS with the mean patch token, as the protocol does for base models.
+
+    Returns:
+        (B, n_blocks · D), or (B, 2 · D) with the mean patch token.
+    """
+    check_transformer(backbone)
+    layers: Sequence = backbone.forward_intermediates(
+        images, indices=n_blocks, norm=True, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+    )
+    cls = torch.cat([prefix[:, 0] for _, prefix in layers], dim=-1)
+    if not mean_patch:
+        return cls
+    mean = layers[-1][0].mean(dim=1)
+    last = layers[-1][1][:, 0]
+    interleaved = torch.stack([last, mean], dim=-1).flatten(1)
+    return torch.cat([cls[:, : -last.shape[1]], interleaved], dim=1)

@@ -1,0 +1,256 @@
+"""``load_backbone(SOURCE)``: one door for timm names, official DINO files, run folders and exports."""
+
+import json
+import math
+import re
+import urllib.error
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from dino_oct.errors import InputError
+from dino_oct.models import official
+from dino_oct.models.vit import DinoVisionTransformer
+
+# Official architectures by (width, depth); every one has heads of 64 channels.
+_NAMES = {(192, 12): "vit_tiny", (384, 12): "vit_small", (768, 12): "vit_base", (1024, 24): "vit_large"}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did: tensors that matched, that the file lacked, and that the model has no place for."""
+
+    source: str
+    matched: int
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.matched:
+            return f"{self.source}: random weights"
+        listed = f" ({', '.join(self.unexpected[:4])}{', …' if len(self.unexpected) > 4 else ''})"
+        return (
+            f"{self.source}: {self.matched} tensors loaded, {len(self.missing)} missing, "
+            f"{len(self.unexpected)} unexpected" + (listed if self.unexpected else "")
+        )
+
+
+def load_backbone(
+    source: str,
+    *,
+    model_args: dict[str, Any] | None = None,
+    heads: int | None = None,
+    drop_path: float = 0.0,
+    seed: int = 0,
+) -> nn.Module:
+    """Load a backbone as a timm model without classifier, ready for images of any size a multiple of its patch.
+
+    Args:
+        source: a run folder, an exported folder, an official DINO file or its https address (full: the teacher is
+            taken; or backbone-only), ``timm:NAME`` (pretrained), or ``random:NAME`` (timm's initialisation).
+        model_args: further arguments of the timm model, e.g. ``{"embed_dim": 96, "depth": 3}`` for ``random:``.
+        heads: attention heads, for a file whose width does not tell (not a multiple of 64).
+        drop_path: stochastic depth rate, linear over depth (for a student; 0 for everything else).
+        seed: of the random weights.
+
+    Returns:
+        a timm model; transformers resample their position embedding as DINO does. ``model.load_report`` counts tensors,
+        ``model.pretrained_cfg`` has mean and std, ``model.hub_config`` is what an export needs to rebuild it.
+
+    Raises:
+        InputError: unknown source, unreadable file, a tensor of the backbone missing, or a size that does not fit.
+    """
+    args = dict(model_args or {})
+    if drop_path:
+        args["drop_path_rate"] = drop_path
+    kind, _, name = source.partition(":")
+    if kind in ("timm", "random"):
+        return _from_timm(name, pretrained=kind == "timm", args=args, seed=seed)
+    if source.startswith("https://"):
+        return load_backbone(str(download(source)), model_args=model_args, heads=heads, drop_path=drop_path)
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path, args)
+    if path.is_file():
+        return _from_file(path, args, heads)
+    raise InputError(
+        f"{source}: no such file or folder; give a run folder, an export, a DINO file, timm:NAME or random:NAME"
+    )
+
+
+def download(address: str) -> Path:
+    """Fetch a checkpoint once into torch's hub cache and return its path."""
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / address.rsplit("/", 1)[-1]
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(address, str(file))
+        except (OSError, urllib.error.URLError) as error:
+            raise InputError(
+                f"{address}: could not be downloaded ({error}); fetch it elsewhere and give the file as the source"
+            ) from None
+    return file
+
+
+def load_into(model: nn.Module, tensors: official.Tensors, source: str) -> LoadReport:
+    """Load tensors into a model, counting; a model tensor that is missing or of another shape is an error."""
+    wanted = model.state_dict()
+    wrong = [n for n, t in tensors.items() if n in wanted and t.shape != wanted[n].shape]
+    if wrong:
+        name = wrong[0]
+        raise InputError(
+            f"{source}: {name} is {tuple(tensors[name].shape)} in the file and {tuple(wanted[name].shape)} in the model"
+            + (f", and {len(wrong) - 1} more differ" if len(wrong) > 1 else "")
+        )
+    missing = tuple(name for name in wanted if name not in tensors)
+    unexpected = tuple(name for name in tensors if name not in wanted)
+    if missing:
+        raise InputError(
+            f"{source}: only {len(wanted) - len(missing)} of the model's {len(wanted)} tensors are in the file "
+            f"(missing {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; it has "
+            f"{', '.join(list(tensors)[:3]) or 'no tensors'}, …): a partial load would train from noise, refused"
+        )
+    model.load_state_dict({name: tensors[name] for name in wanted})
+    return LoadReport(source, len(wanted), missing, unexpected)
+
+
+def patch_size(backbone: nn.Module) -> int:
+    """Pixels per side of a patch; 1 for models without patches."""
+    embed = getattr(backbone, "patch_embed", None)
+    size = getattr(embed, "patch_size", 1)
+    return int(size[0] if isinstance(size, (tuple, list)) else size)
+
+
+def save_export(backbone: nn.Module, folder: str | Path) -> None:
+    """Write ``backbone.safetensors`` and ``config.json`` in timm's hub format (architecture, model_args, …)."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
+    # Weights first, each by rename: a reader never sees a config beside half a file.
+    save_file(tensors, folder / "backbone.safetensors.tmp", metadata={"format": "pt"})
+    (folder / "backbone.safetensors.tmp").replace(folder / "backbone.safetensors")
+    (folder / "config.json.tmp").write_text(json.dumps(backbone.hub_config, indent=1))
+    (folder / "config.json.tmp").replace(folder / "config.json")
+
+
+def _from_timm(name: str, pretrained: bool, args: dict[str, Any], seed: int) -> nn.Module:
+    if not name or not timm.is_model(name):
+        close = timm.list_models(f"*{re.split(r'[._]', name)[0]}*")[:6] if name else []
+        raise InputError(f"timm has no model '{name}'" + (f"; similar: {', '.join(close)}" if close else ""))
+    architecture = name.split(".")[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            model = _create(name, args, pretrained=pretrained)
+        except (OSError, RuntimeError) as error:
+            # timm raises whatever its hub client raises when there is no connection, and RuntimeError without weights.
+            if not pretrained:
+                raise InputError(f"random:{name}: {' '.join(str(error).split())[:200]}") from None
+            raise InputError(
+                f"timm:{name}: weights could not be had ({' '.join(str(error).split())[:160]}); "
+                f"without a connection, give a downloaded file as the source or random:{name}"
+            ) from None
+    return _finish(model, architecture, args, LoadReport(f"timm:{name}", len(model.state_dict()) if pretrained else 0))
+
+
+def _from_file(path: Path, args: dict[str, Any], heads: int | None) -> nn.Module:
+    checkpoint = official.read_checkpoint(path)
+    hub_config = checkpoint.get("hub_config")  # the trainer's own checkpoints say how to rebuild their backbone
+    tensors = official.backbone_tensors(checkpoint)
+    if hub_config:
+        model = _create(hub_config["architecture"], {**hub_config["model_args"], **args})
+        model.pretrained_cfg = dict(hub_config["pretrained_cfg"])
+        architecture, args = hub_config["architecture"], {**hub_config["model_args"], **args}
+    else:
+        architecture, shape_args = _infer_vit(tensors, heads, path)
+        args = {**shape_args, **args}
+        model = _create(architecture, args)
+        model.pretrained_cfg = {**model.pretrained_cfg, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    return _finish(model, architecture, args, load_into(model, tensors, str(path)))
+
+
+def _from_folder(folder: Path, args: dict[str, Any]) -> nn.Module:
+    export = next((f for f in (folder, folder / "export") if (f / "config.json").is_file()), None)
+    if export is None:
+        raise InputError(f"{folder}: neither a run folder nor an export (no export/config.json in it)")
+    try:
+        hub_config = json.loads((export / "config.json").read_text())
+        architecture = hub_config["architecture"]
+        args = {**hub_config.get("model_args", {}), **args}
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{export / 'config.json'}: not a model description ({error})") from None
+    model = _create(architecture, args)
+    model.pretrained_cfg = {**model.pretrained_cfg, **hub_config.get("pretrained_cfg", {})}
+    tensors = official.read_checkpoint(export / "backbone.safetensors")
+    return _finish(model, architecture, args, load_into(model, tensors, str(export)))
+
+
+def _create(name: str, args: dict[str, Any], pretrained: bool = False) -> nn.Module:
+    """timm.create_model without classifier; transformers get a dynamic image size and DINO's positions."""
+    args = {"num_classes": 0, **args}
+    try:
+        try:
+            model = timm.create_model(name, pretrained=pretrained, **{"dynamic_img_size": True, **args})
+        except TypeError:  # not a transformer: it takes any size as it is
+            args.pop("dynamic_img_size", None)
+            model = timm.create_model(name, pretrained=pretrained, **args)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise InputError(f"{name} cannot be built with {args}: {error}") from None
+    if type(model) is VisionTransformer:
+        model.__class__ = DinoVisionTransformer
+    return model
+
+
+def _infer_vit(tensors: official.Tensors, heads: int | None, path: Path) -> tuple[str, dict[str, Any]]:
+    """Architecture of a vision transformer from the shapes of its tensors."""
+    try:
+        width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
+        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+        registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+        n_positions = tensors["pos_embed"].shape[1] - 1
+        hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    except (KeyError, ValueError):
+        names = ", ".join(list(tensors)[:3]) or "no tensors"
+        raise InputError(f"{path}: not a DINO vision transformer (it has {names}, …)") from None
+    if heads is None and width % 64:
+        raise InputError(f"{path}: width {width} does not tell the number of heads; give it with --model.heads")
+    heads = heads or width // 64
+    if width % heads:
+        raise InputError(f"{path}: width {width} cannot be divided over {heads} heads")
+    side = math.isqrt(n_positions)
+    args: dict[str, Any] = {"patch_size": patch, "img_size": side * patch}
+    name = f"{_NAMES.get((width, depth), 'vit_custom')}_patch{patch}_224"
+    if not timm.is_model(name) or heads != width // 64:
+        name = "vit_base_patch16_224"
+        args |= {"embed_dim": width, "depth": depth, "num_heads": heads}
+    if channels != 3:
+        args["in_chans"] = channels
+    if hidden != 4 * width:
+        args["mlp_ratio"] = hidden / width
+    if registers:
+        args["reg_tokens"] = registers
+    return name, args
+
+
+def _finish(model: nn.Module, architecture: str, args: dict[str, Any], report: LoadReport) -> nn.Module:
+    config = {key: model.pretrained_cfg[key] for key in ("mean", "std", "input_size") if key in model.pretrained_cfg}
+    rebuild = {k: v for k, v in args.items() if k != "drop_path_rate"}
+    if isinstance(model, VisionTransformer) or hasattr(model, "dynamic_img_size"):
+        rebuild["dynamic_img_size"] = True
+    model.hub_config = {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": model.num_features,
+        "model_args": rebuild,
+        "pretrained_cfg": {**config, "num_classes": 0},
+    }
+    model.load_report = report
+    return model

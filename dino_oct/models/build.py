@@ -1,0 +1,120 @@
+"""Student, teacher, head and centre of a run, from whatever it starts from."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from dino_oct.checkpoint import Checkpoints
+from dino_oct.models import official
+from dino_oct.models.attention import check_transformer
+from dino_oct.models.backbone import download, load_backbone, load_into
+from dino_oct.models.head import DinoHead
+from dino_oct.models.network import DinoNetwork
+
+if TYPE_CHECKING:
+    from dino_oct.config import ModelConfig
+
+
+@dataclass
+class Networks:
+    """What a run starts with. ``teacher`` and ``center`` are None where they start as a copy and at 0."""
+
+    student: DinoNetwork
+    teacher: DinoNetwork | None
+    center: torch.Tensor | None
+    new_head: bool
+    pretrained: bool
+
+
+def build_networks(
+    init: str, config: "ModelConfig", seed: int, state: dict[str, Any] | None, say: Callable[[str], None]
+) -> Networks:
+    """Build the networks of a run and say what was loaded.
+
+    A full file (official, or of a run) gives student, teacher, head and centre; any other source gives a backbone, and
+    the head is new.
+
+    Args:
+        init: SOURCE of ``load_backbone``.
+        state: a run's checkpoint to resume, whose shapes replace those of ``init``; its weights are not loaded here.
+
+    Raises:
+        InputError: as ``load_backbone``; or a backbone without a CLS token.
+    """
+    if state is not None:
+        student = _network(_rebuild(state, config), config, official.network_tensors(state, "student"), seed)
+        return Networks(student, None, None, new_head=False, pretrained=True)
+
+    if init.startswith("https://"):
+        init = str(download(init))
+    file = Path(init)
+    if file.is_dir() and Checkpoints(file).last.is_file():
+        file = Checkpoints(file).last
+    full = official.read_checkpoint(file) if file.is_file() else {}
+    if not official.is_full(full):
+        full = {}
+    backbone = load_backbone(
+        str(file) if full else init, model_args=config.args, heads=config.heads, drop_path=config.drop_path, seed=seed
+    )
+    check_transformer(backbone)
+    if config.grad_checkpointing:
+        backbone.set_grad_checkpointing(True)
+    say(f"backbone: {backbone.load_report} · {sum(p.numel() for p in backbone.parameters()) / 1e6:.1f} M parameters")
+    if not full:
+        pretrained = backbone.load_report.matched > 0
+        if config.init == "fan_in" and not pretrained:
+            _init_by_fan_in(backbone, seed)
+        student = _network(backbone, config, None, seed)
+        say(f"head: new, K = {config.out_dim}")
+        return Networks(student, None, None, new_head=True, pretrained=pretrained)
+
+    tensors = {which: official.network_tensors(full, which) for which in ("student", "teacher")}
+    student = _network(backbone, config, tensors["student"], seed)
+    load_into(student, tensors["student"], f"{file} (student)")
+    teacher_backbone = load_backbone(str(file), model_args=config.args, heads=config.heads)
+    teacher = _network(teacher_backbone, config, tensors["teacher"], seed)
+    load_into(teacher, tensors["teacher"], f"{file} (teacher)")
+    center = full.get("dino_loss", {}).get("center")
+    out_dim = student.head.last_layer.weight_v.shape[0]
+    say(
+        f"head: from the file, K = {out_dim}; student, teacher and {'centre' if center is not None else 'no centre'} "
+        "taken over" + (f" (model.out_dim {config.out_dim} is not used)" if out_dim != config.out_dim else "")
+    )
+    return Networks(student, teacher, center, new_head=False, pretrained=True)
+
+
+def _network(backbone: nn.Module, config: "ModelConfig", tensors: official.Tensors | None, seed: int) -> DinoNetwork:
+    """A backbone with a head of the file's sizes, or of the settings' where there is no file."""
+    sizes = {"out_dim": config.out_dim, "hidden_dim": config.hidden_dim, "bottleneck_dim": config.bottleneck_dim}
+    if tensors is not None and "head.last_layer.weight_v" in tensors:
+        out_dim, bottleneck_dim = tensors["head.last_layer.weight_v"].shape
+        sizes = {"out_dim": out_dim, "hidden_dim": len(tensors["head.mlp.0.weight"]), "bottleneck_dim": bottleneck_dim}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 1)
+        head = DinoHead(backbone.num_features, **sizes, norm_last_layer=config.norm_last_layer, init=config.init)
+    return DinoNetwork(backbone, head)
+
+
+def _rebuild(state: dict[str, Any], config: "ModelConfig") -> nn.Module:
+    hub = state["hub_config"]
+    args = {k: v for k, v in hub["model_args"].items() if k != "dynamic_img_size"}
+    backbone = load_backbone(f"random:{hub['architecture']}", model_args=args, drop_path=config.drop_path)
+    backbone.pretrained_cfg = {**backbone.pretrained_cfg, **hub["pretrained_cfg"]}
+    backbone.hub_config = hub
+    if config.grad_checkpointing:
+        backbone.set_grad_checkpointing(True)
+    return backbone
+
+
+def _init_by_fan_in(backbone: nn.Module, seed: int) -> None:
+    """Draw linear and convolution weights with std 1 / √fan_in: narrow networks then tell scans apart at the start."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for module in backbone.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.trunc_normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))

@@ -1,0 +1,78 @@
+"""What the tests share: reference arrays, tiny networks, and a bounded way to run the command lines."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+REFERENCE = Path(__file__).parent / "reference" / "dino"
+REAL_SCANS = REPOSITORY.parent / "shared" / "data"
+
+# Small tests on shared cores: one thread is faster than two, and sums are then in one order.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def record():
+    """Settings and results of the reference run (public implementation, 6 iterations)."""
+    return json.loads((REFERENCE / "record.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def reference_views():
+    """Per step: groups (2, 4, 3, 32, 32) and (4, 4, 3, 16, 16), normalised float32."""
+    return views_of_reference()
+
+
+@pytest.fixture(scope="session")
+def cache_root(tmp_path_factory):
+    """One cache for all runs of a test session, so that phantoms are drawn and decoded once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def command(cache_root):
+    """``command("dino_oct/train.py", …)`` runs a script as a user does and returns the finished process."""
+
+    def run(script: str, *args: object, timeout: float = 120, processes: int = 1) -> subprocess.CompletedProcess:
+        launch = [sys.executable]
+        if processes > 1:
+            launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        return subprocess.run(
+            [*launch, script, *map(str, args)],
+            cwd=REPOSITORY,
+            env=environment(cache_root),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+def environment(cache_root: Path) -> dict[str, str]:
+    """The environment of child processes: one thread, no GPU, loopback only, the session's cache."""
+    return {
+        **os.environ,
+        "DINO_OCT_CACHE": str(cache_root),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "ACCELERATE_USE_CPU": "true",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def views_of_reference() -> list[list[torch.Tensor]]:
+    """The six batches of the reference run."""
+    crops = np.load(REFERENCE / "crops.npz")
+    steps = []
+    for i in range(6):
+        views = [torch.from_numpy(crops[f"step{i}_crop{j}"]).float() for j in range(6)]
+        steps.append([torch.stack(views[:2]), torch.stack(views[2:])])
+    return steps

@@ -1,0 +1,96 @@
+"""Two processes, or two micro-batches, train as one (losses, centre, weights to 1e-4); a dead process ends the run."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY, environment
+from reference_run import learner_and_schedules
+
+TOLERANCE = 1e-4
+SETTINGS = {"center": {}, "sinkhorn+koleo": {"centering": "sinkhorn", "koleo_weight": 0.1}}
+
+
+def train(record, views, loss, share=slice(None), parts=1):
+    """Six steps on a share of each batch, in equal parts; returns the trace and the final tensors."""
+    learner, schedules = learner_and_schedules(record["config"], **SETTINGS[loss])
+    trace = []
+    for step, groups in enumerate(views):
+        mine = [group[:, share] for group in groups]
+        micro_batches = list(zip(*[group.chunk(parts, dim=1) for group in mine], strict=True))
+        metrics = learner.step(micro_batches, schedules[step])
+        trace.append((metrics["loss"], metrics["center_norm"]))
+    return trace, learner.state_dict()
+
+
+def assert_same(one, other):
+    for (loss_a, center_a), (loss_b, center_b) in zip(one[0], other[0], strict=True):
+        assert loss_a == pytest.approx(loss_b, rel=TOLERANCE)
+        assert center_a == pytest.approx(center_b, rel=TOLERANCE)
+    for part in ("student", "teacher", "dino_loss"):
+        for name, tensor in one[1][part].items():
+            difference, scale = (tensor - other[1][part][name]).abs(), tensor.abs().max().clamp_min(1e-12)
+            if name.endswith("qkv.bias"):
+                # The keys' bias has no gradient in exact arithmetic; AdamW scales its rounding noise up to full steps.
+                difference = torch.cat([difference.chunk(3)[0], difference.chunk(3)[2]])
+            assert difference.max() / scale < TOLERANCE, (part, name)
+
+
+def test_accumulation_over_two_half_batches(record, reference_views):
+    """KoLeo is left out: its neighbours are those of a micro-batch."""
+    assert_same(train(record, reference_views, "center"), train(record, reference_views, "center", parts=2))
+
+
+@pytest.mark.parametrize("loss", SETTINGS)
+def test_two_processes(record, reference_views, loss, cache_root, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*launch, __file__, loss, str(tmp_path / "two.pt")],
+        cwd=REPOSITORY / "tests", env=environment(cache_root), check=True, timeout=120,
+    )  # fmt: skip
+    two = torch.load(tmp_path / "two.pt", weights_only=True)
+    assert_same(train(record, reference_views, loss), (two["trace"], two["state"]))
+
+
+def test_a_killed_process_ends_the_others(cache_root, tmp_path):
+    """Started by hand, without a launcher that would end them: the survivor itself must notice."""
+    env = {**environment(cache_root), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "WORLD_SIZE": "2"}
+    workers = [
+        subprocess.Popen(
+            [sys.executable, __file__, "center", "forever"], cwd=REPOSITORY / "tests", stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        assert workers[0].stdout.readline().startswith("training")
+        workers[1].kill()
+        started = time.monotonic()
+        assert workers[0].wait(timeout=60) not in (0, None)
+        assert time.monotonic() - started < 60
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+if __name__ == "__main__":  # one of two processes
+    from accelerate import Accelerator
+    from conftest import REFERENCE, views_of_reference
+
+    Accelerator(cpu=True)
+    rank = torch.distributed.get_rank()
+    record = json.loads((REFERENCE / "record.json").read_text())
+    half = slice(2 * rank, 2 * rank + 2)
+    if sys.argv[2] == "forever":
+        print("training", flush=True)
+        while True:
+            train(record, views_of_reference(), sys.argv[1], half)
+    trace, state = train(record, views_of_reference(), sys.argv[1], half)
+    if rank == 0:
+        kept = {part: {k: v.clone() for k, v in state[part].items()} for part in ("student", "teacher", "dino_loss")}
+        torch.save({"trace": trace, "state": kept}, sys.argv[2])
+    torch.distributed.destroy_process_group()
