@@ -136,8 +136,6 @@ def _flatten(settings: dict[str, Any], known: set[str], prefix: str = "") -> Ite
 
 
 def _words(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [str(word) for item in value.items() for word in item]
     return [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]
 
 

@@ -15,7 +15,7 @@ from dino_oct.models.network import cls_feature, normalise
 
 def squash(scan: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
     """A grey uint8 scan (H, W) resized to ``size`` (rows, columns) by antialiased bicubic: (1, rows, columns) uint8."""
-    image = torch.from_numpy(np.ascontiguousarray(scan))[None, None]
+    image = torch.from_numpy(np.array(scan))[None, None]  # a copy: cached scans are read-only
     if tuple(image.shape[-2:]) == tuple(size):
         return image[0]
     return F.interpolate(image, size=tuple(size), mode="bicubic", antialias=True)[0]

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import nn
 
 from dino_oct.errors import InputError
+from dino_oct.models.backbone import patch_size
 
 
 def check_transformer(backbone: nn.Module) -> None:
@@ -58,7 +59,7 @@ def cls_attention(backbone: nn.Module, images: torch.Tensor, block: int = -1) ->
         k = torch.cat([k[:, :, :prefix], turned], dim=2)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped queries share keys
     weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(dim=-1)[:, :, 0, prefix:]  # (B, heads, N)
-    rows = images.shape[-2] // backbone.patch_embed.patch_size[0]
+    rows = images.shape[-2] // patch_size(backbone)
     return rearrange(weights, "b heads (rows columns) -> b heads rows columns", rows=rows)
 
 

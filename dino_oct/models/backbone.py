@@ -123,10 +123,10 @@ def load_into(model: nn.Module, tensors: official.Tensors, source: str) -> LoadR
 
 
 def patch_size(backbone: nn.Module) -> int:
-    """Pixels per side of a patch; 1 for models without patches."""
+    """Pixels per side of a patch token (a convolutional stem's stride included); 1 for models without patches."""
     embed = getattr(backbone, "patch_embed", None)
-    size = getattr(embed, "patch_size", 1)
-    return int(size[0] if isinstance(size, (tuple, list)) else size)
+    ratio = embed.feat_ratio() if hasattr(embed, "feat_ratio") else 1
+    return int(ratio[0] if isinstance(ratio, (tuple, list)) else ratio)
 
 
 def save_export(backbone: nn.Module, folder: str | Path) -> None:

@@ -59,7 +59,11 @@ def build_networks(
     if not official.is_full(full):
         full = {}
     backbone = load_backbone(
-        str(file) if full else init, model_args=config.args, heads=config.heads, drop_path=config.drop_path, seed=seed
+        str(file) if full else init,
+        model_args=config.timm_args(),
+        heads=config.heads,
+        drop_path=config.drop_path,
+        seed=seed,
     )
     check_transformer(backbone)
     if config.grad_checkpointing:
@@ -76,7 +80,7 @@ def build_networks(
     tensors = {which: official.network_tensors(full, which) for which in ("student", "teacher")}
     student = _network(backbone, config, tensors["student"], seed)
     load_into(student, tensors["student"], f"{file} (student)")
-    teacher_backbone = load_backbone(str(file), model_args=config.args, heads=config.heads)
+    teacher_backbone = load_backbone(str(file), model_args=config.timm_args(), heads=config.heads)
     teacher = _network(teacher_backbone, config, tensors["teacher"], seed)
     load_into(teacher, tensors["teacher"], f"{file} (teacher)")
     center = full.get("dino_loss", {}).get("center")

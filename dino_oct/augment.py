@@ -1,0 +1,293 @@
+"""OCT multi-crop: the views of DINO, drawn per sample on the training device.
+
+A sample's views depend on (seed, epoch, sample) and the settings alone: not on its batch, its place in it, the number
+of processes or loader workers. Views vary what varies between OCT scans: position and size of the scanned field, left
+and right eye, tilt of the beam, gain and display curve of the device, speckle, focus, and the shadows of vessels and
+opacities. Scans have no colour, and no device shows them inverted: there is no hue and no solarisation.
+
+Source of the scheme: Caron et al. 2021, arXiv 2104.14294 (two global and several local random resized crops).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+
+from dino_oct.errors import InputError
+from dino_oct.photometrics import Looks, apply_batched, apply_native, noise_bank
+from dino_oct.views import Crops, choose_boxes, resize_matmul, resize_native
+
+CANDIDATES = 10
+"""Boxes drawn per view, to choose one that fits and shows tissue; as many as torchvision tries."""
+SHADOWS = 3
+"""Most shadows in one view."""
+SHADOW_WIDTH = (0.004, 0.02)
+"""Gaussian sigma of a shadow as a fraction of the scan's width: vessels of about 0.1 to 0.5 mm on 6 to 9 mm."""
+
+# One row of uniform numbers per view. Every number is drawn whatever the settings are, so that changing one setting
+# leaves all else of a view as it was.
+_DRAWS = {
+    "area": CANDIDATES, "ratio": CANDIDATES, "top": CANDIDATES, "left": CANDIDATES, "flip": 1, "tilt": 2,
+    "tone": 1, "gain": 1, "contrast": 1, "gamma": 1, "order": 1, "blur": 2, "solarize": 1, "speckle": 2, "noise_at": 3,
+    "shadow": 2, "shadow_at": SHADOWS, "shadow_width": SHADOWS, "shadow_depth": SHADOWS,
+}  # fmt: skip
+
+
+@dataclass
+class AugmentConfig:
+    """Views of a scan and how they vary. A strength or probability of 0 switches a change off."""
+
+    preset: Literal["oct", "parity"] = "oct"
+    """Intensity changes. oct: those below. parity: DINO's for natural images, on grey (brightness and contrast .4 with
+    p .8; blur with p 1, .1, .5 on first global, second global, local views; solarisation .2 on the second global; hue,
+    saturation and grey conversion do nothing to grey), without tilt; the strengths below are then ignored."""
+    global_size: int = 224
+    """Side of the 2 global views in pixels."""
+    local_size: int = 96
+    """Side of the local views in pixels."""
+    n_local: int = 8
+    """Number of local views; 0 for none."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Range of a global view's area as a fraction of the scan."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Range of a local view's area as a fraction of the scan."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of width / height of the boxes."""
+    frame: Literal["square", "pixels"] = "square"
+    """What area and ratio are measured on. square: the scan squashed to a square, so that the number of A-scans, which
+    differs between devices and classes, leaves no trace. pixels: the scan as stored (as torchvision does), where a wide
+    scan is never seen whole."""
+    min_tissue: float = 0.2
+    """Least share of a view that must be tissue (or the whole scan's share, if that is less): the first of 10 random
+    boxes that has it is taken, else the one with the most. 0 accepts every box."""
+    flip: float = 0.5
+    """Probability of swapping left and right (the other eye)."""
+    tilt: float = 0.1
+    """Greatest slope of the tilt, in pixels per pixel of the squashed scan: each A-scan is moved up or down."""
+    tilt_p: float = 0.5
+    """Probability of a tilt."""
+    tone_p: float = 0.8
+    """Probability of changing gain, gamma and contrast (together)."""
+    gain: float = 0.25
+    """Brightness is multiplied by up to 1 + this, or divided."""
+    gamma: float = 0.25
+    """Exponent of the display curve: up to 1 + this, or its inverse."""
+    contrast: float = 0.25
+    """Contrast around the view's mean is multiplied by up to 1 + this, or divided."""
+    speckle: float = 0.2
+    """Greatest standard deviation of the multiplicative speckle."""
+    speckle_p: float = 0.5
+    """Probability of added speckle."""
+    blur: tuple[float, float] = (0.3, 1.2)
+    """Range of the Gaussian blur's sigma in pixels of the view."""
+    blur_p: float = 0.2
+    """Probability of blur."""
+    shadow: float = 0.6
+    """Greatest share of light that an A-scan shadow takes in its centre."""
+    shadow_p: float = 0.3
+    """Probability of 1 to 3 shadows."""
+
+    def __post_init__(self):
+        """Raises InputError: a value outside its range."""
+
+        def require(name: str, ok: bool, need: str) -> None:
+            if not ok:
+                raise InputError(f"augment.{name} is {getattr(self, name)}; it must be {need}")
+
+        for name, choices in (("preset", ("oct", "parity")), ("frame", ("square", "pixels"))):
+            require(name, getattr(self, name) in choices, " or ".join(choices))
+        for name in ("global_size", "local_size"):
+            require(name, getattr(self, name) >= 1, "at least 1 pixel")
+        require("n_local", self.n_local >= 0, "0 or more")
+        for name in ("global_scale", "local_scale"):
+            low, high = getattr(self, name)
+            require(name, 0 < low <= high <= 1, "two fractions of the scan's area, the smaller first, above 0, up to 1")
+        require("ratio", 0 < self.ratio[0] <= self.ratio[1] < float("inf"), "two positive ratios, the smaller first")
+        require("blur", 0 <= self.blur[0] <= self.blur[1] <= 20, "two sigmas from 0 to 20 pixels, the smaller first")
+        for name in ("flip", "tilt_p", "tone_p", "speckle_p", "blur_p", "shadow_p", "min_tissue", "shadow"):
+            require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        require("tilt", 0 <= self.tilt <= 0.5, "a slope between 0 and 0.5")
+        for name in ("gain", "gamma", "contrast", "speckle"):
+            require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
+
+
+class Views(NamedTuple):
+    """Views of a batch, grouped by size, view by view: float32 in [0, 1]."""
+
+    globals: torch.Tensor
+    """(2, B, 1, global_size, global_size)"""
+    locals: torch.Tensor
+    """(n_local, B, 1, local_size, local_size)"""
+
+
+class MultiCrop:
+    """Two global and ``n_local`` local views of each scan of a batch.
+
+    Args:
+        config: the settings.
+        seed: of the run, 0 or more.
+        device: where the views are made and returned.
+        method: ``native``: one view after the other by vectorised 8-bit routines, on the CPU; ``matmul``: all views
+            together by matrix products on ``device``. Both give the same values within 8-bit rounding.
+            None takes ``native`` on the CPU, ``matmul`` elsewhere.
+    """
+
+    def __init__(
+        self,
+        config: AugmentConfig,
+        seed: int,
+        device: str | torch.device = "cpu",
+        method: Literal["native", "matmul"] | None = None,
+    ):
+        self.config, self.seed, self.device = config, seed, torch.device(device)
+        self.method = method or ("native" if self.device.type == "cpu" else "matmul")
+        self._bank = noise_bank(2 * max(config.global_size, config.local_size))
+        self._device_bank = torch.from_numpy(self._bank).to(self.device)
+
+    @torch.no_grad()
+    def __call__(
+        self, scans: Sequence[np.ndarray], tissue: np.ndarray | None, samples: Sequence[int], epoch: int
+    ) -> Views:
+        """Make the views.
+
+        Args:
+            scans: B grey scans, uint8 (H, W) of any sizes.
+            tissue: (B, rows, columns) share of tissue in each cell of a coarse grid over each scan, in [0, 1];
+                None takes boxes anywhere.
+            samples: the scans' numbers in the data set, which key their random draws.
+            epoch: 0 or more.
+
+        Raises:
+            ValueError: scans of another shape or type, or counts that differ.
+        """
+        config = self.config
+        scans = [np.asarray(scan) for scan in scans]
+        tissue = None if tissue is None else np.asarray(tissue)
+        if len(scans) != len(samples) or (tissue is not None and len(tissue) != len(scans)):
+            raise ValueError(f"{len(scans)} scans, {len(samples)} samples, and tissue of {np.shape(tissue)} differ")
+        if any(scan.ndim != 2 or scan.dtype != np.uint8 or scan.size == 0 for scan in scans):
+            raise ValueError("scans must be uint8 (H, W)")
+        draws = draw_uniform(self.seed, epoch, samples, 2 + config.n_local)
+        with torch.autocast(self.device.type, enabled=False):  # resizing in half precision would add noise
+            return Views(
+                self._views(scans, tissue, draws, range(2), config.global_size, config.global_scale),
+                self._views(scans, tissue, draws, range(2, 2 + config.n_local), config.local_size, config.local_scale),
+            )
+
+    def _views(
+        self,
+        scans: Sequence[np.ndarray],
+        tissue: np.ndarray | None,
+        draws: dict[str, np.ndarray],
+        views: range,
+        size: int,
+        scale: tuple[float, float],
+    ) -> torch.Tensor:
+        """Views number ``views`` of every scan, (len(views), B, 1, size, size)."""
+        if not (len(views) and len(scans)):
+            return torch.empty((len(views), len(scans), 1, size, size), device=self.device)
+        draws = {name: values[:, views.start : views.stop] for name, values in draws.items()}
+        crops = draw_crops(self.config, draws, np.array([scan.shape for scan in scans]), tissue, scale)
+        draws = {name: np.concatenate(values.swapaxes(0, 1)) for name, values in draws.items()}  # view-major
+        if self.config.preset == "parity":
+            looks = draw_parity_looks(draws, np.repeat(np.array(views), len(scans)))
+        else:
+            width_share = crops.width / np.array([scan.shape[1] for scan in scans])[crops.scan]
+            looks = draw_looks(self.config, draws, width_share)
+        if self.method == "native":
+            pixels = apply_native(resize_native(scans, crops, size), looks, self._bank).to(self.device)
+        else:
+            pixels = apply_batched(resize_matmul(scans, crops, size, self.device), looks, self._device_bank)
+        return pixels.view(len(views), len(scans), 1, size, size)
+
+
+def draw_uniform(seed: int, epoch: int, samples: Sequence[int], n_views: int) -> dict[str, np.ndarray]:
+    """Uniform numbers in [0, 1) of each sample's views: name → (B, n_views, count).
+
+    A counter-based generator (Philox) is placed by its key (seed, epoch) and counter (sample): no state is carried.
+    """
+    width = sum(_DRAWS.values())
+    numbers = np.empty((len(samples), n_views, width))
+    for row, sample in zip(numbers, samples, strict=True):
+        np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 1, int(sample)])).random(out=row)
+    ends = np.cumsum(list(_DRAWS.values()))
+    return dict(zip(_DRAWS, np.split(numbers, ends[:-1], axis=-1), strict=True))
+
+
+def draw_crops(
+    config: AugmentConfig,
+    draws: dict[str, np.ndarray],
+    sizes: np.ndarray,
+    tissue: np.ndarray | None,
+    scale: tuple[float, float],
+) -> Crops:
+    """Boxes, tilts and flips from uniform numbers (B, n, count), view by view: N = n · B.
+
+    Args:
+        sizes: (B, 2) height and width of the scans.
+    """
+    boxes = choose_boxes(draws, sizes, tissue, scale, config.ratio, config.min_tissue, config.frame == "square")
+    top, left, height, width = (box.T.reshape(-1) for box in boxes)
+    chance, amount = draws["tilt"].T  # (n, B)
+    tilt = 0.0 if config.preset == "parity" else config.tilt
+    slope = np.where(chance < config.tilt_p, tilt * (2 * amount - 1), 0.0) * (sizes[:, 0] / sizes[:, 1])
+    scan = np.tile(np.arange(len(sizes)), len(slope))
+    return Crops(scan, top, left, height, width, slope.reshape(-1), (draws["flip"] < config.flip)[..., 0].T.reshape(-1))
+
+
+def draw_looks(config: AugmentConfig, draws: dict[str, np.ndarray], width_share: np.ndarray) -> Looks:
+    """Intensity changes of the OCT preset from uniform numbers (N, count).
+
+    Args:
+        width_share: (N,) width of each view as a fraction of its scan's; shadows are wider in a closer view.
+    """
+
+    def factor(name: str, strength: float) -> np.ndarray:
+        # As often up as down: uniform in the logarithm.
+        log = np.where(draws["tone"][:, 0] < config.tone_p, 2 * draws[name][:, 0] - 1, 0.0)
+        return np.exp(np.log1p(strength) * log)
+
+    def amount(name: str, p: float, low: float, high: float) -> np.ndarray:
+        return np.where(draws[name][:, 0] < p, low + (high - low) * draws[name][:, 1], 0.0)
+
+    n_shadows = np.ceil(amount("shadow", config.shadow_p, 0, SHADOWS))
+    low, high = SHADOW_WIDTH
+    return Looks(
+        gain=factor("gain", config.gain),
+        gamma=factor("gamma", config.gamma),
+        contrast=factor("contrast", config.contrast),
+        contrast_first=np.zeros(len(width_share), bool),
+        blur=amount("blur", config.blur_p, *config.blur),
+        solarize=np.zeros(len(width_share), bool),
+        speckle=amount("speckle", config.speckle_p, 0, config.speckle),
+        noise_at=draws["noise_at"],
+        shadow_at=draws["shadow_at"],
+        shadow_width=(low + (high - low) * draws["shadow_width"]) / width_share[:, None],
+        shadow_depth=config.shadow * draws["shadow_depth"] * (np.arange(SHADOWS) < n_shadows[:, None]),
+    )
+
+
+def draw_parity_looks(draws: dict[str, np.ndarray], number: np.ndarray) -> Looks:
+    """Intensity changes of DINO's recipe for natural images, on grey, from uniform numbers (N, count).
+
+    Args:
+        number: (N,) number of each view: 0 and 1 are the global views.
+    """
+    jitter = draws["tone"][:, 0] < 0.8
+    blur_p = np.select([number == 0, number == 1], [1.0, 0.1], 0.5)
+    n = len(number)
+    return Looks(
+        gain=np.where(jitter, 0.6 + 0.8 * draws["gain"][:, 0], 1.0),
+        gamma=np.ones(n),
+        contrast=np.where(jitter, 0.6 + 0.8 * draws["contrast"][:, 0], 1.0),
+        contrast_first=draws["order"][:, 0] < 0.5,
+        blur=np.where(draws["blur"][:, 0] < blur_p, 0.1 + 1.9 * draws["blur"][:, 1], 0.0),
+        solarize=(number == 1) & (draws["solarize"][:, 0] < 0.2),
+        speckle=np.zeros(n),
+        noise_at=draws["noise_at"],
+        shadow_at=draws["shadow_at"],
+        shadow_width=np.ones((n, SHADOWS)),
+        shadow_depth=np.zeros((n, SHADOWS)),
+    )

@@ -1,0 +1,101 @@
+"""Checkpoints of a run: written whole or not at all, and found again."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dino_oct.errors import InputError
+from dino_oct.models import official
+
+
+class Checkpoints:
+    """The ``checkpoints/`` folder of a run: ``last.pt``, ``best_knn.pt`` and ``step_N.pt``.
+
+    The files are in the official full format with the run's own keys beside it: ``step`` (optimiser steps done),
+    ``hub_config`` (to rebuild the backbone), ``best_knn``.
+    """
+
+    def __init__(self, run: str | Path):
+        self.folder = Path(run) / "checkpoints"
+        self.last = self.folder / "last.pt"
+        self.best = self.folder / "best_knn.pt"
+
+    def save(self, state: dict[str, Any], keep: bool = False, best: bool = False) -> None:
+        """Replace ``last.pt`` by ``state``, and keep it as ``step_N.pt`` or ``best_knn.pt`` too if asked."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_atomically(state, self.last)
+        if keep:
+            _link(self.last, self.folder / f"step_{state['step']:07d}.pt")
+        if best:
+            _link(self.last, self.best)
+
+
+def save_atomically(state: dict[str, Any], file: Path) -> None:
+    """Write beside the file, flush to disk, then rename: a reader or a crash never meets half a checkpoint."""
+    partial = file.with_name(f"{file.name}.partial")
+    with open(partial, "wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(partial, file)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give the file a second name; a hard link costs no space, a copy serves where links do not exist."""
+    partial = target.with_name(f"{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source, partial)
+    except OSError:
+        shutil.copyfile(source, partial)
+    os.replace(partial, target)
+
+
+def find_resume(run: str | Path, resume: str) -> Path | None:
+    """The checkpoint to go on from: ``auto`` the run's last, if any; ``never`` none; else the given file or run.
+
+    Raises:
+        InputError: a path that holds no checkpoint.
+    """
+    if resume == "never":
+        return None
+    if resume == "auto":
+        last = Checkpoints(run).last
+        return last if last.exists() else None
+    path = Path(resume)
+    path = Checkpoints(path).last if path.is_dir() else path
+    if not path.is_file():
+        raise InputError(f"--resume {resume}: no checkpoint there")
+    return path
+
+
+def read_training_state(file: Path) -> dict[str, Any]:
+    """Read one of this package's own checkpoints, with everything that resuming needs.
+
+    Raises:
+        InputError: unreadable, or not from a run of this package (an official file is a start, not a resume).
+    """
+    state = official.read_checkpoint(file)
+    if not {"student", "teacher", "optimizer", "step", "hub_config"} <= state.keys():
+        raise InputError(f"{file}: not a run's checkpoint; to start from its weights give it as --init")
+    return state
+
+
+def trim_metrics(file: Path, step: int) -> None:
+    """Drop lines of ``metrics.jsonl`` past ``step``, and a last line cut short: the run will write them again."""
+    if not file.exists():
+        return
+    kept = []
+    for line in file.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except ValueError:
+            break
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text("".join(line + "\n" for line in kept))
+    os.replace(partial, file)

@@ -1,0 +1,157 @@
+"""Settings of a pretraining run: defaults here, then a YAML preset, then the command line.
+
+Each section's settings live beside the code they steer; this file only puts them together.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+
+from dino_oct.augment import AugmentConfig
+from dino_oct.cli import parse_options, read_settings
+from dino_oct.data.index import DatasetConfig
+from dino_oct.data.phantom import PhantomConfig
+from dino_oct.errors import InputError
+from dino_oct.learner import OptimConfig
+from dino_oct.loss import LossConfig
+from dino_oct.monitor import MonitorConfig
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class ModelConfig:
+    """Backbone and head."""
+
+    args: list[str] = field(default_factory=list)
+    """Further arguments of the timm model: --model.args embed_dim=96 depth=3 num_heads=3."""
+    heads: int | None = None
+    """Attention heads, for a DINO file whose width does not tell."""
+    drop_path: float = 0.1
+    """Stochastic depth of the student, linear over depth; the teacher has none."""
+    init: Literal["dino", "fan_in"] = "dino"
+    """Weights of new linear layers: DINO's std .02, or by fan-in, for narrow networks from scratch."""
+    out_dim: int = 65536
+    """K, prototypes of the head; 2048–16384 suit small data."""
+    hidden_dim: int = 2048
+    """Width of the head."""
+    bottleneck_dim: int = 256
+    """Width before the prototypes."""
+    norm_last_layer: bool = True
+    """Keep the prototypes' gain at 1."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    compile: bool = False
+    """torch.compile the backbones (a minute or more at the start, then faster on GPUs)."""
+
+    def timm_args(self) -> dict[str, Any]:
+        """``args`` as keyword arguments.
+
+        Raises:
+            InputError: an entry that is not NAME=VALUE.
+        """
+        for entry in self.args:
+            if not entry.partition("=")[0].isidentifier() or "=" not in entry:
+                raise InputError(f"model.args '{entry}': write NAME=VALUE, for example depth=3")
+        return {name: yaml.safe_load(value) for name, _, value in (entry.partition("=") for entry in self.args)}
+
+
+@dataclass
+class RunConfig:
+    """How the run is carried out; nothing here changes what is learned, except precision."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the networks; head normalisation, softmax, centre and loss are float32 either way. auto: bf16 where the device
+    computes it fast."""
+    workers: int = 4
+    """Loader processes per training process; 0 loads in the training process."""
+    log_every: int = 10
+    """Optimiser steps between lines of metrics.jsonl."""
+    save_every: int = 500
+    """Optimiser steps between checkpoints (checkpoints/last.pt)."""
+    keep_every: int = 0
+    """Also keep a checkpoint every so many optimiser steps; 0 keeps only the last and the best."""
+    timeout_minutes: int = 20
+    """Give up when another process has not answered for so long."""
+
+
+@dataclass
+class TrainConfig:
+    """DINO pretraining on OCT scans. Presets are in configs/; every option below overrides the preset."""
+
+    config: str = "configs/quickstart.yaml"
+    """Preset file."""
+    data: str = "phantom"
+    """OCT2017-style folder, any folder of images, or 'phantom'."""
+    out: str = ""
+    """Run folder; unset: runs/ and the preset's name."""
+    init: str = "timm:vit_base_patch8_224.dino"
+    """Where to start: run, export, DINO file or its address, timm:NAME or random:NAME."""
+    resume: str = "auto"
+    """auto goes on from the run folder's last checkpoint, never starts anew (an old run is moved aside), or a PATH."""
+    seed: int = 0
+    """Of weights, order and views."""
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+def load_config(args: Sequence[str]) -> TrainConfig:
+    """Settings of a run from its command line: defaults, then ``--config``'s file, then the options.
+
+    Raises:
+        InputError: unknown setting or wrong type, in the file or on the command line.
+    """
+    preset = TrainConfig.config
+    for i, arg in enumerate(args):
+        if arg == "--config" and i + 1 < len(args):
+            preset = args[i + 1]
+        elif arg.startswith("--config="):
+            preset = arg.partition("=")[2]
+    file = Path(preset)
+    if not file.is_file() and (REPOSITORY / preset).is_file():
+        file = REPOSITORY / preset
+    config = parse_options(TrainConfig, args, default=read_settings(TrainConfig, file), prog=Path(sys.argv[0]).name)
+    if not config.out:
+        config = dataclasses.replace(config, out=f"runs/{file.stem}")
+    if config.resume not in ("auto", "never") and not Path(config.resume).exists():
+        raise InputError(f"--resume {config.resume}: no such checkpoint; give auto, never or a path")
+    return config
+
+
+def use_bf16(precision: str) -> bool:
+    """Whether ``run.precision`` means bfloat16 on this machine."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = Path("/proc/cpuinfo")  # without the instruction, bf16 on a CPU is slower than float32
+    return flags.is_file() and "avx512_bf16" in flags.read_text()
+
+
+def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+    """Settings that differ, as 'section.key: old → new', those that cannot change training left out."""
+    changed = []
+    harmless = ("config", "out", "resume", "run.", "monitor.")
+
+    def compare(a, b, prefix=""):
+        for item in dataclasses.fields(a):
+            x, y = getattr(a, item.name), getattr(b, item.name)
+            if dataclasses.is_dataclass(x):
+                compare(x, y, f"{prefix}{item.name}.")
+            elif x != y and (prefix or item.name) not in harmless:
+                changed.append(f"{prefix}{item.name}: {x} → {y}")
+
+    compare(old, new)
+    return changed

@@ -1,0 +1,163 @@
+"""White borders left by rotating or padding a scan: where they are, and how to make them inconspicuous.
+
+In OCT2017 many scans were rotated to level the retina and the corners filled with white, more often and more widely
+in some classes than in others, so a model can read the class from the border instead of the retina.
+"""
+
+import zlib
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial import KDTree
+
+from dino_oct.data.tissue import tissue_mask
+
+WHITE = 240  # JPEG ringing lets a white area drop to about this value at its rim
+FEATURES = (
+    *("area", "top", "bottom", "left", "right"),
+    *("top_left", "top_right", "bottom_left", "bottom_right"),
+)  # what border_features returns, in this order
+
+_TAPERED_WHITE = 225  # the same where a border is only a few pixels thick
+_PURE_WHITE = 250  # mean of a filled area; saturated retina is speckled and stays below
+_OPENING = 7  # pixels; cuts off bright retinal layers that run into a border
+_MARGIN = 4  # pixels of JPEG ringing and interpolation around a border
+_CORNER_CONTACT = 6  # pixels along an edge that make a white area in a corner, or a thin streak, a border
+_EDGE_CONTACT = 0.1  # share of an edge that makes a white area away from the corners a border
+_BLOCK = 16  # pixels; side of the background patches that fill a border
+_NEAR = 12  # nearest patches to draw each from: enough that no pattern repeats, few enough to keep the local level
+
+
+def find_borders(scan: np.ndarray) -> np.ndarray:
+    """Find white areas that touch the edge of a scan and were filled in, not measured.
+
+    Counted are solid, almost purely white areas that hold a corner or run along a tenth of an edge, plus a margin of
+    4 pixels. Bright retina that reaches the edge is narrow and speckled, and is left alone.
+
+    Args:
+        scan: (H, W) uint8.
+
+    Returns:
+        (H, W) bool, True on borders.
+    """
+    borders = np.zeros(scan.shape, dtype=bool)
+    rims = (scan[0], scan[-1], scan[:, 0], scan[:, -1])
+    if max(np.count_nonzero(rim >= WHITE) for rim in rims) < _CORNER_CONTACT:
+        return borders
+    # Repeating the edge outwards keeps bars of one or two pixels through the opening.
+    pad = _OPENING - 1
+    white = np.pad(scan >= WHITE, pad, mode="edge")
+    labels, _ = ndimage.label(_opened(white)[pad:-pad, pad:-pad])
+    touching = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    for label in touching[touching > 0]:
+        piece = labels == label
+        if _is_border(piece) and scan[piece].mean() >= _PURE_WHITE:
+            borders |= piece
+    if borders.any():
+        borders |= _thin_ends(scan, borders)
+    return _box_filter(borders, 2 * _MARGIN + 1, any_of=True) if borders.any() else borders
+
+
+def border_features(borders: np.ndarray) -> np.ndarray:
+    """Summary of a border mask, as a model could read the class from it: see ``FEATURES``.
+
+    Returns:
+        (9,) float32: share of the scan's pixels; share of the top, bottom, left and right edge; whether each corner
+        is covered (0 or 1).
+    """
+    rims = (borders[0], borders[-1], borders[:, 0], borders[:, -1])
+    corners = borders[[0, 0, -1, -1], [0, -1, 0, -1]]
+    return np.array([borders.mean(), *(rim.mean() for rim in rims), *corners], dtype=np.float32)
+
+
+def neutralise(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarray | None = None) -> np.ndarray:
+    """Fill borders with the scan's own dark background, so that neither white nor flat black marks them.
+
+    The fill is made of patches copied from tissue-free places near by, so it has the local level and grain of the
+    noise. It is drawn from the scan's content: the same scan is always filled the same way.
+
+    Args:
+        scan: (H, W) uint8.
+        borders: (H, W) bool from ``find_borders``.
+        tissue: (H, W) bool from ``tissue_mask``, where it is already known.
+
+    Returns:
+        (H, W) uint8, equal to ``scan`` outside the borders.
+    """
+    if not borders.any() or borders.all():
+        return scan
+    generator = np.random.default_rng(zlib.crc32(np.ascontiguousarray(scan)))
+    tissue = tissue_mask(scan, borders) if tissue is None else tissue
+    sources, block = _background_patches(scan, borders, tissue)  # (M, 2)
+    filled = scan.copy()
+    if len(sources) == 0:  # no free patch: draw single pixels from the darkest quarter of the scan
+        measured = scan[~borders]
+        dark = measured[measured <= np.quantile(measured, 0.25)]
+        filled[borders] = generator.choice(dark, size=np.count_nonzero(borders))
+        return filled
+    corners = np.argwhere(_any_in_blocks(borders, block)) * block  # (K, 2) blocks to fill
+    _, near = KDTree(sources).query(corners, k=min(_NEAR, len(sources)), p=1)  # (K, up to 12)
+    near = near.reshape(len(corners), -1)
+    chosen = sources[near[np.arange(len(near)), generator.integers(near.shape[1], size=len(near))]]
+    flips = generator.choice((1, -1), size=(len(near), 2))
+    for (top, left), (row, column), (flip_rows, flip_columns) in zip(corners, chosen, flips, strict=True):
+        inside = borders[top : top + block, left : left + block]
+        patch = scan[row : row + block, column : column + block][::flip_rows, ::flip_columns]
+        target = filled[top : top + block, left : left + block]
+        target[inside] = patch[: inside.shape[0], : inside.shape[1]][inside]
+    return filled
+
+
+def _is_border(piece: np.ndarray) -> bool:
+    rims = (piece[0], piece[-1], piece[:, 0], piece[:, -1])
+    in_corner = piece[[0, 0, -1, -1], [0, -1, 0, -1]].any()
+    contact = max(np.count_nonzero(rim) for rim in rims)
+    return (in_corner and contact >= _CORNER_CONTACT) or any(rim.mean() >= _EDGE_CONTACT for rim in rims)
+
+
+def _thin_ends(scan: np.ndarray, borders: np.ndarray) -> np.ndarray:
+    """White streaks along an edge, at least twice as long as thick: where a border tapers off below the opening."""
+    labels, _ = ndimage.label((scan >= _TAPERED_WHITE) & ~borders, structure=np.ones((3, 3)))
+    boxes = ndimage.find_objects(labels)
+    ends = []
+    for rim, axis in ((labels[0], 0), (labels[-1], 0), (labels[:, 0], 1), (labels[:, -1], 1)):
+        for label, contact in zip(*np.unique(rim[rim > 0], return_counts=True), strict=True):
+            thickness = boxes[label - 1][axis].stop - boxes[label - 1][axis].start
+            if contact >= max(_CORNER_CONTACT, 2 * thickness):
+                ends.append(label)
+    is_end = np.zeros(len(boxes) + 1, dtype=bool)
+    is_end[ends] = True
+    return is_end[labels]
+
+
+def _any_in_blocks(mask: np.ndarray, block: int) -> np.ndarray:
+    rows, columns = (np.arange(0, side, block) for side in mask.shape)
+    return np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, axis=0), columns, axis=1)
+
+
+def _background_patches(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarray) -> tuple[np.ndarray, int]:
+    """Top-left corners (M, 2) of squares that hold neither tissue nor border, and the side of the squares."""
+    occupied = tissue | borders
+    free_pixels = scan[~occupied]
+    if len(free_pixels):
+        # A bright speck of the vitreous would be copied many times over.
+        occupied |= scan > 2 * np.quantile(free_pixels[:: 1 + len(free_pixels) // 20_000], 0.99)
+    for block in (_BLOCK, _BLOCK // 2):
+        step = block // 2
+        rows, columns = (side // step * step for side in scan.shape)
+        free = ~_any_in_blocks(occupied[:rows, :columns], step)
+        corners = np.argwhere(free[:-1, :-1] & free[1:, :-1] & free[:-1, 1:] & free[1:, 1:]) * step
+        if len(corners):
+            return corners, block
+    return np.empty((0, 2), dtype=np.int64), _BLOCK
+
+
+def _opened(mask: np.ndarray) -> np.ndarray:
+    return _box_filter(_box_filter(mask, _OPENING, any_of=False), _OPENING, any_of=True)
+
+
+def _box_filter(mask: np.ndarray, size: int, any_of: bool) -> np.ndarray:
+    """Dilation (``any_of``) or erosion of a mask by a square of odd side ``size``."""
+    one_axis = ndimage.maximum_filter1d if any_of else ndimage.minimum_filter1d
+    values = one_axis(mask.view(np.uint8), size, axis=0, mode="nearest")
+    return one_axis(values, size, axis=1, mode="nearest").view(bool)

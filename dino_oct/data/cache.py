@@ -1,0 +1,308 @@
+"""Scans decoded once to grey uint8, in one memory-mapped file that all processes of a run share."""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dino_oct.data.borders import border_features, find_borders, neutralise
+from dino_oct.data.decode import BadScan, decode_grey
+from dino_oct.data.index import DatasetConfig, ScanIndex
+from dino_oct.data.tissue import tissue_map, tissue_mask
+from dino_oct.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: two processes may then both build, and the first to finish is kept
+    fcntl = None  # type: ignore[assignment]
+
+CACHE_VERSION = 2  # raise it when decoding, borders or tissue maps change: older caches are then built anew
+
+_TABLES = {"sizes": "i8", "original_sizes": "i8", "border": "f4", "tissue": "f4", "digests": "S32"}
+_CHUNK = 512  # scans decoded before they are written; bounds the memory of a build
+_PROBES = 16  # scans whose pixels are checked against their digest when a cache is opened
+_HEADERS = 256  # file headers read to estimate the size of a build
+_LARGE = 1 << 30  # bytes; larger builds are announced
+
+
+class ScanCache:
+    """Read-only decoded scans; ``cache[i]`` is an (H, W) uint8 view into the memory-mapped file.
+
+    Pickling keeps only the folder, so worker processes map the same file and share its pages.
+
+    Attributes:
+        folder: the cache's folder.
+        sizes: (N, 2) int64, height and width of each cached scan.
+        original_sizes: (N, 2) int64, the same in the file (different only where ``max_side`` applied).
+        border: (N, 9) float32, the white border found in the file before any neutralising; columns
+            ``borders.FEATURES`` (column 0 is the fraction of the scan's pixels).
+        tissue: (N, 16, 16) float32, fraction of tissue in each cell of a grid over the scan.
+        digests: (N,) S32, hash of shape and pixels: equal for scans that are equal to the pixel.
+        skipped: (file, reason) of every file left out.
+    """
+
+    def __init__(self, folder: str | Path):
+        """Map a built cache.
+
+        Raises:
+            ValueError: the folder is not a complete, undamaged cache (``open_cache`` then rebuilds it).
+        """
+        self.folder = Path(folder)
+        try:
+            about = json.loads((self.folder / "cache.json").read_text())
+            tables = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in _TABLES}
+            self._pixels = np.memmap(self.folder / "scans.bin", dtype=np.uint8, mode="r")
+            if {len(table) for table in tables.values()} != {about["scans"]}:
+                raise ValueError(f"expected {about['scans']} rows in every table")
+            self.skipped: list[tuple[str, str]] = [(file, reason) for file, reason in about["skipped"]]
+        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.folder}: {error}") from error
+        self.sizes, self.original_sizes = np.array(tables["sizes"]), np.array(tables["original_sizes"])
+        self.border, self.tissue, self.digests = tables["border"], tables["tissue"], tables["digests"]
+        self._starts = np.concatenate([[0], self.sizes.prod(axis=1).cumsum()]).astype(np.int64)
+        if len(self._pixels) != self._starts[-1]:
+            raise ValueError(f"{self.folder}: scans.bin holds {len(self._pixels)} bytes, expected {self._starts[-1]}")
+        for i in np.unique(np.linspace(0, len(self) - 1, _PROBES).astype(int)).tolist():
+            if _digest(self[i]) != self.digests[i]:
+                raise ValueError(f"{self.folder}: scan {i} does not match its digest")
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        i = range(len(self))[i]
+        return self._pixels[self._starts[i] : self._starts[i + 1]].reshape(self.sizes[i])
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["folder"])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all cached scans."""
+        return int(self._starts[-1])
+
+    def summary(self) -> str:
+        """One line: scans, size, folder, and how many files were left out, by reason."""
+        line = f"{len(self):,} scans cached ({_readable(self.nbytes)} in {self.folder}), {len(self.skipped):,} left out"
+        examples = "; ".join(f"{file}: {reason}" for file, reason in self.skipped[:3])
+        more = f"; and {len(self.skipped) - 3:,} more" if len(self.skipped) > 3 else ""
+        return line + (f": {examples}{more}" if examples else "")
+
+
+def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -> tuple[ScanIndex, ScanCache]:
+    """Open the cache of an index, building it first where it is missing, outdated or damaged.
+
+    The cache is keyed by the files (path, size, time of change) and the settings that alter pixels. It is built in a
+    temporary folder and renamed when complete; other processes that want the same cache wait for it.
+
+    Args:
+        index: from ``index_scans``.
+        config: the same settings; ``cache_dir``, ``max_side`` and ``neutralise_borders`` are used.
+        progress: show a progress bar and the announcement of a large build on stderr.
+
+    Returns:
+        The index without the files left out, and the cache, aligned with it: scan i is ``cache[i]``.
+
+    Raises:
+        InputError: no file of the index is usable, or the cache folder cannot be written or is too full.
+    """
+    if config.max_side < 1:
+        raise InputError(f"max_side is {config.max_side}; give a positive number of pixels")
+    root = cache_root(config)
+    folder = root / f"scans-{_key(index, config)}"
+    try:
+        cache = _open_built(folder, announce=False)  # under the lock another process may already be mending it
+        if cache is None:
+            root.mkdir(parents=True, exist_ok=True)
+            with _locked(root / f".{folder.name}.lock", progress) as is_locked:
+                cache = _open_built(folder) or _build(index, config, folder, progress, remove_leftovers=is_locked)
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise InputError(
+            f"cannot write the scan cache in {root}: {problem}; name another folder with cache_dir or $DINO_OCT_CACHE"
+        ) from error
+    left_out = {file for file, _ in cache.skipped}
+    keep = np.array([file not in left_out for file in index.files], dtype=bool)
+    return index.subset(keep), cache
+
+
+def cache_root(config: DatasetConfig) -> Path:
+    """Folder of all caches: the setting, $DINO_OCT_CACHE, $XDG_CACHE_HOME/dino_oct or ~/.cache/dino_oct."""
+    if chosen := config.cache_dir or os.environ.get("DINO_OCT_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dino_oct"
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    scan: np.ndarray
+    original_size: tuple[int, int]
+    border: np.ndarray
+    tissue: np.ndarray
+
+
+def _decode(path: Path, config: DatasetConfig) -> _Decoded | str:
+    """Decode and measure one scan, or say why it is left out."""
+    try:
+        scan = decode_grey(path, config.max_side)
+        with Image.open(path) as image:
+            width, height = image.size
+    except (BadScan, OSError) as reason:
+        return str(reason)
+    borders = find_borders(scan)
+    tissue = tissue_mask(scan, borders)
+    if config.neutralise_borders:
+        scan = neutralise(scan, borders, tissue)
+    return _Decoded(np.ascontiguousarray(scan), (height, width), border_features(borders), tissue_map(tissue))
+
+
+def _open_built(folder: Path, announce: bool = True) -> ScanCache | None:
+    if not folder.exists():
+        return None
+    try:
+        return ScanCache(folder)
+    except ValueError as error:
+        if announce:
+            print(f"scan cache damaged, decoding again: {error}", file=sys.stderr, flush=True)
+        return None
+
+
+def _build(index: ScanIndex, config: DatasetConfig, folder: Path, progress: bool, remove_leftovers: bool) -> ScanCache:
+    if remove_leftovers:  # of builds that were killed; under the lock nobody else is building this cache
+        for leftover in folder.parent.glob(f".{folder.name}-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    _check_space(index, config, folder.parent, progress)
+    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _write(index, config, building, progress)
+        building.chmod(0o755)  # mkdtemp's folders are closed to the other users of a shared cache
+        _replace_folder(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return ScanCache(folder)
+
+
+def _replace_folder(building: Path, folder: Path) -> None:
+    """Rename a finished build into place: over a damaged cache, but not over a sound one of another process."""
+    with contextlib.suppress(ValueError):
+        ScanCache(folder)  # another process was first, where locks do not work; the content is the same
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        building.rename(folder)
+    except OSError:
+        if not folder.exists():  # else another process was first, just now
+            raise
+
+
+def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bool) -> None:
+    rows: dict[str, list] = {name: [] for name in _TABLES}
+    skipped: list[tuple[str, str]] = []
+    bar = tqdm(total=len(index), desc="decoding scans", unit="scan", disable=None if progress else True, leave=False)
+    # Threads suffice: decoding, filtering and array arithmetic release the interpreter lock.
+    with ThreadPoolExecutor(min(32, _usable_cores())) as pool, (building / "scans.bin").open("wb") as pixels, bar:
+        for start in range(0, len(index), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(index)))
+            for i, decoded in zip(chunk, pool.map(lambda i: _decode(index.path(i), config), chunk), strict=True):
+                if isinstance(decoded, str):
+                    skipped.append((index.files[i], decoded))
+                else:
+                    pixels.write(decoded.scan.data)
+                    rows["sizes"].append(decoded.scan.shape)
+                    rows["original_sizes"].append(decoded.original_size)
+                    rows["border"].append(decoded.border)
+                    rows["tissue"].append(decoded.tissue)
+                    rows["digests"].append(_digest(decoded.scan))
+                bar.update()
+    if not rows["sizes"]:
+        file, reason = skipped[0]
+        raise InputError(f"{index.root}: none of the {len(skipped):,} images can be used; first: {file}: {reason}")
+    for name, dtype in _TABLES.items():
+        np.save(building / f"{name}.npy", np.array(rows[name], dtype=dtype))
+    about = {"version": CACHE_VERSION, "scans": len(rows["sizes"]), "skipped": skipped}
+    (building / "cache.json").write_text(json.dumps(about, indent=1))
+
+
+def _check_space(index: ScanIndex, config: DatasetConfig, folder: Path, progress: bool) -> None:
+    """Estimate a large build from the headers of some files; refuse it where the disk is too full."""
+    pixels = []
+    for i in np.unique(np.linspace(0, len(index) - 1, _HEADERS).astype(int)).tolist():
+        with contextlib.suppress(Exception), Image.open(index.path(i)) as image:  # bad files take no space
+            shrink = min(1.0, config.max_side / max(image.size))
+            pixels.append(image.size[0] * image.size[1] * shrink**2)
+    needed = int(np.mean(pixels) * len(index)) if pixels else 0
+    if needed < _LARGE:
+        return
+    free = shutil.disk_usage(folder).free
+    if free < 1.05 * needed:
+        raise InputError(
+            f"the scan cache needs about {_readable(needed)} and {folder} has {_readable(free)} free; "
+            "name another folder with cache_dir or $DINO_OCT_CACHE, or lower max_side"
+        )
+    if progress:
+        print(f"decoding {len(index):,} scans once: about {_readable(needed)} in {folder}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def _locked(file: Path, progress: bool) -> Iterator[bool]:
+    """Hold an exclusive lock, which the system releases should the process die. Yields whether locks work here."""
+    with file.open("a") as handle:
+        try:
+            if fcntl is None:
+                raise OSError("no file locks on this system")
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if progress:
+                    print("waiting for another process to decode the scans", file=sys.stderr, flush=True)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            is_locked = True
+        except OSError:  # some network file systems have no locks
+            is_locked = False
+        yield is_locked
+
+
+def _key(index: ScanIndex, config: DatasetConfig) -> str:
+    content = hashlib.sha256()
+    content.update(repr((CACHE_VERSION, config.neutralise_borders, config.max_side)).encode())
+    # The root belongs to the key: archives unpacked with fixed times can agree in name, size and time.
+    content.update(os.fsencode(index.root.resolve()))
+    for i, file in enumerate(index.files):
+        try:
+            status = os.stat(index.path(i))
+            stamp = (status.st_size, status.st_mtime_ns)
+        except OSError:
+            stamp = (-1, -1)
+        content.update(b"\0" + os.fsencode(file) + repr(stamp).encode())
+    return content.hexdigest()[:20]
+
+
+def _digest(scan: np.ndarray) -> bytes:
+    return hashlib.blake2b(scan.data, digest_size=16, salt=np.uint32(scan.shape).tobytes()).hexdigest().encode()
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _readable(count: float) -> str:
+    """Bytes as a short text: 46 MB, 1.2 GB."""
+    units = ["bytes", "kB", "MB", "GB", "TB"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop(0)
+    return f"{count:.1f} {units[0]}" if count < 10 and units[0] != "bytes" else f"{count:.0f} {units[0]}"

@@ -1,0 +1,244 @@
+"""Phantoms: synthetic OCT B-scans with exact lesion masks, layer boundaries and a severity for each scan.
+
+They let everything run and be tested without patient data. Nothing but the lesion, and the swelling it causes, depends
+on the class: anatomy, position, tilt, gain, noise and size are drawn from generators that do not know the label.
+
+    python dino_oct/data/phantom.py --out DIR --patients N --scans-per-patient M --size H W --seed S
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dino_oct.cli import run_command
+from dino_oct.data.phantom_anatomy import LAYERS
+from dino_oct.data.phantom_draw import CLASSES, Phantom, check_depth, check_size, draw_phantom
+from dino_oct.data.phantom_worker import LESION_VALUE, RETINA_VALUE, PatientJob, write_patients
+from dino_oct.data.splits import SPLITS
+from dino_oct.errors import InputError
+
+__all__ = ["CLASSES", "LAYERS", "PHANTOM_VERSION", "Phantom", "PhantomConfig"]
+__all__ += ["draw_phantom", "patient_plan", "phantom_folder", "write_phantoms"]
+
+# Raise it with every change that alters a picture, a mask or a file: cached folders are named by it.
+PHANTOM_VERSION = 2
+
+_VAL_SHARE, _TEST_SHARE = 0.12, 0.24
+_ABOUT = "phantom.json"
+
+
+@dataclass(frozen=True)
+class PhantomConfig:
+    """Synthetic scans drawn by the built-in generator."""
+
+    patients: int = 400
+    """Number of patients, at least 4; each has one class, in turn CNV, DME, DRUSEN, NORMAL."""
+    scans_per_patient: int = 12
+    """Scans of each patient."""
+    size: tuple[int, int] = (128, 128)
+    """Height and width of a scan, in pixels."""
+    seed: int = 0
+    """Seed; another one gives other eyes."""
+    depth: float = 1.0
+    """Share of the axial range shown, .4 to 1: smaller shows the retina larger, as on devices with a short range."""
+
+
+def patient_plan(patients: int) -> list[tuple[int, str, str]]:
+    """(patient number from 1, class, split) of each patient.
+
+    About 64 % of each class train, 12 % validate, 24 % test. Validation and test hold the same number of patients of
+    every class. Where patients are few, train comes first, then test, then validation: fewer than 8 patients give no
+    test split, fewer than 12 no validation split.
+
+    Raises:
+        InputError: fewer than 4 patients.
+    """
+    if patients < len(CLASSES):
+        raise InputError(f"{patients} phantom patients are too few for {len(CLASSES)} classes; ask for at least 4")
+    per_class = patients // len(CLASSES)
+    test = max(1, round(_TEST_SHARE * per_class)) if per_class > 1 else 0
+    val = max(1, round(_VAL_SHARE * per_class)) if per_class > 2 else 0
+    plan = []
+    for i in range(patients):
+        turn = i // len(CLASSES)
+        split = "val" if turn < val else "test" if turn < val + test else "train"
+        plan.append((i + 1, CLASSES[i % len(CLASSES)], split))
+    return plan
+
+
+def write_phantoms(out: str | Path, config: PhantomConfig, progress: bool = True) -> Path:
+    """Draw a folder of phantoms in OCT2017's shape.
+
+    `OUT/{train,val,test}/CLASS/CLASS-PATIENT-N.jpeg` (grey), `OUT/masks/SPLIT/CLASS/CLASS-PATIENT-N.png` (0 outside,
+    128 retina, 255 lesion), `OUT/layers.npz` (`files` (N,), `names` (L,), `rows` (N, L, W) float32 px) and
+    `OUT/phantom.json` (version, settings, one record a scan with its severity). Patient and scan number of a file are
+    those of `draw_phantom`. An earlier phantom in `out` is replaced; files that it did not write stay.
+
+    Raises:
+        InputError: settings out of range, or `out` holds anything but an earlier phantom.
+    """
+    out = Path(out)
+    _check(config)
+    earlier = _earlier_phantom(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    staging = _staging(out)
+    try:
+        _fill(staging, config, progress)
+        if earlier is None:
+            if out.is_dir():
+                out.rmdir()
+            staging.rename(out)
+        else:
+            _replace(out, earlier, staging)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return out
+
+
+def phantom_folder(config: PhantomConfig, cache_root: str | Path) -> Path:
+    """The folder of these phantoms below `cache_root`, drawn at the first call.
+
+    Its name holds the version and a hash of the settings. It appears complete or not at all; processes that ask at
+    once may each draw it, and the first one finished wins.
+
+    Raises:
+        InputError: settings out of range.
+    """
+    _check(config)
+    settings = json.dumps(_settings(config), sort_keys=True)
+    key = hashlib.sha256(settings.encode()).hexdigest()[:12]
+    folder = Path(cache_root) / f"phantom-v{PHANTOM_VERSION}-{key}"
+    if (folder / _ABOUT).is_file():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = _staging(folder)
+    try:
+        _fill(staging, config, progress=True)
+        try:
+            staging.rename(folder)
+        except OSError:
+            if not (folder / _ABOUT).is_file():
+                raise InputError(f"{folder}: holds something else than the cached phantoms; remove it") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def _check(config: PhantomConfig) -> None:
+    patient_plan(config.patients)
+    check_size(config.size)
+    check_depth(config.depth)
+    if config.scans_per_patient < 1:
+        raise InputError(f"{config.scans_per_patient} scans per phantom patient; ask for at least 1")
+    if config.seed < 0:
+        raise InputError(f"phantom seed {config.seed} is negative; choose one from 0")
+
+
+def _settings(config: PhantomConfig) -> dict:
+    # Named one by one: the command line's options are a PhantomConfig with more fields.
+    return {
+        "patients": config.patients,
+        "scans_per_patient": config.scans_per_patient,
+        "size": list(config.size),
+        "seed": config.seed,
+        "depth": config.depth,
+    }
+
+
+def _staging(final: Path) -> Path:
+    """A new folder on the same disk, so that the finished one can be moved into place in one step."""
+    staging = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}")
+    staging.mkdir()
+    return staging
+
+
+def _fill(folder: Path, config: PhantomConfig, progress: bool) -> None:
+    jobs = [
+        PatientJob(
+            str(folder), split, label, patient, config.scans_per_patient, tuple(config.size), config.seed, config.depth
+        )
+        for patient, label, split in patient_plan(config.patients)
+    ]
+    total = config.patients * config.scans_per_patient
+    # None shows the bar on a terminal only.
+    with tqdm(total=total, desc="drawing phantoms", unit="scan", disable=None if progress else True) as bar:
+        records = write_patients(jobs, bar.update)
+    # Sixteenths of a pixel are finer than the drawing and pack well.
+    rows = np.concatenate([np.round(np.load(job.layers_file) * 16.0) / 16.0 for job in jobs]).astype(np.float32)
+    shutil.rmtree(jobs[0].layers_file.parent)
+    files = np.array([record["file"] for record in records])
+    np.savez_compressed(folder / "layers.npz", files=files, names=np.array(LAYERS), rows=rows)
+    about = {
+        "synthetic": True,
+        "version": PHANTOM_VERSION,
+        "config": _settings(config),
+        "layers": list(LAYERS),
+        "mask_values": {"outside": 0, "retina": RETINA_VALUE, "lesion": LESION_VALUE},
+        "scans": records,
+    }
+    (folder / _ABOUT).write_text(json.dumps(about, indent=1))
+
+
+def _earlier_phantom(out: Path) -> dict | None:
+    """What an earlier phantom in `out` says about itself; None where there is nothing yet."""
+    if not out.exists():
+        return None
+    if not out.is_dir():
+        raise InputError(f"{out}: is a file; name a folder for the phantoms")
+    if not any(out.iterdir()):
+        return None
+    try:
+        about = json.loads((out / _ABOUT).read_text())
+        written = [record[kind] for record in about["scans"] for kind in ("file", "mask")]
+        # Only ever remove what lies inside the folder.
+        if about["synthetic"] is True and all((out / name).resolve().is_relative_to(out.resolve()) for name in written):
+            return about
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise InputError(f"{out}: is not empty and holds no earlier phantom; choose a new or empty folder")
+
+
+def _replace(out: Path, earlier: dict, staging: Path) -> None:
+    for record in earlier["scans"]:
+        for kind in ("file", "mask"):
+            (out / record[kind]).unlink(missing_ok=True)
+    for folder in sorted((path for path in out.rglob("*") if path.is_dir() and not path.is_symlink()), reverse=True):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    # phantom.json last: it describes what is there.
+    for file in sorted((p for p in staging.rglob("*") if p.is_file()), key=lambda path: path.name == _ABOUT):
+        target = out / file.relative_to(staging)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(PhantomConfig):
+    """Draw synthetic OCT scans (phantoms) with lesion masks, layer boundaries and severities."""
+
+    out: Path
+    """Folder to write: new, empty, or an earlier phantom, which is replaced."""
+
+
+def main(options: Options) -> None:
+    """Write the folder and say what it holds."""
+    out = write_phantoms(options.out, options)
+    plan = patient_plan(options.patients)
+    splits = Counter(split for _, _, split in plan)
+    counts = ", ".join(f"{split} {splits[split]} patients" for split in SPLITS if splits[split])
+    height, width = options.size
+    print(
+        f"{out}: {len(plan) * options.scans_per_patient} SYNTHETIC scans (phantoms, not patient data), "
+        f"{height} x {width} px, {len(CLASSES)} classes; {counts}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main, Options)

@@ -1,0 +1,141 @@
+"""Draw and store the phantoms of many patients, on every core.
+
+Workers are plain `python -m` processes. A multiprocessing pool would import the caller's main script again in each
+worker (a training script brings torch and its start-up time) and would fail in scripts without a main guard.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dino_oct.data.phantom_draw import draw_phantom
+
+JPEG_QUALITY = 95
+RETINA_VALUE, LESION_VALUE = 128, 255
+# Below this many pixels a further process takes longer to start than it saves.
+_PIXELS_PER_WORKER = 400 * 128 * 128
+
+
+@dataclass(frozen=True)
+class PatientJob:
+    """The scans of one patient, and the folder they go to."""
+
+    folder: str
+    split: str
+    label: str
+    patient: int
+    scans: int
+    size: tuple[int, int]
+    seed: int
+    depth: float
+
+    @property
+    def layers_file(self) -> Path:
+        """Boundaries of this patient's scans, (scans, L, W) float32, until they are collected."""
+        return Path(self.folder) / "layers" / f"{self.patient}.npy"
+
+
+def write_patient(job: PatientJob) -> list[dict]:
+    """Draw a patient's scans; write images, masks and boundaries; return one record a scan."""
+    name = f"{job.split}/{job.label}"
+    images, masks = Path(job.folder) / name, Path(job.folder) / "masks" / name
+    for folder in (images, masks, job.layers_file.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    records, layers = [], []
+    for scan in range(1, job.scans + 1):
+        phantom = draw_phantom(job.label, job.patient, scan, job.size, job.seed, job.depth)
+        stem = f"{job.label}-{job.patient}-{scan}"
+        Image.fromarray(phantom.image).save(images / f"{stem}.jpeg", quality=JPEG_QUALITY)
+        mask = np.where(phantom.lesion, LESION_VALUE, np.where(phantom.retina, RETINA_VALUE, 0)).astype(np.uint8)
+        Image.fromarray(mask).save(masks / f"{stem}.png")
+        layers.append(phantom.layers)
+        records.append(
+            {
+                "file": f"{name}/{stem}.jpeg",
+                "mask": f"masks/{name}/{stem}.png",
+                "split": job.split,
+                "label": job.label,
+                "patient": job.patient,
+                "scan": scan,
+                "severity": round(phantom.severity, 4),
+            }
+        )
+    np.save(job.layers_file, np.stack(layers))
+    return records
+
+
+def write_patients(jobs: list[PatientJob], advance: Callable[[int], object]) -> list[dict]:
+    """Do all jobs, in several processes where that pays; records come in the order of the jobs.
+
+    Args:
+        advance: called with the number of scans finished since the last call.
+    """
+    pixels = sum(job.scans * job.size[0] * job.size[1] for job in jobs)
+    workers = min(_cores(), len(jobs), pixels // _PIXELS_PER_WORKER)
+    if workers < 2:
+        done = []
+        for job in jobs:
+            done.append(write_patient(job))
+            advance(job.scans)
+    else:
+        done = _in_processes(jobs, workers, advance)
+    return [record for records in done for record in records]
+
+
+def _in_processes(jobs: list[PatientJob], workers: int, advance: Callable[[int], object]) -> list[list[dict]]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "dino_oct.data.phantom_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for _ in range(workers)
+    ]
+
+    def follow(number: int) -> list[list[dict]]:
+        process, share = processes[number], jobs[number::workers]
+        process.stdin.write(json.dumps([asdict(job) for job in share]))
+        process.stdin.close()
+        records = []
+        for line in process.stdout:
+            records.append(json.loads(line))
+            advance(len(records[-1]))
+        if process.wait() or len(records) != len(share):
+            raise RuntimeError(f"drawing phantoms failed in a worker process (exit status {process.returncode})")
+        return records
+
+    done: list[list[dict]] = [[] for _ in jobs]
+    try:
+        with ThreadPoolExecutor(workers) as threads:
+            try:
+                for number, records in enumerate(threads.map(follow, range(workers))):
+                    done[number::workers] = records
+            except BaseException:
+                for process in processes:  # lets the threads end, which the executor waits for
+                    process.kill()
+                raise
+    finally:
+        for process in processes:
+            process.stdout.close()
+            process.wait()
+    return done
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    for settings in json.load(sys.stdin):
+        print(json.dumps(write_patient(PatientJob(**settings))), flush=True)

@@ -1,0 +1,102 @@
+"""How well can the class be told without looking at the retina? From image size and white borders alone."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import StratifiedGroupKFold
+
+_FOLDS = 5
+_LEAST_PATIENTS = 5  # of a class, so that each fold can hold one
+_RESAMPLES = 1000
+_TREE_SCANS = 5000  # scans each tree sees: sizes and borders need no more
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Balanced accuracy of the class predicted from ``features`` in patient-grouped cross-validation.
+
+    ``low`` and ``high`` bound the 95 % interval of a bootstrap over patients; ``chance`` is 1 / classes.
+    """
+
+    features: str
+    balanced_accuracy: float
+    low: float
+    high: float
+    chance: float
+
+    @property
+    def is_usable(self) -> bool:
+        """Better than chance beyond the interval."""
+        return self.low > self.chance
+
+
+def check_shortcuts(
+    labels: np.ndarray, patients: np.ndarray, sizes: np.ndarray, border: np.ndarray, seed: int = 0
+) -> tuple[list[Shortcut], list[int]]:
+    """Predict the class from size alone, from border alone, and from both.
+
+    Args:
+        labels: (N,) int; negative labels are ignored.
+        patients: (N,) str.
+        sizes: (N, 2) height and width in pixels, of the files.
+        border: (N, 9) features of ``borders.border_features``, before neutralising.
+
+    Returns:
+        One result each for "size", "border" and "size + border" (none where fewer than two classes have three
+        patients), and the labels left out because they have fewer than five patients.
+    """
+    patients_of = {label: len(set(patients[labels == label])) for label in np.unique(labels[labels >= 0]).tolist()}
+    used = [label for label, count in patients_of.items() if count >= _LEAST_PATIENTS]
+    left_out = [label for label in patients_of if label not in used]
+    if len(used) < 2:
+        return [], left_out
+    chosen = np.isin(labels, used)
+    height, width = sizes[chosen].T.astype(np.float64)
+    size = np.stack([width, height, width / height], axis=1)
+    edges = border[chosen].astype(np.float64)
+    features = {"size": size, "border": edges, "size + border": np.concatenate([size, edges], axis=1)}
+    results = []
+    for name, table in features.items():
+        predicted = _predict(table, labels[chosen], patients[chosen], seed)
+        accuracy, low, high = _balanced_accuracy(labels[chosen], predicted, patients[chosen], seed)
+        results.append(Shortcut(name, accuracy, low, high, 1 / len(used)))
+    return results, left_out
+
+
+def as_numbers(results: list[Shortcut]) -> list[dict]:
+    """The results as JSON-ready dictionaries."""
+    return [{**asdict(result), "better_than_chance": result.is_usable} for result in results]
+
+
+def _predict(table: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray:
+    predicted = np.empty_like(labels)
+    splitter = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
+    for train, test in splitter.split(table, labels, groups=patients):
+        forest = RandomForestClassifier(
+            n_estimators=30,
+            max_depth=8,
+            min_samples_leaf=3,
+            max_samples=min(1.0, _TREE_SCANS / len(train)),
+            class_weight="balanced",
+            random_state=seed,
+        )
+        predicted[test] = forest.fit(table[train], labels[train]).predict(table[test])
+    return predicted
+
+
+def _balanced_accuracy(
+    labels: np.ndarray, predicted: np.ndarray, patients: np.ndarray, seed: int
+) -> tuple[float, float, float]:
+    """Mean recall over the classes and the bounds of its 95 % interval, patients resampled with replacement."""
+    classes, of_class = np.unique(labels, return_inverse=True)
+    people, of_person = np.unique(patients, return_inverse=True)
+    scans = np.zeros((len(people), len(classes)))
+    hits = np.zeros_like(scans)
+    np.add.at(scans, (of_person, of_class), 1)
+    np.add.at(hits, (of_person, of_class), labels == predicted)
+    draws = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)), size=_RESAMPLES)
+    drawn_scans = draws @ scans  # (resamples, classes)
+    recalls = np.divide(draws @ hits, drawn_scans, out=np.full_like(drawn_scans, np.nan), where=drawn_scans > 0)
+    low, high = np.quantile(np.nanmean(recalls, axis=1), [0.025, 0.975])
+    return float((hits.sum(axis=0) / scans.sum(axis=0)).mean()), float(low), float(high)

@@ -1,0 +1,95 @@
+"""Where the tissue is in a scan: retina and choroid against vitreous, shadow and border."""
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+GRID = 16  # cells per side of a tissue map
+
+_COARSE_HEIGHT = 124  # rows at which tissue is told from background; speckle averages out on the way there
+_SMOOTHING = 0.012  # of the scan's height, after that: wider than speckle, narrower than the retina
+_CONTRAST = 0.25  # of the way from the background's level to the bright layers' level: tissue starts here …
+_BRIGHT = 0.6  # … and every connected piece of it must reach this; haze and noise of the vitreous do not
+_GAP = 0.1  # of the height: dark stretches of an A-scan up to this, between tissue above and below, are tissue
+
+
+def tissue_mask(scan: np.ndarray, borders: np.ndarray | None = None) -> np.ndarray:
+    """Retina and choroid: what is brighter than the background once speckle is smoothed out, gaps included.
+
+    The levels are the scan's own, outside the borders: background lies midway between the tenth percentile and the
+    median of the pixels below Otsu's threshold, the bright layers at the 97th percentile. Tissue is what lies above a
+    quarter of the way between the two and hangs together with pixels above 60 % of the way; dark layers, cysts and
+    fluid within it are filled.
+
+    Args:
+        scan: (H, W) uint8.
+        borders: (H, W) bool, left out of both the levels and the result.
+
+    Returns:
+        (H, W) bool.
+    """
+    coarse, factor = _coarse_tissue(scan, borders)
+    mask = coarse.repeat(factor, axis=0).repeat(factor, axis=1)[: scan.shape[0], : scan.shape[1]]
+    return mask if borders is None else mask & ~borders
+
+
+def tissue_map(mask: np.ndarray) -> np.ndarray:
+    """Fraction of tissue pixels in each cell of a 16 x 16 grid over a scan.
+
+    Args:
+        mask: (H, W) bool from ``tissue_mask``, both sides at least 16.
+
+    Returns:
+        (16, 16) float32 in [0, 1].
+    """
+    rows, columns = (np.arange(GRID) * side // GRID for side in mask.shape)
+    counts = np.add.reduceat(np.add.reduceat(mask.astype(np.int32), rows, axis=0), columns, axis=1)
+    heights, widths = np.diff([*rows, mask.shape[0]]), np.diff([*columns, mask.shape[1]])
+    return (counts / np.outer(heights, widths)).astype(np.float32)
+
+
+def _coarse_tissue(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Tissue at reduced resolution, and the factor of the reduction."""
+    factor = max(1, round(scan.shape[0] / _COARSE_HEIGHT))
+    weight = np.ones(scan.shape, dtype=np.float32) if borders is None else (~borders).astype(np.float32)
+    sigma = _SMOOTHING * scan.shape[0] / factor
+    # Normalised averages: a border has no weight, so its white does not bleed into the tissue beside it.
+    values = ndimage.gaussian_filter(_block_means(scan * weight, factor), sigma, truncate=3)
+    weights = ndimage.gaussian_filter(_block_means(weight, factor), sigma, truncate=3)
+    measured = weights > 0.25
+    level = np.where(measured, values / np.maximum(weights, 1e-6), 0)
+    if not measured.any():
+        return np.zeros(level.shape, dtype=bool), factor
+    levels = level[measured]
+    # The lowest tenth alone would take bright speckle of the vitreous for tissue in noisy scans, the median alone
+    # would count the fading choroid as background.
+    dark = (np.median(levels[levels <= _otsu(levels)]) + np.quantile(levels, 0.1)) / 2
+    bright = np.quantile(levels, 0.97)
+    pieces, count = ndimage.label((level > dark + _CONTRAST * (bright - dark)) & measured)
+    reaches = np.zeros(count + 1, dtype=bool)
+    reaches[pieces[(level > dark + _BRIGHT * (bright - dark)) & measured]] = True
+    reaches[0] = False
+    return _without_gaps(reaches[pieces]) & measured, factor
+
+
+def _without_gaps(tissue: np.ndarray) -> np.ndarray:
+    """Cysts, fluid and dark layers between bright ones belong to the retina."""
+    reach = round(_GAP * len(tissue) / 2)
+    padded = np.pad(tissue, ((reach, reach), (0, 0)))  # else closing would reach in from the edges
+    closed = ndimage.binary_closing(padded, np.ones((2 * reach + 1, 1)))[reach : len(padded) - reach]
+    return ndimage.binary_fill_holes(closed)
+
+
+def _otsu(values: np.ndarray, bins: int = 256) -> float:
+    """Threshold that maximises the variance between the two groups (Otsu 1979)."""
+    counts, edges = np.histogram(values, bins=bins)
+    below = counts.cumsum()
+    above = below[-1] - below
+    sums = (counts * (edges[:-1] + edges[1:]) / 2).cumsum()
+    between = (sums * below[-1] - sums[-1] * below) ** 2 / np.maximum(below * above, 1)
+    return float(edges[1:][between[:-1].argmax()])
+
+
+def _block_means(values: np.ndarray, factor: int) -> np.ndarray:
+    """Means over factor x factor blocks of a float32 image; blocks at the right and bottom edge may be smaller."""
+    return np.asarray(Image.fromarray(values).reduce(factor))

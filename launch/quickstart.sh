@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# From a fresh clone to a trained and evaluated backbone on phantoms (synthetic scans), on a CPU, in minutes.
+#   bash launch/quickstart.sh [options of dino_oct/train.py, e.g. --seed 1 --out runs/quickstart-1]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+install_project
+
+run=runs/quickstart
+for ((i = 1; i < $#; i++)); do
+    if [ "${!i}" = --out ]; then j=$((i + 1)) && run="${!j}"; fi
+done
+
+accelerate launch --config_file launch/cpu.yaml dino_oct/train.py "$@"
+echo
+python evaluation/knn.py --model "$run" --k 5 10
+echo
+python evaluation/localization.py --model "$run"
+echo
+echo "Attention over training, per head: $run/attention/   (look with any image viewer)"
+echo "Curves and images:                 tensorboard --logdir $run/tensorboard   (after: . .venv/bin/activate)"

@@ -1,0 +1,235 @@
+"""The cache gives back what was decoded, survives bad files, damage and two builders at once."""
+
+import dataclasses
+import multiprocessing
+import os
+import pickle
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_oct.data import cache as cache_module
+from dino_oct.data.borders import find_borders
+from dino_oct.data.cache import ScanCache, cache_root, open_cache
+from dino_oct.data.decode import decode_grey
+from dino_oct.data.index import DatasetConfig, index_scans
+from dino_oct.errors import InputError
+
+
+def write_scans(folder, count=12, seed=0):
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        size = (int(rng.integers(40, 80)), int(rng.integers(40, 120)))
+        Image.fromarray(rng.integers(0, 200, size, dtype=np.uint8)).save(folder / f"CNV-{i}-1.png")
+
+
+@pytest.fixture
+def config(tmp_path):
+    return DatasetConfig(cache_dir=str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def scans(tmp_path):
+    write_scans(tmp_path / "scans")
+    return tmp_path / "scans"
+
+
+def opened(folder, config):
+    return open_cache(index_scans(folder, config), config, progress=False)
+
+
+def test_round_trip_at_native_size(scans, config):
+    index, cache = opened(scans, config)
+    assert len(index) == len(cache) == 12
+    for i in range(len(index)):
+        np.testing.assert_array_equal(cache[i], decode_grey(index.path(i)))
+        assert cache[i].shape == tuple(cache.sizes[i]) == tuple(cache.original_sizes[i])
+    np.testing.assert_array_equal(cache[-1], cache[11])
+    with pytest.raises(IndexError):
+        cache[12]
+    with pytest.raises(ValueError, match="read-only"):
+        cache[0][0, 0] = 1
+    assert cache.tissue.shape == (12, 16, 16)
+    assert cache.border.shape == (12, 9)
+    assert "12 scans cached" in cache.summary()
+    assert "0 left out" in cache.summary()
+
+
+def test_bad_files_are_left_out_listed_and_the_rest_stays_aligned(scans, config):
+    (scans / "CNV-3-1.png").write_bytes(b"")
+    (scans / "CNV-5-1.png").write_bytes((scans / "CNV-6-1.png").read_bytes()[:300])
+    Image.new("L", (1, 1)).save(scans / "CNV-7-1.png")
+    (scans / "CNV-99-1.jpeg").symlink_to(scans / "nowhere.jpeg")
+    index, cache = opened(scans, config)
+    assert len(index) == len(cache) == 9
+    reasons = dict(cache.skipped)
+    assert set(reasons) == {"CNV-3-1.png", "CNV-5-1.png", "CNV-7-1.png", "CNV-99-1.jpeg"}
+    assert reasons["CNV-3-1.png"] == "empty file"
+    assert "4 left out: " in cache.summary()
+    for i in range(len(index)):
+        np.testing.assert_array_equal(cache[i], decode_grey(index.path(i)))
+
+
+def test_no_usable_file_is_a_one_line_error(tmp_path, config):
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "scans/a.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"none of the 1 images can be used; first: a\.png"):
+        opened(tmp_path / "scans", config)
+    assert not list((tmp_path / "cache").glob("scans-*"))
+
+
+def test_second_opening_decodes_nothing(scans, config, monkeypatch):
+    _, first = opened(scans, config)
+    monkeypatch.setattr(cache_module, "decode_grey", lambda *_: pytest.fail("decoded again"))
+    _, second = opened(scans, config)
+    assert first.folder == second.folder
+    # Another split of the same files uses the same cache.
+    _, other_split = opened(scans, dataclasses.replace(config, split_seed=5))
+    assert other_split.folder == first.folder
+
+
+@pytest.mark.parametrize("change", ["content", "added", "removed", "max_side", "neutralise_borders"])
+def test_whatever_changes_pixels_changes_the_cache(scans, config, change):
+    _, before = opened(scans, config)
+    if change == "content":
+        Image.fromarray(np.full((50, 50), 9, np.uint8) + np.eye(50, dtype=np.uint8)).save(scans / "CNV-2-1.png")
+    elif change == "added":
+        shutil.copy(scans / "CNV-2-1.png", scans / "CNV-77-1.png")
+    elif change == "removed":
+        (scans / "CNV-2-1.png").unlink()
+    else:
+        config = dataclasses.replace(config, **{change: 64 if change == "max_side" else False})
+    index, after = opened(scans, config)
+    assert after.folder != before.folder
+    for i in range(len(index)):
+        np.testing.assert_array_equal(after[i], decode_grey(index.path(i), config.max_side))
+
+
+def test_same_names_and_times_in_another_folder_are_not_mistaken(tmp_path, config):
+    for name, seed in (("one", 1), ("two", 2)):
+        write_scans(tmp_path / name, count=1, seed=seed)
+        Image.fromarray(np.random.default_rng(seed).integers(0, 200, (40, 40), dtype=np.uint8)).save(
+            tmp_path / name / "CNV-0-1.bmp"
+        )
+        (tmp_path / name / "CNV-0-1.png").unlink()
+        os.utime(tmp_path / name / "CNV-0-1.bmp", ns=(0, 0))
+    assert (opened(tmp_path / "one", config)[1][0] != opened(tmp_path / "two", config)[1][0]).any()
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "no json", "bad json", "cut table", "missing"])
+def test_damaged_cache_is_rebuilt_with_a_line(scans, config, capsys, damage):
+    _, cache = opened(scans, config)
+    expected = [cache[i].copy() for i in range(len(cache))]
+    pixels = cache.folder / "scans.bin"
+    del cache
+    if damage == "cut":
+        pixels.write_bytes(pixels.read_bytes()[:-10])
+    elif damage == "flip":
+        content = bytearray(pixels.read_bytes())
+        content[5] ^= 255
+        pixels.write_bytes(content)
+    elif damage == "no json":
+        (pixels.parent / "cache.json").unlink()
+    elif damage == "bad json":
+        (pixels.parent / "cache.json").write_text("{")
+    elif damage == "cut table":
+        table = pixels.parent / "tissue.npy"
+        table.write_bytes(table.read_bytes()[:200])
+    else:
+        pixels.unlink()
+    _, rebuilt = opened(scans, config)
+    assert capsys.readouterr().err.count("scan cache damaged, decoding again") == 1
+    for scan, before in zip(rebuilt, expected, strict=True):
+        np.testing.assert_array_equal(scan, before)
+
+
+def test_pickle_reopens_the_same_file(scans, config):
+    _, cache = opened(scans, config)
+    data = pickle.dumps(cache)
+    assert len(data) < 1000  # a worker process gets the folder, not the pixels
+    copy = pickle.loads(data)
+    assert isinstance(copy, ScanCache)
+    np.testing.assert_array_equal(copy[4], cache[4])
+
+
+def _open_in_process(folder, config, start, results):
+    start.wait()
+    _, cache = opened(folder, config)
+    results.put((str(cache.folder), [int(cache[i].sum()) for i in range(len(cache))]))
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_processes_that_build_at_once_agree(tmp_path, config, locks, monkeypatch):
+    write_scans(tmp_path / "scans", count=60)
+    if not locks:  # as on a network file system without locks; forked processes inherit the patch
+        monkeypatch.setattr(cache_module, "fcntl", None)
+    context = multiprocessing.get_context("fork")
+    start, results = context.Event(), context.Queue()
+    arguments = (tmp_path / "scans", config, start, results)
+    processes = [context.Process(target=_open_in_process, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    start.set()
+    found = [results.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    assert found[0] == found[1] == found[2]
+    names = os.listdir(tmp_path / "cache")
+    assert len([name for name in names if not name.startswith(".")]) == 1
+    assert not [name for name in names if name.startswith(".") and not name.endswith(".lock")]  # nothing left behind
+
+
+def test_leftovers_of_a_killed_build_are_removed(scans, config):
+    folder = opened(scans, config)[1].folder
+    leftover = folder.parent / f".{folder.name}-killed"
+    shutil.rmtree(folder)
+    leftover.mkdir()
+    opened(scans, config)
+    assert not leftover.exists()
+
+
+def test_border_is_recorded_as_found_and_removed_from_the_pixels(tmp_path, config):
+    (tmp_path / "scans").mkdir()
+    scan = np.random.default_rng(0).integers(0, 60, (100, 160), dtype=np.uint8)
+    scan[:20] = 255
+    Image.fromarray(scan).save(tmp_path / "scans/CNV-1-1.png")
+    _, cache = opened(tmp_path / "scans", config)
+    assert cache.border[0, 0] == pytest.approx(0.24)  # 20 of 100 rows and a margin of 4
+    assert not find_borders(cache[0]).any()
+    _, untouched = opened(tmp_path / "scans", dataclasses.replace(config, neutralise_borders=False))
+    np.testing.assert_array_equal(untouched[0], scan)
+    np.testing.assert_array_equal(untouched.border, cache.border)
+
+
+def test_large_scans_are_scaled_down_and_their_size_remembered(tmp_path, config):
+    (tmp_path / "scans").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 200, (200, 400), dtype=np.uint8)).save(
+        tmp_path / "scans/a.png"
+    )
+    _, cache = opened(tmp_path / "scans", dataclasses.replace(config, max_side=100))
+    assert cache.sizes.tolist() == [[50, 100]]
+    assert cache.original_sizes.tolist() == [[200, 400]]
+
+
+def test_full_disk_and_unwritable_folder_are_one_line_errors(scans, config, monkeypatch, tmp_path):
+    monkeypatch.setattr(cache_module, "_LARGE", 1000)
+    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
+    with pytest.raises(InputError, match=r"needs about \d+ kB .* has 2\.0 kB free"):
+        opened(scans, config)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write the scan cache"):
+        opened(scans, dataclasses.replace(config, cache_dir=str(tmp_path / "file")))
+
+
+def test_cache_folder_follows_setting_then_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.delenv("DINO_OCT_CACHE", raising=False)
+    assert cache_root(DatasetConfig()) == tmp_path / "xdg" / "dino_oct"
+    monkeypatch.setenv("DINO_OCT_CACHE", str(tmp_path / "env"))
+    assert cache_root(DatasetConfig()) == tmp_path / "env"
+    assert cache_root(DatasetConfig(cache_dir=str(tmp_path / "own"))) == tmp_path / "own"

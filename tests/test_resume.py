@@ -1,0 +1,150 @@
+"""A run that is killed anywhere goes on to exactly the losses and weights of one that never stopped."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY, TINY_RUN, environment
+
+from dino_oct import checkpoint
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(cache_root, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    finished = subprocess.run(
+        [sys.executable, *command_line(run)], cwd=REPOSITORY, env=environment(cache_root),
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    return run
+
+
+def command_line(run):
+    return ["dino_oct/train.py", *TINY_RUN, "--out", str(run), "--run.save-every", "1", "--run.log-every", "1"]
+
+
+def start(run, cache_root):
+    return subprocess.Popen(
+        [sys.executable, *command_line(run)], cwd=REPOSITORY, env=environment(cache_root), start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_clock(line):
+    return {key: value for key, value in line.items() if key != "images_per_s"}
+
+
+def assert_equal_runs(run, whole):
+    assert [without_clock(line) for line in lines(run)] == [without_clock(line) for line in lines(whole)]
+    ours, theirs = (torch.load(r / "checkpoints" / "last.pt", weights_only=True) for r in (run, whole))
+    for part in ("student", "teacher"):
+        assert all(torch.equal(tensor, theirs[part][name]) for name, tensor in ours[part].items())
+
+
+def wait_for(condition, process, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        if process.poll() is not None:
+            return False
+        time.sleep(0.0005)
+    return True
+
+
+def test_killed_at_random_points_and_while_saving(uninterrupted, cache_root, tmp_path):
+    run, rng = tmp_path / "killed", random.Random(0)
+    total = lines(uninterrupted)[-1]["step"]
+    partial, metrics = run / "checkpoints" / "last.pt.partial", run / "metrics.jsonl"
+    for kill in range(4):
+        process = start(run, cache_root)
+        reached = rng.randrange(1 + kill * total // 6, 1 + (kill + 1) * total // 6)
+        wait_for(lambda n=reached: metrics.exists() and f'"step": {n},' in metrics.read_text(), process)
+        if kill % 2:
+            wait_for(partial.exists, process)  # in the middle of writing a checkpoint
+        else:
+            time.sleep(rng.random() * 0.05)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL, "it ended before it could be killed"
+    process = start(run, cache_root)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "resuming from" in output
+    assert_equal_runs(run, uninterrupted)
+
+
+def test_sigterm_saves_and_exits_cleanly(uninterrupted, cache_root, tmp_path):
+    run = tmp_path / "stopped"
+    process = start(run, cache_root)
+    wait_for(lambda: (run / "metrics.jsonl").exists() and '"step": 3,' in (run / "metrics.jsonl").read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "stopped by a signal after step" in output
+    saved = torch.load(run / "checkpoints" / "last.pt", weights_only=True)["step"]
+    assert saved == lines(run)[-1]["step"] < lines(uninterrupted)[-1]["step"]
+    output, _ = start(run, cache_root).communicate(timeout=120)
+    assert_equal_runs(run, uninterrupted)
+
+
+def test_a_finished_run_stays_as_it_is(uninterrupted, cache_root):
+    before = (uninterrupted / "metrics.jsonl").read_text()
+    process = start(uninterrupted, cache_root)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "already complete" in output
+    assert (uninterrupted / "metrics.jsonl").read_text() == before
+
+
+def test_never_moves_the_old_run_aside(uninterrupted, cache_root, tmp_path):
+    import shutil
+
+    run = tmp_path / "again"
+    shutil.copytree(uninterrupted, run)
+    finished = subprocess.run(
+        [sys.executable, *command_line(run), "--resume", "never"], cwd=REPOSITORY, env=environment(cache_root),
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    assert "the earlier run is kept in" in finished.stdout
+    kept = next(path for path in tmp_path.iterdir() if path.name.startswith("again-"))
+    assert_equal_runs(kept, uninterrupted)
+    assert_equal_runs(run, uninterrupted)  # the same seed gives the same run
+
+
+def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save({"step": 1, "x": torch.zeros(3)})
+
+    def crash(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", crash)
+    with pytest.raises(OSError, match="disk full"):
+        checkpoints.save({"step": 2, "x": torch.ones(3)})
+    assert torch.load(checkpoints.last, weights_only=True)["step"] == 1
+
+
+def test_keeping_a_checkpoint_survives_the_next_save(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints.save({"step": 1}, keep=True, best=True)
+    checkpoints.save({"step": 2})
+    read = {file.name: torch.load(file)["step"] for file in checkpoints.folder.iterdir()}
+    assert read == {"last.pt": 2, "best_knn.pt": 1, "step_0000001.pt": 1}
+
+
+def test_trimming_drops_later_and_broken_lines(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    checkpoint.trim_metrics(file, 2)
+    assert file.read_text() == '{"step": 1}\n{"step": 2}\n'
