@@ -49,18 +49,42 @@ def knn_votes(
     ks: Sequence[int],
     n_classes: int,
     temperature: float = 0.07,
+    patients: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> dict[int, np.ndarray]:
     """Votes of each test image for several k from one search.
+
+    Args:
+        patients: (N,) of the training and (M,) of the test images: a test image's own patient then has no vote.
 
     Returns:
         k → (M, n_classes).
 
     Raises:
-        InputError: k is smaller than 1 or larger than the training set.
+        InputError: k is smaller than 1 or larger than the number of training images that may vote.
     """
-    if min(ks) < 1 or max(ks) > len(train):
-        wrong = max(ks) if min(ks) > 0 else min(ks)
-        raise InputError(f"k = {wrong}: must be from 1 to {len(train)}, the number of training scans")
-    similarity, position = neighbours(train, test, max(ks))
+    own = _largest_own(*patients) if patients else 0
+    check_k(ks, len(train) - own, f"of other patients (of {len(train)} in all)" if own else "")
+    similarity, position = neighbours(train, test, max(ks) + own)
+    if patients and own:
+        # A stable sort moves the own patient's scans behind all others, which stay in order.
+        is_own = patients[0][position] == patients[1][:, None]
+        order = np.argsort(is_own, axis=1, kind="stable")[:, : max(ks)]
+        similarity, position = (np.take_along_axis(found, order, 1) for found in (similarity, position))
     labels = train_labels[position]
     return {k: class_votes(similarity[:, :k], labels[:, :k], n_classes, temperature) for k in ks}
+
+
+def check_k(ks: Sequence[int], n_train: int, which: str = "") -> None:
+    """Raise InputError unless every k is from 1 to the number of training scans."""
+    if not ks:
+        raise InputError("no k given; name at least one, for example 5")
+    if min(ks) < 1 or max(ks) > n_train:
+        wrong = max(ks) if min(ks) > 0 else min(ks)
+        scans = f"the number of training scans {which}".rstrip()
+        raise InputError(f"k = {wrong}: must be from 1 to {n_train}, {scans}")
+
+
+def _largest_own(train_patients: np.ndarray, test_patients: np.ndarray) -> int:
+    """The most training images that one patient of the test images has."""
+    shared = train_patients[np.isin(train_patients, test_patients)]
+    return int(np.unique(shared, return_counts=True)[1].max()) if len(shared) else 0

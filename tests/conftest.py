@@ -83,7 +83,7 @@ TINY_RUN = [
     *("--config", "configs/quickstart.yaml", "--run.precision", "fp32"),
     *("--phantom.patients", "12", "--phantom.scans-per-patient", "4", "--phantom.size", "64", "64"),
     *("--optim.epochs", "4", "--optim.batch-size", "8", "--optim.warmup-epochs", "1"),
-    *("--model.args", "patch_size=8", "img_size=32", "embed_dim=32", "depth=2", "num_heads=2"),
+    *("--model.args", "patch_size=2", "img_size=32", "embed_dim=32", "depth=2", "num_heads=2"),
     *("--model.drop-path", "0.1", "--model.out-dim", "64"),
     *("--augment.global-size", "32", "--augment.local-size", "16", "--augment.n-local", "2"),
     *("--monitor.image-size", "32", "32", "--monitor.attention-size", "32"),
