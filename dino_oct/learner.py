@@ -214,9 +214,11 @@ class Learner:
 
         Every process must call it with the same number of views.
         """
+        self.student.eval()  # without stochastic depth the same weights give the same numbers
         with self.accelerator.autocast():
             targets = self.targets(self.teacher(views[:1])[1], temperature)
             logits = self.student(views)[1]
+        self.student.train()
         cross_entropy = dino_loss.dino_cross_entropy(logits, targets, self.config.student_temperature)
         entropy = dino_loss.entropy(targets)
         return {"teacher_entropy": entropy.item(), "teacher_student_kl": (cross_entropy - entropy).item()}
