@@ -77,8 +77,8 @@ class RunConfig:
     """Optimiser steps between checkpoints (checkpoints/last.pt)."""
     keep_every: int = 0
     """Also keep a checkpoint every so many optimiser steps; 0 keeps only the last and the best."""
-    timeout_minutes: int = 20
-    """Give up when another process has not answered for so long."""
+    timeout_minutes: int = 60
+    """Give up when another process has not answered for so long; the first decoding of a large data set counts."""
 
 
 @dataclass
@@ -125,6 +125,8 @@ def load_config(args: Sequence[str]) -> TrainConfig:
     config = parse_options(TrainConfig, args, default=read_settings(TrainConfig, file), prog=Path(sys.argv[0]).name)
     if not config.out:
         config = dataclasses.replace(config, out=f"runs/{file.stem}")
+    if config.seed < 0:
+        raise InputError(f"--seed {config.seed}: must be 0 or more")
     if config.resume not in ("auto", "never") and not Path(config.resume).exists():
         raise InputError(f"--resume {config.resume}: no such checkpoint; give auto, never or a path")
     return config

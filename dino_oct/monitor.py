@@ -57,6 +57,7 @@ class Monitor:
         index, scans: aligned index and cache.
 
     Attributes:
+        no_knn_because: why there is no k-NN; empty where there is.
         pixel_knn: k → accuracy of the same k-NN on raw pixels, the control to beat; empty without labels.
     """
 
@@ -64,7 +65,14 @@ class Monitor:
         self.config, self.n_classes = config, len(index.class_names)
         val = choose(index, "val", config.max_val, seed, labelled=True)
         train = choose(index, "train", config.max_train, seed, labelled=True)
-        self.has_labels = len(val) > 0 and len(train) >= max(config.k) and self.n_classes > 1
+        self.no_knn_because = ""
+        if self.n_classes < 2:
+            self.no_knn_because = "the scans have no classes"
+        elif len(val) == 0:
+            self.no_knn_because = "no validation scans"
+        elif len(train) < max(config.k):
+            self.no_knn_because = f"{len(train)} labelled training scans are fewer than monitor.k {max(config.k)}"
+        self.has_labels = not self.no_knn_because
         if not self.has_labels:
             # Without labels the features' health can still be read, on scans that training does not see if there are.
             val = choose(index, "val", config.max_val, seed, labelled=False)

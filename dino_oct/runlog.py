@@ -81,15 +81,19 @@ class RunLog:
             self.writer.close()
 
 
+def check_run_folder(run: Path) -> None:
+    """Raise InputError if a folder exists that is no run's: nothing of somebody else's is ever overwritten."""
+    if run.exists() and (not run.is_dir() or (any(run.iterdir()) and not (run / "config.yaml").exists())):
+        raise InputError(f"{run} exists and is not a run folder; choose another --out")
+
+
 def prepare_run_folder(run: Path, config: "TrainConfig", resume: Path | None, say: Callable[[str], None]) -> None:
     """Make the run folder and write ``config.yaml``; say what is resumed, or move an old run aside.
 
     Raises:
-        InputError: the folder is not a run's and not empty, or cannot be written.
+        InputError: the folder cannot be written.
     """
     settings = run / "config.yaml"
-    if run.exists() and (not run.is_dir() or (any(run.iterdir()) and not settings.exists())):
-        raise InputError(f"{run} exists and is not a run folder; choose another --out")
     if resume is None and run.exists() and any(run.iterdir()):
         if (run / "checkpoints" / "last.pt").exists():
             aside = run.with_name(f"{run.name}-{datetime.now():%Y%m%d-%H%M%S}")

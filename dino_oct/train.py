@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.utils.data import DataLoader
@@ -27,9 +28,9 @@ from dino_oct.models.backbone import save_export
 from dino_oct.models.build import build_networks
 from dino_oct.models.network import normalise_views
 from dino_oct.monitor import Monitor, draw_views, warnings_of
-from dino_oct.runlog import RunLog, StopSignal, describe, prepare_run_folder
+from dino_oct.runlog import RunLog, StopSignal, check_run_folder, describe, prepare_run_folder
 
-MAIN_STREAM, VIEWS_EPOCH = 1000, 2**31  # seeds of stochastic depth; an epoch number that training never reaches
+VIEWS_EPOCH = 2**31  # keys the monitor's fixed views: an epoch number that training never reaches
 
 
 def main() -> None:
@@ -50,7 +51,7 @@ def train(config: TrainConfig) -> None:
     stop = StopSignal()
 
     # ---- data ------------------------------------------------------------------------------------------------------
-    with accelerator.main_process_first():
+    with accelerator.local_main_process_first():
         index, scans = load_scans(config.data, config.dataset, config.phantom, say)
     train_index = index.positions("train")
     n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
@@ -61,6 +62,8 @@ def train(config: TrainConfig) -> None:
     state = checkpoint.read_training_state(resume_file) if resume_file else None
     if state and state["step"] >= config.optim.epochs * n_steps_per_epoch:
         return say(f"{run} is already complete ({state['step']} steps); --out another folder, or --resume never")
+    check_run_folder(run)
+    accelerator.wait_for_everyone()
     if main_process:
         prepare_run_folder(run, config, resume_file, say)
     accelerator.wait_for_everyone()
@@ -68,7 +71,9 @@ def train(config: TrainConfig) -> None:
 
     # ---- networks --------------------------------------------------------------------------------------------------
     networks = build_networks(config.init, config.model, config.seed, state, say)
-    if config.optim.freeze_backbone_epochs is None:
+    if state:
+        config.optim.freeze_backbone_epochs = state["freeze_backbone_epochs"]
+    elif config.optim.freeze_backbone_epochs is None:
         config.optim.freeze_backbone_epochs = 1.0 if networks.new_head and networks.pretrained else 0.0
     for name, size in (("global_size", config.augment.global_size), ("local_size", config.augment.local_size)):
         check_size((size, size), networks.student.backbone, f"augment.{name}")
@@ -108,6 +113,8 @@ def train(config: TrainConfig) -> None:
 
     # ---- monitor ---------------------------------------------------------------------------------------------------
     monitor = Monitor(config.monitor, index, scans, config.seed)
+    if monitor.no_knn_because:
+        say(f"note: no k-NN in the evaluations: {monitor.no_knn_because}")
     log = RunLog(run, step, main_process)
     fixed = [TrainingScans(scans, train_index)[(VIEWS_EPOCH, i)] for i in range(min(32, len(train_index)))]
     start_metrics: dict[str, float] = {}
@@ -128,9 +135,8 @@ def train(config: TrainConfig) -> None:
             say(f"warning: {warning}")
         if main_process:
             log.write(step, step / n_steps_per_epoch, metrics)
-            if hasattr(learner.teacher.backbone, "blocks"):
-                panels = monitor.attention_panels(learner.teacher.backbone, device)
-                log.images("attention", dict(zip(monitor.attention_names, panels, strict=True)), step)
+            panels = monitor.attention_panels(learner.teacher.backbone, device)
+            log.images("attention", dict(zip(monitor.attention_names, panels, strict=True)), step)
         return metrics
 
     say(
@@ -149,8 +155,9 @@ def train(config: TrainConfig) -> None:
     def save(keep: bool = False, is_best: bool = False) -> None:
         if main_process:
             rest = {"step": step, "steps": schedules.steps, "epoch": step // n_steps_per_epoch, "best_knn": best}
-            own = {**learner.state_dict(), **rest, "hub_config": learner.teacher.backbone.hub_config}
-            checkpoints.save(own, keep, is_best)
+            rest["freeze_backbone_epochs"] = config.optim.freeze_backbone_epochs
+            rest["hub_config"] = learner.teacher.backbone.hub_config
+            checkpoints.save(learner.state_dict() | rest, keep, is_best)
             save_export(learner.teacher.backbone, run / "export")
 
     batches = iter(loader)
@@ -158,7 +165,7 @@ def train(config: TrainConfig) -> None:
     clock, images = time.perf_counter(), 0
     while step < schedules.steps and not stop.asked(device):
         # Stochastic depth is drawn from (seed, step, process) alone: a resumed run draws what the first one would have.
-        torch.manual_seed(((config.seed * MAIN_STREAM + accelerator.process_index) << 32) + step)
+        torch.manual_seed(stream(config.seed, accelerator.process_index, step))
         micro_batches = [views_of(next(batches)) for _ in range(config.optim.accumulate)]
         values = schedules[step]
         try:
@@ -203,6 +210,11 @@ def train(config: TrainConfig) -> None:
         say(f"done: {run}/export holds the backbone; watch with: tensorboard --logdir {run}/tensorboard")
     log.close()
     accelerator.end_training()
+
+
+def stream(*key: int) -> int:
+    """A seed of 64 bits from several numbers."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
 def gpu_memory(device: torch.device) -> dict[str, float]:

@@ -22,7 +22,7 @@ for ((i = 1; i < $#; i++)); do
 done
 [ -n "$run" ] || { echo "error: give the run folder with --out, so that a requeued job finds it" >&2; exit 2; }
 
-MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500}
 # accelerate reads these names; exec makes the trainer itself the task that SLURM signals.
 srun bash -c '

@@ -1,0 +1,80 @@
+"""Launch files: valid for accelerate, and the SLURM script puts a stopped job back into the queue."""
+
+import os
+import subprocess
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+
+LAUNCH = REPOSITORY / "launch"
+
+
+@pytest.mark.parametrize("name", ["cpu", "one_gpu", "one_node", "several_nodes"])
+def test_accelerate_configs_are_understood(name):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
+    assert config.num_processes >= config.num_machines >= 1
+    assert yaml.safe_load((LAUNCH / f"{name}.yaml").read_text())["mixed_precision"] == "no"
+
+
+@pytest.mark.parametrize("script", ["launch/environment.sh", "launch/quickstart.sh", "launch/slurm.sh",
+                                    "launch/torchrun.sh", "tests/run.sh", ".ci/run"])  # fmt: skip
+def test_scripts_parse(script):
+    subprocess.run(["bash", "-n", REPOSITORY / script], check=True, timeout=10)
+
+
+@pytest.fixture
+def fake_slurm(tmp_path):
+    """A submission folder whose srun runs each task once; scontrol and python write down how they were called."""
+    tools, work = tmp_path / "bin", tmp_path / "work"
+    tools.mkdir()
+    (work / ".venv" / "bin").mkdir(parents=True)
+    (work / ".venv" / "bin" / "activate").write_text("")
+    (work / "runs" / "r").mkdir(parents=True)
+    scripts = {
+        "srun": 'for id in 0 1; do SLURM_PROCID=$id SLURM_LOCALID=$id SLURM_NTASKS=2 "$@" || exit $?; done',
+        "scontrol": 'echo "scontrol $*" >> calls; [ "$1" = show ] && printf "node1\\nnode2\\n" || true',
+        "python": 'echo "$RANK/$WORLD_SIZE/$LOCAL_RANK $MASTER_ADDR:$MASTER_PORT $*" >> calls; exit ${STATUS:-0}',
+    }
+    for name, body in scripts.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+
+    def submit(*args, **variables):
+        environment = {"PATH": f"{tools}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(work), "SLURM_JOB_ID": "7"}
+        environment |= {"SLURM_JOB_NODELIST": "node[1-2]", **variables}
+        done = subprocess.run(
+            ["bash", LAUNCH / "slurm.sh", *args], env=environment, capture_output=True, text=True, timeout=30
+        )
+        calls = work / "calls"
+        return done, calls.read_text().splitlines() if calls.exists() else []
+
+    submit.run = work / "runs" / "r"
+    return submit
+
+
+def test_slurm_starts_one_trainer_per_task(fake_slurm):
+    done, calls = fake_slurm("--config", "configs/vitb8_oct2017.yaml", "--out", "runs/r")
+    assert done.returncode == 0, done.stderr
+    trainers = [call for call in calls if "train.py" in call]
+    expected = "dino_oct/train.py --config configs/vitb8_oct2017.yaml --out runs/r"
+    assert trainers == [f"{rank}/2/{rank} node1:29500 {expected}" for rank in (0, 1)]
+    assert not any("requeue" in call for call in calls)
+
+
+def test_slurm_requeues_a_run_that_a_signal_stopped(fake_slurm):
+    (fake_slurm.run / "stopped").write_text("120\n")
+    done, calls = fake_slurm("--out", "runs/r")
+    assert done.returncode == 0, done.stderr
+    assert calls[-1] == "scontrol requeue 7"
+
+
+def test_slurm_does_not_requeue_a_failure_and_wants_a_run_folder(fake_slurm):
+    done, calls = fake_slurm("--out", "runs/r", STATUS="1")
+    assert done.returncode == 1
+    assert not any("requeue" in call for call in calls)
+    done, _ = fake_slurm("--config", "x.yaml")
+    assert done.returncode == 2
+    assert "--out" in done.stderr
