@@ -221,7 +221,9 @@ def _infer_vit(tensors: official.Tensors, heads: int | None, path: Path) -> tupl
         names = ", ".join(list(tensors)[:3]) or "no tensors"
         raise InputError(f"{path}: not a DINO vision transformer (it has {names}, …)") from None
     if heads is None and width % 64:
-        raise InputError(f"{path}: width {width} does not tell the number of heads; give it with --model.heads")
+        raise InputError(
+            f"{path}: width {width} does not tell the number of heads; give it (--model.heads N; evaluations: --heads N)"
+        )
     heads = heads or width // 64
     if width % heads:
         raise InputError(f"{path}: width {width} cannot be divided over {heads} heads")

@@ -1,0 +1,54 @@
+"""Classification metrics over weighted scans, vectorised over the resamples of a bootstrap."""
+
+import numpy as np
+
+METRICS = ("accuracy", "balanced_accuracy", "macro_auroc")
+
+
+def score_all(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Accuracy, balanced accuracy and macro AUROC, in per cent, for each row of weights.
+
+    Args:
+        weights: (R, N), how often each scan counts.
+        labels: (N,) classes; scores: (N, C), the prediction is the arg-max (ties: the lower class).
+
+    Returns:
+        (R, 3), columns ``METRICS``. Balanced accuracy and AUROC (one class against the rest) are means over the classes
+        in ``labels``; NaN for weights that leave one of these classes out, since a mean over other classes would be
+        another quantity, and for the AUROC of a single class.
+    """
+    correct = (scores.argmax(axis=1) == labels).astype(float)
+    present = np.unique(labels)
+    members = (labels[:, None] == present).astype(float)  # (N, classes present)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        accuracy = (weights @ correct) / weights.sum(axis=1)
+        recall = (weights @ (members * correct[:, None])) / (weights @ members)
+    areas = np.stack([auroc(weights, members[:, i], scores[:, c]) for i, c in enumerate(present)], axis=1)
+    return 100 * np.stack([accuracy, recall.mean(axis=1), areas.mean(axis=1)], axis=1)
+
+
+def auroc(weights: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve for each row of weights; ties count half.
+
+    Args:
+        weights: (R, N); positive: (N,) 1 or 0; scores: (N,).
+
+    Returns:
+        (R,) in [0, 1]; NaN where positives or negatives have no weight.
+    """
+    order = np.argsort(scores, kind="stable")
+    first_of_tie = np.flatnonzero(np.concatenate([[True], np.diff(scores[order]) > 0]))
+    ordered, is_positive = weights[:, order], positive[order].astype(float)
+    positives = np.add.reduceat(ordered * is_positive, first_of_tie, axis=1)
+    negatives = np.add.reduceat(ordered * (1 - is_positive), first_of_tie, axis=1)
+    negatives_below = negatives.cumsum(axis=1) - negatives
+    with np.errstate(invalid="ignore", divide="ignore"):
+        won = (positives * (negatives_below + negatives / 2)).sum(axis=1)
+        return won / (positives.sum(axis=1) * negatives.sum(axis=1))
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
+    """Counts (C, C) of scans: true class by row, predicted class by column."""
+    counts = np.zeros((n_classes, n_classes), dtype=int)
+    np.add.at(counts, (labels, predicted), 1)
+    return counts

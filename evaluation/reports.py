@@ -1,0 +1,76 @@
+"""How evaluations tell their results: one table on the terminal, one JSON file, figures beside it."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_oct.errors import InputError
+from evaluation.bootstrap import Interval
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in aligned columns under a header and a rule."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+    printed = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    printed.insert(1, "─" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(line.rstrip() for line in printed)
+
+
+def show(value: Interval, digits: int = 1, signed: bool = False) -> str:
+    """An interval as ``81.2 [76.0, 85.9]``; a dash where it is undefined."""
+    if not math.isfinite(value.point):
+        return "–"
+    form = f"{'+' if signed else ''}.{digits}f"
+    if value.low is None or value.high is None:
+        return f"{value.point:{form}}"
+    return f"{value.point:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON takes it: arrays and tuples to lists, dataclasses to objects, NaN and infinity to null."""
+    if dataclasses.is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def make_folder(folder: Path) -> Path:
+    """Make a folder for results.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --out") from None
+    return folder
+
+
+def write_json(result: dict[str, Any], file: Path) -> None:
+    """Write a result whole or not at all.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    partial = file.with_name(f"{file.name}.partial")
+    try:
+        partial.write_text(json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({error.strerror}); give another --out") from None

@@ -1,0 +1,178 @@
+"""What is evaluated: the newest run or a SOURCE, with its settings and its weights."""
+
+import dataclasses
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dino_oct.cli import read_settings
+from dino_oct.config import TrainConfig
+from dino_oct.errors import InputError
+from dino_oct.models.backbone import download, load_backbone
+from evaluation.scan_data import DatasetOptions, PhantomOptions
+
+RUNS = Path("runs")
+
+
+@dataclass
+class EvaluationOptions:
+    """What every evaluation is asked for. Unset options are those that the run was trained with."""
+
+    model: str | None = None
+    """Run, export, DINO file, timm:NAME or random:NAME; unset: the newest run under runs/."""
+    data: str | None = None
+    """OCT2017-style folder, or 'phantom'; unset: the run's own."""
+    out: str | None = None
+    """Folder for the results; unset: RUN/evaluation/NAME, or runs/SOURCE/evaluation/NAME where there is no run."""
+    heads: int | None = None
+    """Attention heads, for a DINO file whose width does not tell."""
+    bootstrap: int = 1000
+    """Resamples of patients behind each 95 % interval; 0 gives none."""
+    seed: int = 0
+    """Of the resamples, and of the network with random weights."""
+    dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    phantom: PhantomOptions = field(default_factory=PhantomOptions)
+
+    def __post_init__(self):
+        if self.bootstrap < 0 or self.seed < 0:
+            raise InputError(f"bootstrap {self.bootstrap} and seed {self.seed}: give numbers from 0")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is evaluated.
+
+    Attributes:
+        name: SOURCE, as ``load_backbone`` takes it.
+        run: the run it belongs to, and config: that run's settings; None for weights from elsewhere.
+        chosen: how it was chosen, for the reader.
+    """
+
+    name: str
+    run: Path | None = None
+    config: TrainConfig | None = None
+    chosen: str = "given"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether these are a run's final weights rather than one of its checkpoints."""
+        return self.run is not None and Path(self.name) in (self.run, self.run / "export")
+
+    def results_folder(self, name: str, out: str | None) -> Path:
+        """Where results of evaluation ``name`` go; a run's checkpoints do not overwrite its final results."""
+        if out:
+            return Path(out)
+        label = re.sub(r"[^\w.-]+", "_", Path(self.name).stem if self.run else self.name).strip("_.")
+        if self.run is None:
+            return RUNS / label / "evaluation" / name
+        return self.run / "evaluation" / (name if self.is_final else f"{name}_{label}")
+
+
+def newest_run(folder: Path = RUNS) -> Path:
+    """The run under ``folder`` whose ``metrics.jsonl`` was written last.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = [file for file in folder.rglob("metrics.jsonl") if (file.parent / "config.yaml").is_file()]
+    if not found:
+        raise InputError(
+            f"no run under {folder}/; train one (accelerate launch dino_oct/train.py) or give --model SOURCE"
+        )
+    return max(found, key=lambda file: (file.stat().st_mtime, str(file))).parent
+
+
+def open_source(model: str | None) -> Source:
+    """The source of an evaluation; a run's exports and checkpoints bring the run's settings with them.
+
+    Raises:
+        InputError: no run to fall back on, or settings that cannot be read. Weights are not opened here.
+    """
+    if model is None:
+        run = newest_run()
+        return Source(str(run), run, read_settings(TrainConfig, run / "config.yaml"), f"newest under {RUNS}/")
+    path = Path(model)
+    if path.exists():
+        for run in (path, path.parent, path.parent.parent):
+            if (run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file():
+                return Source(model, run, read_settings(TrainConfig, run / "config.yaml"))
+    return Source(model)
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A backbone in evaluation mode on its device, and what identifies its weights."""
+
+    backbone: nn.Module
+    weights: dict[str, Any]
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_frozen(source: str, device: torch.device, **load_options: Any) -> Frozen:
+    """Load a backbone for evaluation; further arguments as ``load_backbone``.
+
+    ``weights`` holds source, file (None for weights without one, e.g. random) and the first 16 digits of the sha256 of
+    the file, or of the tensors' bytes where there is no file.
+
+    Raises:
+        InputError: weights that are not finite; or as ``load_backbone``.
+    """
+    backbone = load_backbone(source, **load_options).eval().requires_grad_(False).to(device)
+    if not all(tensor.isfinite().all() for tensor in backbone.state_dict().values()):
+        raise InputError(f"{source}: weights that are not finite (NaN), from a run that diverged; give earlier weights")
+    file = _weights_file(source)
+    digest = hashlib.sha256()
+    if file is not None:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    else:
+        for name, tensor in backbone.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return Frozen(backbone, {"source": source, "file": file and str(file), "sha256": digest.hexdigest()[:16]})
+
+
+def starting_weights(source: Source, device: torch.device) -> Frozen | str:
+    """The weights before the run's first step, or why there are none to compare with."""
+    if source.run is None:
+        return "no row for starting weights: the model is not from a run"
+    start = source.run / "checkpoints" / "start"
+    if Path(source.name) == start:
+        return "no row for starting weights: they are the model itself"
+    if not (start / "config.json").is_file():
+        return f"no row for starting weights: {start} is missing"
+    return load_frozen(str(start), device)
+
+
+def random_weights(source: Source, model: Frozen, seed: int, device: torch.device) -> Frozen | str:
+    """The model's architecture with random weights, or why that would say nothing new."""
+    if source.config is not None and source.config.init.startswith("random:"):
+        return "no row for random weights: the run started from random weights, so the starting weights are that row"
+    if model.backbone.load_report.matched == 0:
+        return "no row for random weights: the model itself has random weights"
+    hub = model.backbone.hub_config
+    frozen = load_frozen(f"random:{hub['architecture']}", device, model_args=hub["model_args"], seed=seed)
+    frozen.backbone.pretrained_cfg = {
+        **frozen.backbone.pretrained_cfg,
+        **hub["pretrained_cfg"],
+    }  # the same mean and std
+    return dataclasses.replace(frozen, weights={**frozen.weights, "seed": seed})
+
+
+def _weights_file(source: str) -> Path | None:
+    if source.startswith("https://"):
+        return download(source)
+    path = Path(source)
+    if path.is_dir():
+        files = (folder / "backbone.safetensors" for folder in (path, path / "export"))
+        return next((file for file in files if file.is_file()), None)
+    return path if path.is_file() else None

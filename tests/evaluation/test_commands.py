@@ -1,0 +1,270 @@
+"""The evaluation commands as a user runs them."""
+
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REFERENCE, REPOSITORY, TINY_RUN, environment
+from PIL import Image
+
+from dino_oct.cli import parse_options
+from dino_oct.errors import InputError
+from evaluation.runs import load_frozen, newest_run, open_source, random_weights, starting_weights
+from evaluation.scan_data import DatasetOptions, PhantomOptions, open_data
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("evaluated") / "tiny"
+
+
+@pytest.fixture
+def trained(run_folder, command):
+    """A finished tiny run; made once."""
+    if not run_folder.exists():
+        finished = command("dino_oct/train.py", *TINY_RUN, "--out", run_folder)
+        assert finished.returncode == 0, finished.stderr
+    return run_folder
+
+
+def failed(finished: subprocess.CompletedProcess, message: str) -> None:
+    """Exit status 2, and one line that says what is wrong."""
+    assert finished.returncode == 2, finished.stderr
+    lines = finished.stderr.strip().splitlines()
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+def test_knn(trained, command):
+    finished = command("evaluation/knn.py", "--model", trained, "--k", 1, 3, "--bootstrap", 200)
+    assert finished.returncode == 0, finished.stderr
+    for words in ("PHANTOMS: synthetic scans", "starting weights", "raw pixels", "model − raw pixels", "accuracy %",
+                  "k=3: the model", "4 patients are few", "16 test scans of 4 patients", "no row for random weights",
+                  "sha256"):  # fmt: skip
+        assert words in finished.stdout, finished.stdout
+    result = json.loads((trained / "evaluation" / "knn" / "knn_test.json").read_text())
+    assert list(result["rows"]) == ["model", "starting weights", "raw pixels"]
+    for row in result["rows"].values():
+        for found in row.values():
+            interval = found["accuracy"]
+            assert interval["low"] <= interval["point"] <= interval["high"]
+            assert np.sum(found["confusion"]) == 16
+    assert result["data"]["synthetic"] is True
+    assert result["settings"]["image_size"] == [32, 32]
+    assert result["weights"]["model"]["sha256"] != result["weights"]["starting weights"]["sha256"]
+
+
+def test_knn_on_validation_repeats_what_the_trainer_logged(trained, command, tmp_path):
+    finished = command(
+        "evaluation/knn.py", "--model", trained, "--k", 3, "--split", "val", "--out", tmp_path, "--bootstrap", 0
+    )
+    assert finished.returncode == 0, finished.stderr
+    rows = json.loads((tmp_path / "knn_val.json").read_text())["rows"]
+    logged = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    logged = [line["knn_3"] for line in logged if "knn_3" in line]
+    assert rows["model"]["3"]["accuracy"]["point"] == pytest.approx(logged[-1])
+    assert rows["starting weights"]["3"]["accuracy"]["point"] == pytest.approx(logged[0])
+    assert rows["model"]["3"]["accuracy"]["low"] is None
+
+
+def test_knn_of_a_file_that_is_no_run_on_a_folder(command, tmp_path):
+    """Also: patients shared between splits are told, and their own scans can be left out of the vote."""
+    rng = np.random.default_rng(0)
+    for split, label, patient, scan in [
+        *(("train", "CNV" if p % 2 else "NORMAL", p, s) for p in range(8) for s in (1, 2)),
+        *(("test", "CNV" if p % 2 else "NORMAL", p, 3) for p in (0, 1, 20, 21)),
+    ]:
+        folder = tmp_path / "scans" / split / label
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(folder / f"{label}-{patient}-{scan}.png")
+    args = [
+        "evaluation/knn.py", "--model", REFERENCE / "backbone_final.pth", "--heads", 3, "--data", tmp_path / "scans",
+        "--dataset.split", "official", "--k", 3, "--bootstrap", 100, "--image-size", 32, 32, "--out", tmp_path / "out",
+    ]  # fmt: skip
+    finished = command(*args)
+    assert finished.returncode == 0, finished.stderr
+    assert "2 of 4 classified patients also have training scans" in finished.stdout
+    assert "PHANTOM" not in finished.stdout
+    assert list(json.loads((tmp_path / "out" / "knn_test.json").read_text())["rows"]) == [
+        "model", "random weights", "raw pixels",
+    ]  # fmt: skip
+    finished = command(*args, "--exclude-same-patient", "True")
+    assert finished.returncode == 0, finished.stderr
+    assert "also have training scans" not in finished.stdout
+    failed(command(*args, "--k", 15, "--exclude-same-patient", "True"), "k = 15: must be from 1 to 14")
+
+
+def test_localization(trained, command):
+    finished = command("evaluation/localization.py", "--model", trained, "--bootstrap", 200)
+    assert finished.returncode == 0, finished.stderr
+    for words in ("PHANTOMS: synthetic scans", "% on lesion", "% on retina", "model: chosen head (",
+                  "start: chosen head (", "the mask itself", "Lesion over retina of the chosen head",
+                  "12 scans with lesions of 3 validation patients", "not a segmentation"):  # fmt: skip
+        assert words in finished.stdout, finished.stdout
+    folder = trained / "evaluation" / "localization"
+    result = json.loads((folder / "localization.json").read_text())
+    rows = result["rows"]
+    assert rows["uniform"]["enrichment_lesion"]["point"] == pytest.approx(1)
+    assert rows["uniform"]["energy_lesion"]["point"] == pytest.approx(result["area"]["lesion"]["point"])
+    assert rows["retina band"]["lesion_over_retina"] == {"point": 1, "low": 1, "high": 1}
+    assert rows["the mask itself"]["energy_lesion"]["point"] == 1
+    assert (
+        0 < rows["model: chosen head"]["energy_lesion"]["point"] < rows["model: chosen head"]["energy_retina"]["point"]
+    )
+    assert set(result["classes"]) == {"CNV", "DME", "DRUSEN"}
+    with Image.open(folder / "localization.png") as image:
+        assert min(image.size) > 500
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "message"),
+    [
+        ("knn", ["--k", "17"], "k = 17: must be from 1 to 16, the number of training scans"),
+        ("knn", ["--image-size", "33", "32"], "image-size 33 32 is not a multiple of the patch (8 px)"),
+        ("knn", ["--temperature", "0"], "temperature"),
+        ("knn", ["--bootstrap", "-1"], "bootstrap"),
+        ("knn", ["--split", "train"], "split"),
+        ("localization", ["--attention-size", "0"], "attention-size"),
+        ("localization", ["--phantom.patients", "8"], "no lesion masks of the val split"),
+    ],
+)
+def test_wrong_settings_are_one_line(script, args, message, trained, cache_root, monkeypatch):
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    module = importlib.import_module(f"evaluation.{script}")
+    with pytest.raises(InputError) as error:
+        module.main(parse_options(module.Options, ["--model", str(trained), *args]))
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Scans without classes, and scans of two classes without masks."""
+    plain, labelled = tmp_path / "plain", tmp_path / "labelled"
+    rng = np.random.default_rng(0)
+    for folder in (plain, labelled / "CNV", labelled / "NORMAL"):
+        folder.mkdir(parents=True)
+        for i in range(6):
+            Image.fromarray(rng.integers(0, 255, (64, 64), dtype=np.uint8)).save(folder / f"{folder.name}-{i}-1.png")
+    return {"plain": plain, "labelled": labelled}
+
+
+def test_wrong_input_exits_with_status_2(trained, command, folders):
+    failed(command("evaluation/knn.py", "--model", trained, "--k", 9999), "k = 9999")
+    failed(command("evaluation/localization.py", "--model", trained, "--data", folders["labelled"]), "no lesion masks")
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "message"),
+    [
+        ("knn", ["--model", "RUN", "--data", "plain"], "needs at least two class folders, found none"),
+        ("knn", ["--model", "random:vit_tiny_patch16_224"], "give --data DIR"),
+        ("knn", ["--model", "nowhere", "--data", "labelled", "--k", "1"], "nowhere: no such file or folder"),
+        ("localization", ["--model", "RUN", "--data", "nowhere"], "nowhere: no such folder"),
+        (
+            "localization",
+            [
+                "--model",
+                "random:resnet18",
+                "--data",
+                "phantom",
+                "--phantom.patients",
+                "12",
+                "--phantom.size",
+                "64",
+                "64",
+            ],
+            "has no CLS token",
+        ),
+    ],
+)
+def test_wrong_data_and_sources_are_one_line(script, args, message, trained, folders, cache_root, monkeypatch):
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    args = [str({"RUN": trained, **folders}.get(arg, arg)) for arg in args]
+    module = importlib.import_module(f"evaluation.{script}")
+    with pytest.raises(InputError) as error:
+        module.main(parse_options(module.Options, args))
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_without_any_run_the_way_out_is_named(cache_root, tmp_path):
+    script = REPOSITORY / "evaluation" / "knn.py"
+    finished = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, env=environment(cache_root), capture_output=True, text=True, timeout=120
+    )
+    failed(finished, "no run under runs/")
+
+
+def test_the_newest_run_is_the_one_that_wrote_metrics_last(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for age, name in enumerate(("b", "a", "c")):
+        run = Path("runs") / name
+        run.mkdir(parents=True)
+        shutil.copy(trained / "config.yaml", run)
+        (run / "metrics.jsonl").write_text("{}\n")
+        os.utime(run / "metrics.jsonl", (1e9 - age, 1e9 - age))
+    assert newest_run() == Path("runs/b")
+    source = open_source(None)
+    assert (source.run, source.chosen) == (Path("runs/b"), "newest under runs/")
+    assert source.results_folder("knn", None) == Path("runs/b/evaluation/knn")
+
+
+def test_sources_within_a_run_bring_its_settings_and_keep_their_results_apart(trained):
+    export = open_source(str(trained / "export"))
+    assert export.results_folder("knn", None) == trained / "evaluation" / "knn"
+    checkpoint = open_source(str(trained / "checkpoints" / "last.pt"))
+    assert (checkpoint.run, checkpoint.config.monitor.k) == (trained, (3,))
+    assert checkpoint.results_folder("knn", None) == trained / "evaluation" / "knn_last"
+    assert checkpoint.results_folder("knn", "elsewhere") == Path("elsewhere")
+    assert "the model itself" in starting_weights(open_source(str(trained / "checkpoints" / "start")), CPU)
+    assert open_source("timm:vit_base_patch8_224.dino").results_folder("knn", None) == Path(
+        "runs/timm_vit_base_patch8_224.dino/evaluation/knn"
+    )
+
+
+def test_random_weights_are_the_same_architecture_by_seed(trained):
+    file = str(REFERENCE / "backbone_final.pth")
+    model = load_frozen(file, CPU, heads=3)
+    random = [random_weights(open_source(file), model, seed, CPU) for seed in (0, 0, 1)]
+    shapes = [{name: tensor.shape for name, tensor in f.backbone.state_dict().items()} for f in (model, random[0])]
+    assert shapes[0] == shapes[1]
+    assert random[0].weights["sha256"] == random[1].weights["sha256"] != random[2].weights["sha256"]
+    assert tuple(random[0].backbone.pretrained_cfg["mean"]) == tuple(model.backbone.pretrained_cfg["mean"])
+    said = random_weights(open_source(str(trained)), load_frozen(str(trained), CPU), 0, CPU)
+    assert "started from random weights" in said
+
+
+def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
+    shutil.copytree(trained / "export", tmp_path / "export")
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(tmp_path / "export" / "backbone.safetensors")
+    tensors["cls_token"][:] = float("nan")
+    save_file(tensors, tmp_path / "export" / "backbone.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match="not finite"):
+        load_frozen(str(tmp_path / "export"), CPU)
+
+
+def test_patients_seen_in_pretraining_are_counted(trained, cache_root, monkeypatch):
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    config = open_source(str(trained)).config
+    own = open_data(config, None, DatasetOptions(), PhantomOptions(), lambda text: None)
+    assert own.seen_among(own.labelled("test")) == 0
+    again = open_data(config, None, DatasetOptions(split="patient", split_seed=3), PhantomOptions(), lambda text: None)
+    test = again.labelled("test")
+    trained_on = set(own.index.patients[own.labelled("train")].tolist())
+    assert again.seen_among(test) == len(trained_on & set(again.index.patients[test].tolist())) > 0
+    other = open_data(config, None, DatasetOptions(), PhantomOptions(seed=5), lambda text: None)
+    assert other.seen_among(other.labelled("test")) is None
+    assert any("not known" in note for note in other.notes)
