@@ -25,27 +25,26 @@ class Checkpoints:
         self.best = self.folder / "best_knn.pt"
 
     def save(self, state: dict[str, Any], keep: bool = False, best: bool = False) -> None:
-        """Replace ``last.pt`` by ``state``, and keep it as ``step_N.pt`` or ``best_knn.pt`` too if asked."""
+        """Replace ``last.pt`` by ``state``, and keep it as ``step_N.pt`` or ``best_knn.pt`` too if asked.
+
+        Written beside, flushed to disk, then renamed: a reader or a crash never meets half a checkpoint.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_atomically(state, self.last)
+        partial = self.last.with_name("last.pt.partial")
+        with open(partial, "wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        # The copies first: last.pt already says that the best was found, so it must not appear before best_knn.pt.
         if keep:
-            _link(self.last, self.folder / f"step_{state['step']:07d}.pt")
+            _copy(partial, self.folder / f"step_{state['step']:07d}.pt")
         if best:
-            _link(self.last, self.best)
+            _copy(partial, self.best)
+        os.replace(partial, self.last)
 
 
-def save_atomically(state: dict[str, Any], file: Path) -> None:
-    """Write beside the file, flush to disk, then rename: a reader or a crash never meets half a checkpoint."""
-    partial = file.with_name(f"{file.name}.partial")
-    with open(partial, "wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(partial, file)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Give the file a second name; a hard link costs no space, a copy serves where links do not exist."""
+def _copy(source: Path, target: Path) -> None:
+    """Give the file a second name, at once or not at all; a hard link costs no space, a copy serves elsewhere."""
     partial = target.with_name(f"{target.name}.partial")
     partial.unlink(missing_ok=True)
     try:
@@ -80,7 +79,7 @@ def read_training_state(file: Path) -> dict[str, Any]:
         InputError: unreadable, or not from a run of this package (an official file is a start, not a resume).
     """
     state = official.read_checkpoint(file)
-    if not {"student", "teacher", "optimizer", "step", "hub_config"} <= state.keys():
+    if not {"student", "teacher", "optimizer", "step", "hub_config", "freeze_backbone_epochs"} <= state.keys():
         raise InputError(f"{file}: not a run's checkpoint; to start from its weights give it as --init")
     return state
 

@@ -98,9 +98,8 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        # Of a machine's processes that all stumble over the same input, the first one says so.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        process = os.environ.get("RANK", "0")
+        print(f"error{f' (process {process})' if process != '0' else ''}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr, flush=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 import yaml
+from accelerate.utils import parse_flag_from_env
 
 from dino_oct.augment import AugmentConfig
 from dino_oct.cli import parse_options, read_settings
@@ -136,7 +137,7 @@ def use_bf16(precision: str) -> bool:
     """Whether ``run.precision`` means bfloat16 on this machine."""
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     flags = Path("/proc/cpuinfo")  # without the instruction, bf16 on a CPU is slower than float32
     return flags.is_file() and "avx512_bf16" in flags.read_text()

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,6 +141,26 @@ class Learner:
         self.targets = dino_loss.TeacherTargets(self.out_dim, loss).to(accelerator.device)
         self.optimizer = torch.optim.AdamW(parameter_groups(student), lr=0.0, foreach=True)
         self._student = accelerator.prepare_model(self.student)  # the same module, averaged over processes
+        self._compiled: dict[nn.Module, Callable] = {}
+
+    def compile(self, backend: str | Callable = "inductor") -> None:
+        """Run the backbones of every later ``step`` through torch.compile, one graph per size of view.
+
+        Only the steps: evaluations come in many sizes, would use up the compiler's graphs, and need hooks.
+        """
+        for network in (self.student, self.teacher):
+            forward = torch.compile(network.backbone.forward_features, backend=backend, dynamic=False)
+            self._compiled[network.backbone] = forward
+
+    @contextlib.contextmanager
+    def _compiled_forward(self) -> Iterator[None]:
+        try:
+            for backbone, forward in self._compiled.items():
+                backbone.forward_features = forward
+            yield
+        finally:
+            for backbone in self._compiled:
+                del backbone.forward_features
 
     def step(self, micro_batches: Sequence[Sequence[torch.Tensor]], values: StepValues) -> dict[str, float]:
         """One optimiser step, whatever the number of processes and micro-batches.
@@ -154,6 +174,10 @@ class Learner:
         Raises:
             NotFiniteError: on every process, before this step has changed anything.
         """
+        with self._compiled_forward():
+            return self._step(micro_batches, values)
+
+    def _step(self, micro_batches: Sequence[Sequence[torch.Tensor]], values: StepValues) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = values.lr
         self.optimizer.param_groups[0]["weight_decay"] = values.weight_decay

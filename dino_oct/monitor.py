@@ -82,7 +82,7 @@ class Monitor:
         self.n_val_patients = len(set(index.patients[val]))
         self.images = feats.squash_all([scans[i] for i in [*train, *val]], config.image_size)
         self.attention_positions = _one_per_class(val, index.labels, config.attention_scans)
-        self.attention_names = [index.files[i].rsplit("/", 1)[-1] for i in self.attention_positions]
+        self.attention_names = [index.files[i].lstrip("/").replace("/", "_") for i in self.attention_positions]
         self.attention_scans = [scans[i] for i in self.attention_positions]
         self.pixel_knn = self._knn(feats.pixel_features(self.images)) if self.has_labels else {}
 
@@ -200,7 +200,7 @@ def warnings_of(
             f"the teacher gives one answer to all scans (entropy {now['teacher_entropy']:.3f} of {ln_k:.3f}). "
             "Raise loss.teacher_temperature, or use loss.centering sinkhorn"
         )
-    knn = next((key for key in now if key.startswith("knn_")), None)
+    knn = next((key for key in now if key.startswith("knn_") and key in start), None)
     if knn and start[knn] - now[knn] > max(5, 2 * 100 * (0.5 / n_val) ** 0.5):
         found.append(
             f"k-NN is {start[knn] - now[knn]:.1f} points under the start ({now[knn]:.1f} against {start[knn]:.1f} %): "

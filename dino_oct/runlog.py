@@ -1,6 +1,7 @@
 """The run folder's records: settings, ``metrics.jsonl``, TensorBoard, and what the terminal says."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from datetime import datetime
@@ -101,6 +102,7 @@ def prepare_run_folder(run: Path, config: "TrainConfig", resume: Path | None, sa
             say(f"the earlier run is kept in {aside}")
         else:
             say(f"{run}: an earlier try stopped before its first checkpoint; starting anew")
+            shutil.rmtree(run / "tensorboard", ignore_errors=True)
     if resume is not None:
         say(f"resuming from {resume} (--resume never starts anew)")
         if settings.exists() and (changed := differences_to(settings, config)):
@@ -128,7 +130,8 @@ def describe(step: int, steps: int, metrics: dict[str, float], start: dict[str, 
     parts = [f"evaluation at step {step}/{steps}"]
     for key in (key for key in metrics if key.startswith("knn_")):
         k = int(key.removeprefix("knn_"))
-        parts.append(f"k-NN (k={k}) {metrics[key]:.1f} % (start {start[key]:.1f}, pixels {monitor.pixel_knn[k]:.1f})")
+        before = f"start {start[key]:.1f}, " if key in start else ""  # a resumed run may ask for another k
+        parts.append(f"k-NN (k={k}) {metrics[key]:.1f} % ({before}pixels {monitor.pixel_knn[k]:.1f})")
     parts += [
         f"RankMe {metrics['rankme']:.1f} (start {start['rankme']:.1f})",
         f"spread {metrics['feature_spread']:.2f} (start {start['feature_spread']:.2f})",

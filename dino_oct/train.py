@@ -21,7 +21,8 @@ from dino_oct.augment import MultiCrop
 from dino_oct.cli import one_line_errors
 from dino_oct.config import TrainConfig, load_config, use_bf16
 from dino_oct.data.load import load_scans
-from dino_oct.data.sampler import StepSampler, TrainingScans, steps_per_epoch
+from dino_oct.data.sampler import StepSampler, TrainingScans, ignore_stop_signals, steps_per_epoch
+from dino_oct.errors import InputError
 from dino_oct.features import check_size
 from dino_oct.learner import Learner, NotFiniteError, Schedules
 from dino_oct.models.backbone import save_export
@@ -56,44 +57,45 @@ def train(config: TrainConfig) -> None:
     train_index = index.positions("train")
     n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
 
-    # ---- run folder ------------------------------------------------------------------------------------------------
+    # ---- networks --------------------------------------------------------------------------------------------------
     run = Path(config.out)
+    check_run_folder(run)
     resume_file = checkpoint.find_resume(run, config.resume)
     state = checkpoint.read_training_state(resume_file) if resume_file else None
     if state and state["step"] >= config.optim.epochs * n_steps_per_epoch:
         return say(f"{run} is already complete ({state['step']} steps); --out another folder, or --resume never")
-    check_run_folder(run)
-    accelerator.wait_for_everyone()
-    if main_process:
-        prepare_run_folder(run, config, resume_file, say)
-    accelerator.wait_for_everyone()
-    checkpoints = checkpoint.Checkpoints(run)
-
-    # ---- networks --------------------------------------------------------------------------------------------------
-    networks = build_networks(config.init, config.model, config.seed, state, say)
-    if state:
-        config.optim.freeze_backbone_epochs = state["freeze_backbone_epochs"]
-    elif config.optim.freeze_backbone_epochs is None:
-        config.optim.freeze_backbone_epochs = 1.0 if networks.new_head and networks.pretrained else 0.0
+    with accelerator.local_main_process_first():  # which downloads, for the others to read
+        networks = build_networks(config.init, config.model, config.seed, state, say)
+    if config.optim.freeze_backbone_epochs is None:
+        new_head = 1.0 if networks.new_head and networks.pretrained else 0.0
+        config.optim.freeze_backbone_epochs = state["freeze_backbone_epochs"] if state else new_head
     for name, size in (("global_size", config.augment.global_size), ("local_size", config.augment.local_size)):
         check_size((size, size), networks.student.backbone, f"augment.{name}")
     check_size(config.monitor.image_size, networks.student.backbone, "monitor.image_size")
     learner = Learner(networks.student, config.loss, config.optim, accelerator, networks.teacher)
     if networks.center is not None:
         learner.targets.center.copy_(networks.center)
+    if config.model.compile:
+        learner.compile()
     schedules = Schedules(config.optim, config.loss, n_steps_per_epoch)
+    judged_by = f"knn_{config.monitor.k[0]}"
     step, best = 0, -1.0
     if state:
         learner.load_state_dict(state)
-        step, best = state["step"], state["best_knn"]
+        step, best = state["step"], state["best_knn"] if state["judged_by"] == judged_by else -1.0
         if state["steps"] != schedules.steps:
             say(f"warning: the run was planned for {state['steps']} steps, these settings give {schedules.steps}")
         del state
-    elif main_process:
-        save_export(learner.teacher.backbone, run / "checkpoints" / "start")
-    if config.model.compile:
-        for network in (learner.student, learner.teacher):
-            network.backbone.forward_features = torch.compile(network.backbone.forward_features, dynamic=False)
+    if len(set(accelerator.gather(torch.tensor([step], device=device)).tolist())) > 1:
+        raise InputError(f"{run}: the processes see different checkpoints; --out must be on storage that all share")
+
+    # ---- run folder ------------------------------------------------------------------------------------------------
+    if main_process:
+        prepare_run_folder(run, config, resume_file, say)
+        if step == 0:
+            save_export(learner.teacher.backbone, run / "checkpoints" / "start")
+    accelerator.wait_for_everyone()
+    checkpoints = checkpoint.Checkpoints(run)
 
     # ---- views -----------------------------------------------------------------------------------------------------
     augment = MultiCrop(config.augment, config.seed, device)
@@ -103,12 +105,12 @@ def train(config: TrainConfig) -> None:
     )  # fmt: skip
     loader = DataLoader(
         TrainingScans(scans, train_index), batch_sampler=sampler, num_workers=config.run.workers, collate_fn=list,
-        prefetch_factor=4 if config.run.workers else None,
+        prefetch_factor=4 if config.run.workers else None, worker_init_fn=ignore_stop_signals,
     )  # fmt: skip
 
     def views_of(items: list[tuple]) -> list[torch.Tensor]:
         pixels, tissue, samples, epochs = zip(*items, strict=True)
-        groups = augment(pixels, torch.stack(tissue).numpy(), samples, epochs[0])
+        groups = augment(pixels, np.stack(tissue), samples, epochs[0])
         return [normalise_views(group, learner.student.backbone) for group in groups if len(group)]
 
     # ---- monitor ---------------------------------------------------------------------------------------------------
@@ -146,15 +148,17 @@ def train(config: TrainConfig) -> None:
     )
     if step == 0:
         if main_process:
-            groups = augment(*zip(*[(p, t.numpy()) for p, t, _, _ in fixed[:4]], strict=True), range(4), VIEWS_EPOCH)
+            pixels, tissue, samples, _ = zip(*fixed[:4], strict=True)
+            groups = augment(pixels, np.stack(tissue), samples, VIEWS_EPOCH)
             log.images("views", {"first scans": draw_views([g for g in groups if len(g)])}, 0)
-        best = evaluate(0).get(f"knn_{config.monitor.k[0]}", -1.0)
+        best = evaluate(0).get(judged_by, -1.0)
     evaluate_every = max(round(config.monitor.every_epochs * n_steps_per_epoch), 1)
 
     # ---- loop ------------------------------------------------------------------------------------------------------
     def save(keep: bool = False, is_best: bool = False) -> None:
         if main_process:
-            rest = {"step": step, "steps": schedules.steps, "epoch": step // n_steps_per_epoch, "best_knn": best}
+            rest = {"step": step, "steps": schedules.steps, "epoch": step // n_steps_per_epoch}
+            rest |= {"best_knn": best, "judged_by": judged_by}
             rest["freeze_backbone_epochs"] = config.optim.freeze_backbone_epochs
             rest["hub_config"] = learner.teacher.backbone.hub_config
             checkpoints.save(learner.state_dict() | rest, keep, is_best)
@@ -193,7 +197,7 @@ def train(config: TrainConfig) -> None:
             clock, images = time.perf_counter(), 0
         done, is_best = step == schedules.steps, False
         if step % evaluate_every == 0 or done:
-            knn = evaluate(step).get(f"knn_{config.monitor.k[0]}", -1.0)
+            knn = evaluate(step).get(judged_by, -1.0)
             is_best, best = knn > best, max(knn, best)
             clock, images = time.perf_counter(), 0
         keep = bool(config.run.keep_every) and step % config.run.keep_every == 0
@@ -206,7 +210,6 @@ def train(config: TrainConfig) -> None:
             (run / "stopped").write_text(f"{step}\n")  # launch/slurm.sh puts the job back into the queue
         say(f"stopped by a signal after step {step} of {schedules.steps}; the same command goes on from there")
     else:
-        save_export(learner.teacher.backbone, run / "export") if main_process else None
         say(f"done: {run}/export holds the backbone; watch with: tensorboard --logdir {run}/tensorboard")
     log.close()
     accelerator.end_training()

@@ -25,7 +25,7 @@ done
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500}
 # accelerate reads these names; exec makes the trainer itself the task that SLURM signals.
-srun bash -c '
+srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
     exec python dino_oct/train.py "$@"' train "$@"
 

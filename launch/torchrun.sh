@@ -3,6 +3,6 @@
 #   bash launch/torchrun.sh --config configs/vitb8_oct2017.yaml --data OCT2017 --out runs/vitb8
 set -euo pipefail
 cd "$(dirname "$0")/.."
-processes=${PROCESSES:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}
+processes=${PROCESSES:-$( (nvidia-smi --list-gpus 2>/dev/null || true) | wc -l)}
 [ "$processes" -gt 0 ] || processes=1
 exec torchrun --standalone --nproc-per-node "$processes" dino_oct/train.py "$@"

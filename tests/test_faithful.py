@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import REFERENCE
 from reference_run import learner_and_schedules
+from torch._dynamo.testing import CompileCounter
 
 from dino_oct.knn import knn_votes
 from dino_oct.models import official
@@ -89,3 +90,17 @@ def test_official_format_survives_a_round_trip(record, reference_views, tmp_path
         assert all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
     values = schedules[1]
     assert learner.step([reference_views[1]], values) == again.step([reference_views[1]], values)
+
+
+def test_compiled_steps_are_compiled_and_equal(record, reference_views):
+    """Teacher and both student sizes become graphs; evaluations between steps stay eager and keep their hooks."""
+    counter = CompileCounter()
+    plain, schedules = learner_and_schedules(record["config"])
+    compiled, _ = learner_and_schedules(record["config"])
+    compiled.compile(backend=counter)
+    for step, views in enumerate(reference_views[:2]):
+        for size in (16, 24, 32, 40, 48, 56):  # an evaluation of many sizes would use up the compiler's graphs
+            cls_attention(compiled.teacher.backbone, torch.zeros(1, 3, size, size))
+        ours, theirs = (learner.step([views], schedules[step]) for learner in (compiled, plain))
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+    assert counter.frame_count >= 3

@@ -1,6 +1,7 @@
 """Launch files: valid for accelerate, and the SLURM script puts a stopped job back into the queue."""
 
 import os
+import shutil
 import subprocess
 
 import pytest
@@ -34,7 +35,7 @@ def fake_slurm(tmp_path):
     (work / ".venv" / "bin" / "activate").write_text("")
     (work / "runs" / "r").mkdir(parents=True)
     scripts = {
-        "srun": 'for id in 0 1; do SLURM_PROCID=$id SLURM_LOCALID=$id SLURM_NTASKS=2 "$@" || exit $?; done',
+        "srun": 'shift; for id in 0 1; do SLURM_PROCID=$id SLURM_LOCALID=$id SLURM_NTASKS=2 "$@" || exit $?; done',
         "scontrol": 'echo "scontrol $*" >> calls; [ "$1" = show ] && printf "node1\\nnode2\\n" || true',
         "python": 'echo "$RANK/$WORLD_SIZE/$LOCAL_RANK $MASTER_ADDR:$MASTER_PORT $*" >> calls; exit ${STATUS:-0}',
     }
@@ -78,3 +79,15 @@ def test_slurm_does_not_requeue_a_failure_and_wants_a_run_folder(fake_slurm):
     done, _ = fake_slurm("--config", "x.yaml")
     assert done.returncode == 2
     assert "--out" in done.stderr
+
+
+def test_torchrun_script_works_without_a_gpu(tmp_path):
+    (tmp_path / "torchrun").write_text('#!/bin/bash\necho "$@"\n')
+    (tmp_path / "torchrun").chmod(0o755)
+    for program in ("bash", "wc", "dirname"):
+        (tmp_path / program).symlink_to(shutil.which(program))
+    done = subprocess.run(
+        ["bash", LAUNCH / "torchrun.sh", "--out", "x"], env={"PATH": str(tmp_path)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["--standalone", "--nproc-per-node", "1", "dino_oct/train.py", "--out", "x"]

@@ -1,6 +1,7 @@
 """Two processes, or two micro-batches, train as one (losses, centre, weights to 1e-4); a dead process ends the run."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -55,9 +56,15 @@ def test_two_processes(record, reference_views, loss, cache_root, tmp_path):
     assert_same(train(record, reference_views, loss), (two["trace"], two["state"]))
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def test_a_killed_process_ends_the_others(cache_root, tmp_path):
     """Started by hand, without a launcher that would end them: the survivor itself must notice."""
-    env = {**environment(cache_root), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29517", "WORLD_SIZE": "2"}
+    env = {**environment(cache_root), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     workers = [
         subprocess.Popen(
             [sys.executable, __file__, "center", "forever"], cwd=REPOSITORY / "tests", stdout=subprocess.PIPE,

@@ -1,6 +1,7 @@
 """A run that is killed anywhere goes on to exactly the losses and weights of one that never stopped."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -29,10 +30,10 @@ def command_line(run):
     return ["dino_oct/train.py", *TINY_RUN, "--out", str(run), "--run.save-every", "1", "--run.log-every", "1"]
 
 
-def start(run, cache_root):
+def start(run, cache_root, *more):
     return subprocess.Popen(
-        [sys.executable, *command_line(run)], cwd=REPOSITORY, env=environment(cache_root), start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        [sys.executable, *command_line(run), *more], cwd=REPOSITORY, env=environment(cache_root),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
@@ -85,9 +86,9 @@ def test_killed_at_random_points_and_while_saving(uninterrupted, cache_root, tmp
 
 def test_sigterm_saves_and_exits_cleanly(uninterrupted, cache_root, tmp_path):
     run = tmp_path / "stopped"
-    process = start(run, cache_root)
+    process = start(run, cache_root, "--run.workers", "1")
     wait_for(lambda: (run / "metrics.jsonl").exists() and '"step": 3,' in (run / "metrics.jsonl").read_text(), process)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as launchers do: loader processes get it too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "stopped by a signal after step" in output
@@ -129,10 +130,14 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     def crash(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", crash)
-    with pytest.raises(OSError, match="disk full"):
-        checkpoints.save({"step": 2, "x": torch.ones(3)})
-    assert torch.load(checkpoints.last, weights_only=True)["step"] == 1
+    for moment in ("fsync", "link"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.os, moment, crash)
+            if moment == "link":
+                patch.setattr(checkpoint.shutil, "copyfile", crash)
+            with pytest.raises(OSError, match="disk full"):
+                checkpoints.save({"step": 2, "x": torch.ones(3)}, best=True)
+        assert torch.load(checkpoints.last, weights_only=True)["step"] == 1
 
 
 def test_keeping_a_checkpoint_survives_the_next_save(tmp_path):

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -182,11 +183,12 @@ def _open_built(folder: Path, announce: bool = True) -> ScanCache | None:
 
 
 def _build(index: ScanIndex, config: DatasetConfig, folder: Path, progress: bool, remove_leftovers: bool) -> ScanCache:
-    if remove_leftovers:  # of builds that were killed; under the lock nobody else is building this cache
-        for leftover in folder.parent.glob(f".{folder.name}-*"):
+    prefix = f".{folder.name}-{socket.gethostname()}-"
+    if remove_leftovers:  # of builds that were killed; locks may hold for one machine only, so only of this one
+        for leftover in folder.parent.glob(f"{prefix}*"):
             shutil.rmtree(leftover, ignore_errors=True)
     _check_space(index, config, folder.parent, progress)
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    building = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
     try:
         _write(index, config, building, progress)
         building.chmod(0o755)  # mkdtemp's folders are closed to the other users of a shared cache

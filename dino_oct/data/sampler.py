@@ -1,10 +1,10 @@
 """Which scans a process sees at which step: a pure function of (seed, step), so a run can resume anywhere."""
 
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from dino_oct import processes
@@ -89,8 +89,9 @@ class StepSampler:
 class TrainingScans(Dataset):
     """Training scans as stored: the loader moves bytes, the device makes the views.
 
-    Items are asked for as (epoch, sample) and given as (pixels (H, W) uint8, tissue map, sample, epoch); ``sample`` is
-    the position in the training set, which seeds the sample's views.
+    Items are asked for as (epoch, sample) and given as arrays (pixels (H, W) uint8, tissue map, sample, epoch);
+    ``sample`` is the position in the training set, which seeds the sample's views. Arrays, not tensors: a tensor from a
+    loader process holds a file descriptor, and a large batch would run out of them.
     """
 
     def __init__(self, scans: "ScanCache", positions: np.ndarray):
@@ -99,8 +100,14 @@ class TrainingScans(Dataset):
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor, int, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int, int]:
         epoch, sample = key
         position = self.positions[sample]
-        pixels = torch.from_numpy(np.array(self.scans[position]))  # a copy: the cache is read-only
-        return pixels, torch.from_numpy(np.array(self.scans.tissue[position])), sample, epoch
+        # Copies: an item must not keep the whole memory map alive in the process it is sent to.
+        return np.array(self.scans[position]), np.array(self.scans.tissue[position]), sample, epoch
+
+
+def ignore_stop_signals(worker: int) -> None:
+    """For loader processes: launchers signal the whole group, and the training process must still get its batches."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -49,10 +49,6 @@ def split_patients(
     return split_of
 
 
-def _draw(seed: int, patient: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{patient}".encode(errors="surrogateescape")).digest()
-
-
 def _place(members: list[str], scans: dict[str, int], fractions: dict[str, float]) -> dict[str, str]:
     total = sum(scans.values())
     lacking = {"train": total * (1 - sum(fractions.values())), **{s: total * share for s, share in fractions.items()}}

@@ -221,9 +221,7 @@ def _infer_vit(tensors: official.Tensors, heads: int | None, path: Path) -> tupl
         names = ", ".join(list(tensors)[:3]) or "no tensors"
         raise InputError(f"{path}: not a DINO vision transformer (it has {names}, …)") from None
     if heads is None and width % 64:
-        raise InputError(
-            f"{path}: width {width} does not tell the number of heads; give it (--model.heads N; evaluations: --heads N)"
-        )
+        raise InputError(f"{path}: width {width} does not tell the number of heads; give --model.heads (or --heads)")
     heads = heads or width // 64
     if width % heads:
         raise InputError(f"{path}: width {width} cannot be divided over {heads} heads")
