@@ -11,7 +11,7 @@ for ((i = 1; i < $#; i++)); do
     if [ "${!i}" = --out ]; then j=$((i + 1)) && run="${!j}"; fi
 done
 
-accelerate launch --config_file launch/cpu.yaml dino_oct/train.py "$@"
+accelerate launch --config_file launch/cpu.yaml --num_cpu_threads_per_process "$(nproc)" dino_oct/train.py "$@"
 echo
 python evaluation/knn.py --model "$run" --k 5 10
 echo
