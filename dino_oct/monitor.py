@@ -101,7 +101,7 @@ class Monitor:
         for scan in self.attention_scans:
             image = fit_short_side(scan, self.config.attention_size, patch_size(backbone))
             attention = cls_attention(backbone, normalise(image[None].to(device), backbone))[0].cpu().numpy()
-            panels.append(draw_attention(image[0].numpy(), attention))
+            panels.append(draw_attention(enlarge(image[0].numpy()), attention))
         return panels
 
     def _knn(self, features: np.ndarray) -> dict[int, float]:
@@ -124,6 +124,12 @@ def fit_short_side(scan: np.ndarray, short_side: int, patch: int) -> torch.Tenso
     scale = short_side / min(scan.shape)
     size = tuple(max(round(side * scale / patch), 1) * patch for side in scan.shape)
     return feats.squash(scan, size)
+
+
+def enlarge(image: np.ndarray, side: int = 192) -> np.ndarray:
+    """A small image (H, W) with its pixels repeated until it is about ``side`` high, so that a person can see it."""
+    times = max(round(side / min(image.shape)), 1)
+    return image.repeat(times, axis=0).repeat(times, axis=1)
 
 
 def draw_attention(image: np.ndarray, attention: np.ndarray, gap: int = 4) -> np.ndarray:

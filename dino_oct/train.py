@@ -21,7 +21,7 @@ from dino_oct.augment import MultiCrop
 from dino_oct.cli import one_line_errors
 from dino_oct.config import TrainConfig, load_config, use_bf16
 from dino_oct.data.load import load_scans
-from dino_oct.data.sampler import StepSampler, TrainingScans, ignore_stop_signals, steps_per_epoch
+from dino_oct.data.sampler import StepSampler, TrainingScans, ignore_stop_signals, shares, steps_per_epoch
 from dino_oct.errors import InputError
 from dino_oct.features import check_size
 from dino_oct.learner import Learner, NotFiniteError, Schedules
@@ -56,6 +56,7 @@ def train(config: TrainConfig) -> None:
         index, scans = load_scans(config.data, config.dataset, config.phantom, say)
     train_index = index.positions("train")
     n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
+    share = shares(config.optim.batch_size, config.optim.accumulate)
 
     # ---- networks --------------------------------------------------------------------------------------------------
     run = Path(config.out)
@@ -144,7 +145,7 @@ def train(config: TrainConfig) -> None:
     say(
         f"training: {len(train_index):,} scans · {config.optim.epochs} epochs of {n_steps_per_epoch} steps · batch "
         f"{config.optim.batch_size} = {processes.count()} processes × {config.optim.accumulate} micro-batches × "
-        f"{sampler.share} · lr {schedules.lr.max():.2e} · {device.type}, {'bf16' if bf16 else 'fp32'}"
+        f"{share} · lr {schedules.lr.max():.2e} · {device.type}, {'bf16' if bf16 else 'fp32'}"
     )
     if step == 0:
         if main_process:
