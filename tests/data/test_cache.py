@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import shutil
+import socket
 from types import SimpleNamespace
 
 import numpy as np
@@ -185,12 +186,17 @@ def test_processes_that_build_at_once_agree(tmp_path, config, locks, monkeypatch
 
 
 def test_leftovers_of_a_killed_build_are_removed(scans, config):
+    """Those of this machine: another one may be building at the moment, on shared storage whose locks are local."""
     folder = opened(scans, config)[1].folder
-    leftover = folder.parent / f".{folder.name}-killed"
+    leftover, elsewhere = (
+        folder.parent / f".{folder.name}-{host}-killed" for host in (socket.gethostname(), "another-host")
+    )
     shutil.rmtree(folder)
     leftover.mkdir()
+    elsewhere.mkdir()
     opened(scans, config)
     assert not leftover.exists()
+    assert elsewhere.exists()
 
 
 def test_border_is_recorded_as_found_and_removed_from_the_pixels(tmp_path, config):
