@@ -190,11 +190,11 @@ def train(config: TrainConfig) -> None:
             speed = images / (time.perf_counter() - clock)
             metrics |= dataclasses.asdict(values) | {"images_per_s": speed} | gpu_memory(device)
             log.write(step, step / n_steps_per_epoch, metrics)
-            bar.set_postfix(loss=f"{metrics['loss']:.3f}", images_per_s=f"{speed:.0f}")
+            bar.set_postfix(loss=f"{metrics['loss']:.3f}", images_per_s=f"{speed:.3g}")
             if bar.disable and (step % (10 * config.run.log_every) == 0 or step == schedules.steps):
                 left = (schedules.steps - step) * config.optim.batch_size / speed
                 loss = f"{metrics['loss']:.3f}"
-                say(f"step {step}/{schedules.steps} · loss {loss} · {speed:.0f} images/s · {left:.0f} s left")
+                say(f"step {step}/{schedules.steps} · loss {loss} · {speed:.3g} images/s · {left:.0f} s left")
             clock, images = time.perf_counter(), 0
         done, is_best = step == schedules.steps, False
         if step % evaluate_every == 0 or done:
