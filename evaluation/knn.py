@@ -8,18 +8,20 @@ Training scans vote (weighted k-NN, as DINO's protocol) on the scans of patients
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 
 from dino_oct.cli import run_command
-from dino_oct.features import check_size, extract, pixel_features
+from dino_oct.data.cache import cache_root
+from dino_oct.features import check_size
 from dino_oct.knn import check_k, check_temperature, knn_votes
 from dino_oct.models.backbone import patch_size
 from dino_oct.monitor import MonitorConfig
 from evaluation.bootstrap import Interval, PatientBootstrap
 from evaluation.classification import METRICS, confusion, score_all
-from evaluation.extraction import extract_all
+from evaluation.feature_cache import FeatureCache, of_network, of_pixels
 from evaluation.reports import make_folder, show, table, write_json
 from evaluation.runs import (
     EvaluationOptions,
@@ -33,6 +35,7 @@ from evaluation.runs import (
 )
 from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
 
+Setting = TypeVar("Setting", int, str)
 MODEL, START, RANDOM, PIXELS = "model", "starting weights", "random weights", "raw pixels"
 
 
@@ -89,17 +92,45 @@ def compare_features(
     Raises:
         InputError: k out of range, a temperature not above 0, or no query.
     """
-    resampled = PatientBootstrap(queries.patients, bootstrap, seed)
     patients = (reference.patients, queries.patients) if exclude_same_patient else None
+    votes = {
+        name: knn_votes(train, reference.labels, test, ks, len(class_names), temperature, patients)
+        for name, (train, test) in features.items()
+    }
+    return compare_scores(votes, reference, queries, class_names, bootstrap=bootstrap, seed=seed)
+
+
+def compare_scores(
+    scores: dict[str, dict[Setting, np.ndarray]],
+    reference: ScanSet,
+    queries: ScanSet,
+    class_names: tuple[str, ...],
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Metrics of several classifiers on the same scans, with paired differences of the first to each other one.
+
+    Args:
+        scores: row name → setting (k, say; the same ones in every row) → class scores (M, C) of the queries.
+
+    Returns:
+        As ``compare_features``.
+
+    Raises:
+        InputError: no query.
+    """
+    resampled = PatientBootstrap(queries.patients, bootstrap, seed)
     n_classes, alone = len(class_names), _classes_of_one_patient(queries, class_names)
-    rows: dict[str, dict[int, Any]] = {}
-    values: dict[str, dict[int, np.ndarray]] = {}
-    for name, (train, test) in features.items():
-        votes = knn_votes(train, reference.labels, test, ks, n_classes, temperature, patients)
-        values[name] = {k: resampled.values(partial(score_all, labels=queries.labels, scores=votes[k])) for k in ks}
+    rows: dict[str, dict[Setting, Any]] = {}
+    values: dict[str, dict[Setting, np.ndarray]] = {}
+    for name, votes in scores.items():
+        values[name] = {
+            k: resampled.values(partial(score_all, labels=queries.labels, scores=found)) for k, found in votes.items()
+        }
         rows[name] = {}
-        for k in ks:
-            counts = confusion(queries.labels, votes[k].argmax(axis=1), n_classes)
+        for k, found in votes.items():
+            counts = confusion(queries.labels, found.argmax(axis=1), n_classes)
             present = counts.sum(axis=1) > 0
             recall = np.where(present, 100 * counts.diagonal() / np.maximum(counts.sum(axis=1), 1), np.nan)
             rows[name][k] = {
@@ -107,9 +138,11 @@ def compare_features(
                 "recall": dict(zip(class_names, recall.tolist(), strict=True)),
                 "confusion": counts,
             }
-    first, *others = features
+    first, *others = scores
     differences = {
-        f"{first} − {other}": {k: _intervals(resampled, values[first][k] - values[other][k], alone) for k in ks}
+        f"{first} − {other}": {
+            k: _intervals(resampled, of_first - values[other][k], alone) for k, of_first in values[first].items()
+        }
         for other in others
     }
     return {
@@ -149,17 +182,22 @@ def _class_notes(reference: ScanSet, queries: ScanSet, class_names: tuple[str, .
     return notes
 
 
-def verdict(difference: Interval, other: str, k: int) -> str:
-    """What an accuracy difference of the model to ``other`` (points) lets one say, in one sentence."""
+def verdict(difference: Interval, other: str, setting: str | int) -> str:
+    """What an accuracy difference of the model to ``other`` (points) lets one say, in one sentence.
+
+    Args:
+        setting: what the sentence begins with; a number is a k.
+    """
+    label = f"k={setting}" if isinstance(setting, int) else setting
     if difference.low is None or difference.high is None:
-        return f"k={k}: without an interval, nothing is shown about the model against {other}."
+        return f"{label}: without an interval, nothing is shown about the model against {other}."
     interval = f"(95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
     if difference.is_above(0):
-        return f"k={k}: the model is {difference.point:.1f} points of accuracy above {other} {interval}."
+        return f"{label}: the model is {difference.point:.1f} points of accuracy above {other} {interval}."
     if difference.is_below(0):
-        return f"k={k}: the model is WORSE than {other}, by {-difference.point:.1f} points of accuracy {interval}."
+        return f"{label}: the model is WORSE than {other}, by {-difference.point:.1f} points of accuracy {interval}."
     return (
-        f"k={k}: the model does NOT beat {other}: the difference is {difference.point:+.1f} points of accuracy, "
+        f"{label}: the model does NOT beat {other}: the difference is {difference.point:+.1f} points of accuracy, "
         f"and its interval includes 0 {interval}."
     )
 
@@ -175,25 +213,15 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
     check_k(options.k, len(reference))
     device = default_device()
     model = load_frozen(source.name, device, heads=options.heads)
-    size = _image_size(options, source, model)
+    size = choose_size(options.image_size, source, model)
     check_size(size, model.backbone, "image-size")
-    found = {
-        START: starting_weights(source, device),
-        RANDOM: random_weights(source, model, options.seed, device),
-    }
-    networks = {MODEL: model, **{name: item for name, item in found.items() if isinstance(item, Frozen)}}
-    notes = [item for item in found.values() if isinstance(item, str)]
-    batch_size = (source.config.monitor if source.config else MonitorConfig()).batch_size
-    extractors = {
-        name: partial(extract, network.backbone, device=device, batch_size=batch_size)
-        for name, network in networks.items()
-    }
-    features = extract_all(
-        data.scans, np.concatenate([reference, queries]), size, {**extractors, PIXELS: pixel_features}
-    )
-    index, n = data.index, len(reference)
+    networks, notes = with_controls(source, model, options.seed, device)
+    extractions = {name: of_network(network, device, batch_size(source)) for name, network in networks.items()}
+    extractions[PIXELS] = of_pixels()
+    cache, index = FeatureCache(cache_root(data.dataset)), data.index
+    votes, features = (cache.get(data.scans, positions, size, extractions) for positions in (reference, queries))
     compared = compare_features(
-        {name: (rows[:n], rows[n:]) for name, rows in features.items()},
+        {name: (votes[name], rows) for name, rows in features.items()},
         ScanSet(index.labels[reference], index.patients[reference]),
         ScanSet(index.labels[queries], index.patients[queries]),
         index.class_names,
@@ -228,9 +256,24 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
     }
 
 
-def _image_size(options: Options, source: Source, model: Frozen) -> tuple[int, int]:
-    if options.image_size:
-        return options.image_size
+def with_controls(
+    source: Source, model: Frozen, seed: int, device: torch.device
+) -> tuple[dict[str, Frozen], list[str]]:
+    """The model and the networks it is compared with, by row name, and why some are not there."""
+    found = {START: starting_weights(source, device), RANDOM: random_weights(source, model, seed, device)}
+    networks = {MODEL: model, **{name: item for name, item in found.items() if isinstance(item, Frozen)}}
+    return networks, [item for item in found.values() if isinstance(item, str)]
+
+
+def batch_size(source: Source) -> int:
+    """Images at a time: the run's monitor.batch_size, or its default."""
+    return (source.config.monitor if source.config else MonitorConfig()).batch_size
+
+
+def choose_size(given: tuple[int, int] | None, source: Source, model: Frozen) -> tuple[int, int]:
+    """Rows and columns of images: as given, else the run's monitor.image_size, else the model's own size."""
+    if given:
+        return given
     if source.config:
         return source.config.monitor.image_size
     patch = patch_size(model.backbone)

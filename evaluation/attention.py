@@ -1,0 +1,392 @@
+"""Where CLS looks, head by head: pages of attention maps, masks that hold most of the mass, numbers of their spread.
+
+    python evaluation/attention.py                         scans of the test split of the newest run
+    python evaluation/attention.py SCAN.jpeg … --model RUN  image files, no labels needed
+
+Beside a run's weights stand those before its first step. Attention maps show where a network looks, not why it decides.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from dino_oct.cli import run_command
+from dino_oct.data.borders import find_borders, neutralise
+from dino_oct.data.decode import BadScan, decode_grey
+from dino_oct.data.index import DatasetConfig, patient_of
+from dino_oct.errors import InputError
+from dino_oct.models.attention import check_transformer, cls_attention
+from dino_oct.models.backbone import patch_size
+from dino_oct.models.network import normalise
+from dino_oct.monitor import fit_short_side
+from evaluation.attention_maps import MEASURES, draw_page, mass_mask, spread
+from evaluation.bootstrap import Interval, PatientBootstrap, weighted_mean
+from evaluation.lesion_scores import with_mean
+from evaluation.reports import make_folder, show, table, write_json
+from evaluation.runs import (
+    EvaluationOptions,
+    Frozen,
+    Source,
+    default_device,
+    load_frozen,
+    open_source,
+    starting_weights,
+)
+from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
+
+MODEL, START = "model", "start"
+MEAN = "mean of heads"
+
+
+@dataclass
+class Options(EvaluationOptions):
+    """CLS attention per head of some scans: overlays, maps, masks, and how widely each head spreads."""
+
+    scans: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Image files; unset: scans of --split."""
+    split: Literal["test", "val", "train"] = "test"
+    """Where scans are taken from if no file is given."""
+    n: int = 8
+    """Scans to take from the split, in turns through the classes, each from a new patient as long as there are any."""
+    block: int = -1
+    """Transformer block, from 0, or negative from the last."""
+    size: int | None = None
+    """Short side of the network's input, in pixels; unset: the run's monitor.attention_size, or 480."""
+    mass: float = 0.6
+    """Share of the attention to patches that a mask holds, in (0, 1]."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.n < 1:
+            raise InputError(f"n {self.n}: must be at least 1")
+        if self.size is not None and self.size < 1:
+            raise InputError(f"size {self.size}: must be at least 1")
+        if not 0 < self.mass <= 1:
+            raise InputError(f"mass {self.mass:g}: must be above 0 and at most 1")
+        if self.scans and self.data is not None:
+            raise InputError("both image files and --data are given; give one of them")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A scan (H, W) uint8 to look at: its file, patient, and class (None where unknown)."""
+
+    file: str
+    patient: str
+    label: str | None
+    scan: np.ndarray
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Attention of one scan: network → (heads, rows, columns) float32, of the input image (H, W) uint8."""
+
+    chosen: Chosen
+    image: np.ndarray
+    maps: dict[str, np.ndarray]
+
+
+def take_turns(positions: np.ndarray, labels: np.ndarray, patients: np.ndarray, n: int) -> list[int]:
+    """``n`` positions in turns through the classes; within a class new patients first, else in the given order.
+
+    Args:
+        positions: (M,) into ``labels`` and ``patients`` (N,).
+    """
+    queues = []
+    for c in np.unique(labels[positions]):
+        members = positions[labels[positions] == c].tolist()
+        seen: dict[str, int] = {}
+        rank = []
+        for i in members:
+            rank.append(seen.get(patients[i], 0))
+            seen[patients[i]] = rank[-1] + 1
+        queues.append([members[j] for j in np.argsort(rank, kind="stable")])
+    turns = (queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue))
+    return [int(i) for i, _ in zip(turns, range(n), strict=False)]
+
+
+def read_scan(file: str, settings: DatasetConfig) -> Chosen:
+    """Read one image file as the cache of scans would.
+
+    Args:
+        settings: ``max_side`` and ``neutralise_borders`` are used.
+
+    Raises:
+        InputError: no such file, or not usable as a scan.
+    """
+    if not Path(file).is_file():
+        raise InputError(f"{file}: no such file; give image files, or none to use --split")
+    try:
+        scan = decode_grey(file, settings.max_side)
+    except (BadScan, OSError) as reason:
+        raise InputError(f"{file}: {reason}") from None
+    if settings.neutralise_borders:
+        scan = neutralise(scan, find_borders(scan))
+    return Chosen(file, patient_of(file), None, scan)
+
+
+def check_input(backbone: torch.nn.Module, block: int, size: int) -> None:
+    """Raise InputError unless the backbone is a transformer with CLS, has this block, and two patches fit in size."""
+    check_transformer(backbone)
+    depth = len(backbone.blocks)
+    if not -depth <= block < depth:
+        raise InputError(f"block {block}: the model has {depth} blocks; give {-depth} to {depth - 1}")
+    patch = patch_size(backbone)
+    if size < 2 * patch:
+        raise InputError(f"size {size}: must hold two patches of {patch} px at least; give {2 * patch} or more")
+
+
+def look(networks: dict[str, Frozen], chosen: Sequence[Chosen], size: int, block: int) -> list[Maps]:
+    """Attention of every network on every scan, one scan at a time, which bounds the memory.
+
+    Args:
+        networks: of one architecture, which ``check_input`` accepts.
+        size: short side of the input in pixels; see ``fit_short_side``.
+    """
+    patch = patch_size(networks[MODEL].backbone)
+    found = []
+    for one in tqdm(chosen, desc="attention", unit="scan", disable=None, leave=False):
+        image = fit_short_side(one.scan, size, patch)
+        maps = {}
+        for which, network in networks.items():
+            device = next(network.backbone.parameters()).device
+            batch = normalise(image[None].to(device), network.backbone)
+            maps[which] = cls_attention(network.backbone, batch, block)[0].cpu().numpy()
+        found.append(Maps(one, image[0].numpy(), maps))
+    return found
+
+
+def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Maps]]:
+    """Run the whole evaluation.
+
+    Returns:
+        What the JSON file holds (numbers as ``Interval``), and the maps of each scan.
+
+    Raises:
+        InputError: as ``check_input``, ``read_scan``, ``open_data`` or ``load_backbone``.
+    """
+    device = default_device()
+    networks = {MODEL: load_frozen(source.name, device, heads=options.heads)}
+    backbone = networks[MODEL].backbone
+    size = options.size or (source.config.monitor.attention_size if source.config else 480)
+    check_input(backbone, options.block, size)
+    start = starting_weights(source, device)
+    notes = [start] if isinstance(start, str) else []
+    if backbone.load_report.matched == 0:
+        notes.append("the model has random weights: these maps are a control, not a finding")
+    if isinstance(start, Frozen):
+        networks[START] = start
+    chosen, about = _choose(source, options)
+    found = look(networks, chosen, size, options.block)
+
+    bootstrap = PatientBootstrap(np.array([one.patient for one in chosen]), options.bootstrap, options.seed)
+    names = _names(found[0].maps[MODEL])
+    scores = {
+        which: np.stack([spread(with_mean(one.maps[which]), options.mass) for one in found]) for which in networks
+    }
+    depth = len(backbone.blocks)
+    return {
+        "evaluation": "attention",
+        "model": {"source": source.name, "run": source.run, "chosen": source.chosen},
+        "weights": {name: network.weights for name, network in networks.items()},
+        "data": about,
+        "settings": {
+            "size": size,
+            "patch": patch_size(backbone),
+            "block": options.block % depth,
+            "blocks": depth,
+            "heads": len(names) - 1,
+            "prefix_tokens": backbone.num_prefix_tokens,
+            "blocks_and_heads_count_from": 0,
+            "mass": options.mass,
+            "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
+        },
+        "units": "means over scans, 0 to 1; entropy: of the map over the patches, relative to ln N; mass_patches: "
+        "share of the patches in the smallest set that holds the mass; prefix_share: of the attention on CLS and "
+        "registers. 'mean of heads' is measured on the mean map.",
+        "rows": {which: _summarise(values, names, bootstrap) for which, values in scores.items()},
+        "scans": [
+            {
+                "key": f"scan{i}",
+                "file": one.chosen.file,
+                "class": one.chosen.label,
+                "patient": one.chosen.patient,
+                "input": one.image.shape,
+                "patches": one.maps[MODEL].shape[1:],
+                "spread": {which: _named(scores[which][i], names) for which in networks},
+            }
+            for i, one in enumerate(found)
+        ],
+        "notes": bootstrap.notes() + about["notes"] + notes,
+    }, found
+
+
+def _choose(source: Source, options: Options) -> tuple[list[Chosen], dict[str, Any]]:
+    """The scans, and what the JSON file says about them."""
+    if options.scans:
+        settings = source.config.dataset if source.config else DatasetConfig()
+        given = options.dataset
+        cleaned = settings.neutralise_borders if given.neutralise_borders is None else given.neutralise_borders
+        max_side = settings.max_side if given.max_side is None else given.max_side
+        if max_side < 1:
+            raise InputError(f"max_side is {max_side}; give a positive number of pixels")
+        reading = DatasetConfig(neutralise_borders=cleaned, max_side=max_side)
+        chosen = [read_scan(file, reading) for file in options.scans]
+        notes = []
+        if source.run is not None:
+            notes.append("image files: whether the run was trained on these patients is not known")
+        if any(one.patient == patient_of(one.file) == one.file for one in chosen):
+            notes.append("file names without a patient number: each such file counts as one patient")
+        return chosen, {
+            "folder": None,
+            "split": None,
+            "synthetic": any(_is_phantom(file) for file in options.scans),
+            "dataset": {"neutralise_borders": cleaned, "max_side": max_side},
+            "scans": len(chosen),
+            "patients": len({one.patient for one in chosen}),
+            "notes": notes,
+        }
+    data = open_data(source.config, options.data, options.dataset, options.phantom, print)
+    index = data.index
+    positions = take_turns(index.positions(options.split), index.labels, index.patients, options.n)
+    if not positions:
+        raise InputError(f"{index.root}: no scans in the {options.split} split; choose another --split")
+    chosen = [
+        Chosen(index.files[i], str(index.patients[i]), _label(data, i), np.asarray(data.scans[i])) for i in positions
+    ]
+    described = data.describe(chosen=np.array(positions))
+    counts = described.pop("sets")["chosen"]
+    notes = list(described["notes"])
+    if seen := data.seen_among(np.array(positions)):
+        notes.append(f"{seen} of {counts['patients']} patients were seen in pretraining")
+    if len(positions) < options.n:
+        notes.append(f"the {options.split} split has {len(positions)} scans only")
+    return chosen, {**described, **counts, "split": options.split, "notes": notes}
+
+
+def _is_phantom(file: str) -> bool:
+    return any((folder / "phantom.json").is_file() for folder in Path(file).resolve().parents)
+
+
+def _label(data: ScanData, i: int) -> str | None:
+    label = int(data.index.labels[i])
+    return data.index.class_names[label] if label >= 0 else None
+
+
+def _names(maps: np.ndarray) -> list[str]:
+    return [*(f"head {head}" for head in range(len(maps))), MEAN]
+
+
+def _summarise(scores: np.ndarray, names: Sequence[str], bootstrap: PatientBootstrap) -> dict[str, dict[str, Interval]]:
+    """Means over scans of scores (N, rows, 3), with intervals: row → measure → ``Interval``."""
+    values = bootstrap.values(lambda weights: weighted_mean(weights, scores))  # (1 + R, rows, 3)
+    return {
+        name: {measure: bootstrap.interval(values[:, i, j]) for j, measure in enumerate(MEASURES)}
+        for i, name in enumerate(names)
+    }
+
+
+def _named(scores: np.ndarray, names: Sequence[str]) -> dict[str, dict[str, float]]:
+    return {name: dict(zip(MEASURES, row, strict=True)) for name, row in zip(names, scores.tolist(), strict=True)}
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as text: what was used, and one table."""
+    data, settings = result["data"], result["settings"]
+    where = f"{data['folder']}, {data['split']} split" if data["folder"] else "image files"
+    classes = {name: count["scans"] for name, count in data.get("classes", {}).items() if count["scans"]}
+    lines = [
+        f"CLS attention of {result['model']['source']} ({result['model']['chosen']}), block {settings['block']} of "
+        f"0…{settings['blocks'] - 1}, short side {settings['size']} px, patch {settings['patch']} px"
+        + (f" · {PHANTOM_NOTICE}" if data["synthetic"] else ""),
+        *(f"{name}: {w['file'] or w['source']} (sha256 {w['sha256']}…)" for name, w in result["weights"].items()),
+        f"data: {where} · {_count(data['scans'], 'scan')} of {_count(data['patients'], 'patient')}"
+        + (f" ({', '.join(f'{name} {count}' for name, count in classes.items())})" if classes else ""),
+        "",
+    ]
+    prefix = "CLS" if settings["prefix_tokens"] == 1 else "CLS and registers"
+    header = ["", "", "entropy / ln N", f"% of patches for {100 * settings['mass']:g} % of mass", f"% on {prefix}"]
+    rows = [
+        [which, name, show(row["entropy"], 3), *(show(_percent(row[measure])) for measure in MEASURES[1:])]
+        for which, by_name in result["rows"].items()
+        for name, row in by_name.items()
+    ]
+    lines += [table(header, rows)]
+    if data["patients"] > 1 and (resamples := settings["bootstrap"]["resamples"]):
+        lines += [f"[95 % interval, {resamples} resamples of patients]"]
+    lines += [""]
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def _percent(share: Interval) -> Interval:
+    return Interval(*(value if value is None else 100 * value for value in (share.point, share.low, share.high)))
+
+
+def write_maps(result: dict[str, Any], found: Sequence[Maps], folder: Path) -> None:
+    """Write one page a scan, ``attention.npz``, TensorBoard images and ``attention.json`` into a folder.
+
+    ``attention.npz`` holds for scan i, in the order of the JSON file's ``scans``: ``scan{i}_image`` (H, W) uint8, and
+    for each network ``scan{i}_NETWORK`` (heads, rows, columns) float32 and ``scan{i}_NETWORK_mask`` (heads + 1, rows,
+    columns) bool, the mean of heads last.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    settings = result["settings"]
+    arrays: dict[str, np.ndarray] = {}
+    pages: dict[str, Path] = {}
+    try:
+        for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+            old.unlink()  # else TensorBoard would show an earlier evaluation's images as well
+        for i, one in enumerate(tqdm(found, desc="pages", unit="scan", disable=None, leave=False)):
+            name = f"{i + 1:02d}_{Path(one.chosen.file).stem.replace(' ', '_')}"
+            arrays[f"scan{i}_image"] = one.image
+            for which, maps in one.maps.items():
+                arrays[f"scan{i}_{which}"] = maps
+                arrays[f"scan{i}_{which}_mask"] = mass_mask(with_mean(maps), settings["mass"])
+            notice = f"{PHANTOM_NOTICE} · " if result["data"]["synthetic"] else ""
+            title = (
+                f"{notice}{one.chosen.file}{f' ({one.chosen.label})' if one.chosen.label else ''}\nCLS attention of "
+                f"block {settings['block']} of 0…{settings['blocks'] - 1}, input "
+                f"{one.image.shape[0]} × {one.image.shape[1]} px, patch {settings['patch']} px"
+            )
+            names = [MEAN, *_names(one.maps[MODEL])[:-1]]
+            ordered = {which: np.roll(with_mean(maps), 1, axis=0) for which, maps in one.maps.items()}
+            pages[name] = folder / f"{name}.png"
+            draw_page(one.chosen.scan, ordered, names, settings["mass"], title, pages[name])
+        with SummaryWriter(str(folder / "tensorboard")) as writer:
+            for name, page in pages.items():
+                with Image.open(page) as image:
+                    writer.add_image(f"attention/{name}", np.asarray(image.convert("RGB")), 0, dataformats="HWC")
+        np.savez(folder / "attention.npz", **arrays)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from None
+    for scan, page in zip(result["scans"], pages.values(), strict=True):
+        scan["page"] = page.name
+    write_json(result, folder / "attention.json")
+
+
+def main(options: Options) -> None:
+    """Evaluate, print, and write pages, ``attention.npz``, ``attention.json`` and TensorBoard images."""
+    source = open_source(options.model)
+    result, found = evaluate(source, options)
+    print(report(result))
+    folder = make_folder(source.results_folder("attention", options.out))
+    write_maps(result, found, folder)
+    print(f"written: {_count(len(found), 'page')}, attention.npz, attention.json and tensorboard/ in {folder}")
+
+
+if __name__ == "__main__":
+    run_command(main, Options)

@@ -1,0 +1,198 @@
+"""Features of frozen extractors, computed once for a set of scans and read back from disk by every evaluation.
+
+An entry is a folder of one memory-mapped ``.npy`` and a description of what it holds. It is found by the weights, the
+pixels of the scans in their order, and the preprocessing; it is trusted only if its checksum agrees.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import sys
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from dino_oct.data.cache import ScanCache
+from dino_oct.features import extract, pixel_features
+from dino_oct.models.attention import linear_probe_features
+from dino_oct.models.network import normalise
+from evaluation.extraction import Extractor, extract_all
+from evaluation.runs import Frozen
+
+FEATURES_VERSION = 1  # raise it when resizing or extraction change: older entries are then not found
+Precision = Literal["fp32", "bf16"]
+
+
+class Kind(NamedTuple):
+    """Which features of a backbone.
+
+    Attributes:
+        blocks: 0 for the image feature (CLS, or the vector before the classifier); else CLS of the last n blocks.
+        mean_patch: interleave the last block's CLS with its mean patch token.
+    """
+
+    blocks: int = 0
+    mean_patch: bool = False
+
+
+IMAGE_FEATURE = Kind()
+
+
+def protocol_kind(backbone: nn.Module) -> Kind:
+    """The features of DINO's linear protocol: base models (width from 768) CLS and mean patch of the last block,
+    smaller ones CLS of the last 4 blocks or of all where there are fewer; networks without CLS their image feature."""
+    if getattr(backbone, "cls_token", None) is None or not hasattr(backbone, "blocks"):
+        return IMAGE_FEATURE
+    if backbone.num_features >= 768:
+        return Kind(1, mean_patch=True)
+    return Kind(min(4, len(backbone.blocks)))
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A function from images to features, and what identifies it (plain values: weights, kind, precision)."""
+
+    extract: Extractor
+    identity: dict[str, Any]
+
+
+def of_network(
+    network: Frozen,
+    device: torch.device,
+    batch_size: int = 64,
+    kind: Kind = IMAGE_FEATURE,
+    precision: Precision = "fp32",
+) -> Extraction:
+    """Features of a frozen backbone.
+
+    The architecture belongs to its identity beside the weights' hash: one file opened with other heads gives others.
+    """
+    backbone, bf16 = network.backbone, precision == "bf16"
+
+    def run(images: torch.Tensor) -> np.ndarray:
+        if not kind.blocks:
+            return extract(backbone, images, device, batch_size, bf16)
+        rows = []
+        for batch in images.split(batch_size):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                found = linear_probe_features(backbone, normalise(batch.to(device), backbone), *kind)
+            rows.append(found.float().cpu())
+        return torch.cat(rows).numpy()
+
+    config = backbone.pretrained_cfg
+    identity = {
+        "weights": network.weights["sha256"],
+        "architecture": getattr(backbone, "hub_config", type(backbone).__name__),
+        "normalisation": [list(config["mean"]), list(config["std"])],
+        "kind": kind._asdict(),
+        "precision": precision,
+    }
+    return Extraction(run, identity)
+
+
+def of_pixels() -> Extraction:
+    """The control without a network."""
+    return Extraction(pixel_features, {"pixels": 1})
+
+
+class FeatureCache:
+    """Features on disk below ``root`` / features.
+
+    A folder that cannot be written costs the next evaluation its time, not this one its result.
+    """
+
+    def __init__(self, root: Path):
+        self.folder = Path(root) / "features"
+
+    def get(
+        self,
+        scans: ScanCache,
+        positions: np.ndarray,
+        size: tuple[int, int],
+        extractions: dict[str, Extraction],
+    ) -> dict[str, np.ndarray]:
+        """Features of the scans at ``positions``, squashed to ``size`` (rows, columns).
+
+        Scans are squashed once for all extractions that have no sound entry, and not read if every one has.
+
+        Returns:
+            name → (N, D) float32, read-only where it is mapped from disk, in the order of ``positions``.
+        """
+        data = hashlib.sha256(np.ascontiguousarray(scans.digests[positions]).tobytes()).hexdigest()
+        common = {"version": FEATURES_VERSION, "scans": len(positions), "data": data, "size": list(size)}
+        identities = {name: {**common, **one.identity} for name, one in extractions.items()}
+        found = {name: self._read(identity) for name, identity in identities.items()}
+        missing = {name: extractions[name].extract for name, features in found.items() if features is None}
+        if missing:
+            for name, features in extract_all(scans, positions, size, missing).items():
+                found[name] = features
+                self._write(identities[name], features)
+        return found
+
+    def entry(self, identity: dict[str, Any]) -> Path:
+        """Folder of an entry."""
+        return self.folder / hashlib.sha256(_canonical(identity).encode()).hexdigest()[:24]
+
+    def _read(self, identity: dict[str, Any]) -> np.ndarray | None:
+        folder = self.entry(identity)
+        if not folder.exists():
+            return None
+        try:
+            return _open(folder, identity)
+        except (OSError, EOFError, KeyError, TypeError, ValueError, SyntaxError) as error:
+            reason = " ".join(str(error).split())
+            print(f"feature cache damaged, extracting again: {folder}: {reason}", file=sys.stderr, flush=True)
+            return None
+
+    def _write(self, identity: dict[str, Any], features: np.ndarray) -> None:
+        folder, building = self.entry(identity), None
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=self.folder))
+            np.save(building / "features.npy", features)
+            about = {"identity": identity, "shape": features.shape, "crc32": _checksum(features)}
+            (building / "about.json").write_text(json.dumps(about, indent=1, default=str))
+            building.chmod(0o755)  # mkdtemp's folders are closed to the other users of a shared cache
+            shutil.rmtree(folder, ignore_errors=True)  # a damaged one; or another process's, which holds the same
+            with contextlib.suppress(FileExistsError):
+                building.rename(folder)
+        except OSError as error:
+            if not folder.exists():
+                print(
+                    f"features not kept: {self.folder}: {error.strerror or error}; name another folder with "
+                    "--dataset.cache-dir",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        finally:
+            if building is not None:
+                shutil.rmtree(building, ignore_errors=True)
+
+
+def _open(folder: Path, identity: dict[str, Any]) -> np.ndarray:
+    """Map an entry; raises ValueError or what reading raises if it is not whole."""
+    about = json.loads((folder / "about.json").read_text())
+    features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+    if _canonical(about["identity"]) != _canonical(identity):
+        raise ValueError("it describes other features")
+    if list(features.shape) != about["shape"] or features.dtype != np.float32 or len(features) != identity["scans"]:
+        raise ValueError(f"shape {features.shape} {features.dtype}, expected {about['shape']} float32")
+    if _checksum(features) != about["crc32"]:
+        raise ValueError("its checksum does not agree")
+    return features
+
+
+def _checksum(features: np.ndarray) -> int:
+    # The whole content at more than 1 GB/s: a probe of some rows would let a damaged one pass.
+    return zlib.crc32(memoryview(np.ascontiguousarray(features)).cast("B"))
+
+
+def _canonical(identity: dict[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True, default=str)

@@ -1,0 +1,390 @@
+"""Linear probe on frozen features, beside the controls it must beat, and how it fares with fewer labels.
+
+    python evaluation/linear.py                              the newest run, on the data it was trained with
+    python evaluation/linear.py --model timm:NAME --data DIR any other backbone
+    python evaluation/linear.py --protocol dino              DINO's SGD protocol instead of logistic regression
+
+C (or the epoch) is chosen on the validation patients; the scans of the test are classified once, by the chosen probe.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from dino_oct.cli import run_command
+from dino_oct.data.cache import cache_root
+from dino_oct.errors import InputError
+from dino_oct.features import check_size
+from evaluation.classification import METRICS, score_all
+from evaluation.feature_cache import IMAGE_FEATURE, FeatureCache, Precision, of_network, of_pixels, protocol_kind
+from evaluation.knn import (
+    MODEL,
+    PIXELS,
+    RANDOM,
+    START,
+    ScanSet,
+    batch_size,
+    choose_size,
+    compare_scores,
+    verdict,
+    with_controls,
+)
+from evaluation.probes import Choice, LinearClassifier, choose, draw_patients, logistic_path, sgd_epochs
+from evaluation.reports import make_folder, show, table, write_json
+from evaluation.runs import EvaluationOptions, Source, default_device, load_frozen, open_source
+from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
+
+PROBE = "linear"
+# At least one patient of each class makes small draws even between classes, whatever the test's shares: plain accuracy
+# would rise with the fraction for that alone.
+CURVE_METRIC = "balanced_accuracy"
+_TITLES = ("accuracy %", "balanced accuracy %", "macro AUROC %")
+# Okabe and Ito's colours, told apart by readers of any colour vision.
+_COLOURS = {MODEL: "#0072B2", START: "#E69F00", RANDOM: "#CC79A7", PIXELS: "#666666"}
+_MARKERS = {MODEL: "o", START: "s", RANDOM: "^", PIXELS: "D"}
+
+
+@dataclass
+class Options(EvaluationOptions):
+    """Linear probe on frozen features, with patient-bootstrap intervals, controls and label-fraction curves."""
+
+    protocol: Literal["fast", "dino"] = "fast"
+    """fast: L2 logistic regression over a range of C; dino: SGD for some epochs, on the paper's features."""
+    fractions: tuple[float, ...] = (0.01, 0.05, 0.1, 1.0)
+    """Shares of the training patients whose labels are used, each above 0 and up to 1 (at least one of each class)."""
+    draws: int = 3
+    """Random choices of these patients at each fraction."""
+    c_range: tuple[float, float] = (1e-5, 1e2)
+    """Smallest and largest C of the fast protocol."""
+    n_c: int = 20
+    """Values of C, evenly in the logarithm."""
+    epochs: int = 100
+    """Of the dino protocol."""
+    sgd_batch_size: int = 256
+    """Of the dino protocol; its lr is .001 · batch/256."""
+    split: Literal["test", "val"] = "test"
+    """Scans to classify. With val the setting is chosen and judged on the same scans: for development only."""
+    image_size: tuple[int, int] | None = None
+    """Rows and columns that scans are squashed to; unset: the run's monitor.image_size, or the model's own size."""
+    precision: Precision = "fp32"
+    """Of the extraction; bf16 is faster where the processor has it, and changes features slightly."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
+            raise InputError(f"fractions {' '.join(map(str, self.fractions))}: give shares above 0 and up to 1")
+        if min(self.draws, self.n_c, self.epochs, self.sgd_batch_size) < 1:
+            raise InputError("draws, n-c, epochs and sgd-batch-size: give numbers from 1")
+        if not 0 < self.c_range[0] <= self.c_range[1]:
+            raise InputError(f"c-range {self.c_range[0]:g} {self.c_range[1]:g}: give two values above 0, in order")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features (N, D) of the training, validation and classified scans."""
+
+    train: np.ndarray
+    val: np.ndarray
+    queries: np.ndarray
+
+
+Fit = Callable[[torch.Tensor, np.ndarray, int], Iterator[tuple[float, LinearClassifier]]]
+
+
+def probe(
+    features: Features,
+    train: ScanSet,
+    val: ScanSet,
+    chosen: np.ndarray,
+    fit: Fit,
+    n_classes: int,
+    *,
+    standardise: bool = True,
+    device: torch.device | None = None,
+) -> tuple[Choice, np.ndarray]:
+    """Fit candidates on some training scans, choose one on validation, classify with that one.
+
+    Args:
+        chosen: positions of the training scans whose labels are used.
+        fit: ``logistic_path`` or ``sgd_epochs`` with their settings.
+        standardise: to mean 0 and standard deviation 1 over all training scans (this needs no label).
+
+    Returns:
+        The choice, and probabilities (M, C) of the queries.
+
+    Raises:
+        InputError: the chosen scans are of fewer than two classes.
+    """
+    mean, scale = _statistics(features.train) if standardise else (0.0, 1.0)
+
+    def ready(rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(((rows - mean) / scale).astype(np.float32)).to(device or "cpu")
+
+    candidates = fit(ready(features.train[chosen]), train.labels[chosen], n_classes)
+    choice = choose(candidates, ready(features.val), val.labels)
+    return choice, choice.classifier.probabilities(ready(features.queries))
+
+
+def _statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    mean, std = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
+    return mean.astype(np.float32), np.where(std > 1e-6 * max(std.max(), 1e-12), std, 1).astype(np.float32)
+
+
+def label_curves(
+    fit_row: Callable[[str, np.ndarray], tuple[Choice, np.ndarray]],
+    names: list[str],
+    train: ScanSet,
+    queries: ScanSet,
+    fractions: tuple[float, ...],
+    draws: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Metrics with the labels of some of the training patients; every row sees the same draws.
+
+    Args:
+        fit_row: from a row's name and the training positions used to its choice and the queries' probabilities.
+
+    Returns:
+        For each fraction, ascending: ``fraction``, ``patients`` and ``scans`` of each draw, and ``rows[name]``: the
+        ``setting`` of each draw, and for each of ``METRICS`` ``mean``, ``low`` and ``high`` over the draws and
+        ``draws``, in per cent.
+    """
+    weights, curve = np.ones((1, len(queries.labels))), []
+    for fraction in sorted(set(fractions)):
+        rng = np.random.default_rng((seed, round(fraction * 1e6)))
+        # All labels leave nothing to draw.
+        drawn = [
+            draw_patients(train.labels, train.patients, fraction, rng) for _ in range(draws if fraction < 1 else 1)
+        ]
+        rows = {}
+        for name in names:
+            found = [fit_row(name, chosen) for chosen in drawn]
+            values = np.concatenate([score_all(weights, queries.labels, scores) for _, scores in found])
+            rows[name] = {"setting": [choice.setting for choice, _ in found]} | {
+                metric: {"mean": v.mean(), "low": v.min(), "high": v.max(), "draws": v}
+                for metric, v in zip(METRICS, values.T, strict=True)
+            }
+        patients = [len(set(train.patients[chosen].tolist())) for chosen in drawn]
+        curve.append(
+            {"fraction": fraction, "patients": patients, "scans": [len(chosen) for chosen in drawn], "rows": rows}
+        )
+    return curve
+
+
+def evaluate(source: Source, options: Options) -> dict[str, Any]:
+    """Run the whole evaluation; returns what the JSON file holds (intervals as ``Interval``).
+
+    Raises:
+        InputError: no run, one class only, no validation scans, an image size that does not fit, or as
+            ``load_backbone``.
+    """
+    data = open_data(source.config, options.data, options.dataset, options.phantom, print)
+    positions = {"train": data.labelled("train"), "val": data.labelled("val"), "queries": data.labelled(options.split)}
+    sets = {name: ScanSet(data.index.labels[p], data.index.patients[p]) for name, p in positions.items()}
+    train, val, queries = sets.values()
+    if len(set(train.labels.tolist())) < 2:
+        raise InputError(f"{data.index.root}: training scans of one class only; give scans of at least two classes")
+    device = default_device()
+    model = load_frozen(source.name, device, heads=options.heads)
+    size = choose_size(options.image_size, source, model)
+    check_size(size, model.backbone, "image-size")
+    networks, notes = with_controls(source, model, options.seed, device)
+    kind = protocol_kind(model.backbone) if options.protocol == "dino" else IMAGE_FEATURE
+    extractions = {
+        name: of_network(network, device, batch_size(source), kind, options.precision)
+        for name, network in networks.items()
+    }
+    extractions[PIXELS] = of_pixels()
+    cache = FeatureCache(cache_root(data.dataset))
+    by_set = {name: cache.get(data.scans, p, size, extractions) for name, p in positions.items()}
+    features = {name: Features(*(found[name] for found in by_set.values())) for name in extractions}
+    fit, names = _fit(options), data.index.class_names
+
+    def fit_row(name: str, chosen: np.ndarray) -> tuple[Choice, np.ndarray]:
+        # SGD's learning rate is made for a backbone's features as they are; grey values need scaling.
+        standardise = options.protocol == "fast" or name == PIXELS
+        return probe(features[name], train, val, chosen, fit, len(names), standardise=standardise, device=device)
+
+    fitted = {name: fit_row(name, np.arange(len(train.labels))) for name in features}
+    compared = compare_scores(
+        {name: {PROBE: scores} for name, (_, scores) in fitted.items()},
+        train,
+        queries,
+        names,
+        bootstrap=options.bootstrap,
+        seed=options.seed,
+    )
+    rows = {
+        name: {
+            "setting": choice.setting,
+            "val_balanced_accuracy": choice.accuracies,
+            "features": features[name].train.shape[1],
+            **compared["rows"][name][PROBE],
+        }
+        for name, (choice, _) in fitted.items()
+    }
+    differences = {name: found[PROBE] for name, found in compared["differences"].items()}
+    curve = label_curves(fit_row, list(features), train, queries, options.fractions, options.draws, options.seed)
+    return {
+        "evaluation": "linear",
+        "model": {"source": source.name, "run": source.run, "chosen": source.chosen},
+        "weights": {name: network.weights for name, network in networks.items()},
+        "data": {**data.describe(**positions), "queries": options.split},
+        "settings": {
+            "protocol": options.protocol,
+            "chosen_on": "val: balanced accuracy, ties by log-loss",
+            **(
+                {"c": _cs(options)}
+                if options.protocol == "fast"
+                else {"epochs": options.epochs, "batch_size": options.sgd_batch_size}
+            ),
+            "features": {"image_feature": kind == IMAGE_FEATURE, **kind._asdict()},
+            "precision": options.precision,
+            "image_size": size,
+            "draws": options.draws,
+            "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
+        },
+        "units": "per cent; differences in points; each number with its 95 % patient-bootstrap interval; label curves "
+        "with mean, lowest and highest of the draws",
+        "rows": rows,
+        "differences": differences,
+        "label_fractions": curve,
+        "verdicts": [
+            verdict(differences[f"{MODEL} − {other}"]["accuracy"], other, "linear probe")
+            for other in (PIXELS, START)
+            if other in features
+        ],
+        "notes": _patient_notes(data, positions, options) + compared["notes"] + notes,
+    }
+
+
+def _cs(options: Options) -> list[float]:
+    return np.logspace(*np.log10(options.c_range), options.n_c).tolist()
+
+
+def _fit(options: Options) -> Fit:
+    if options.protocol == "fast":
+        cs = _cs(options)
+        return lambda features, labels, n_classes: logistic_path(features, labels, n_classes, cs)
+    return lambda features, labels, n_classes: sgd_epochs(
+        features, labels, n_classes, options.epochs, options.sgd_batch_size, options.seed
+    )
+
+
+def _patient_notes(data: ScanData, positions: dict[str, np.ndarray], options: Options) -> list[str]:
+    """Whether the classified patients are new: to the probe, to its choice, and to pretraining."""
+    patients = {name: set(data.index.patients[p].tolist()) for name, p in positions.items()}
+    tested, notes = patients["queries"], []
+    if shared := len(tested & patients["train"]):
+        notes.append(
+            f"{shared} of {len(tested)} classified patients also have training scans, which flatters every row; use "
+            "--dataset.split patient"
+        )
+    if options.split == "val":
+        notes.append("chosen and judged on the same validation scans: too good; report --split test")
+    elif shared := len(tested & patients["val"]):
+        notes.append(f"{shared} of {len(tested)} classified patients also have validation scans")
+    if seen := data.seen_among(positions["queries"]):
+        notes.append(
+            f"{seen} of {len(tested)} classified patients were seen in pretraining: not a test on new patients"
+        )
+    return notes
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as text: what was used, one table, and what it lets one say."""
+    sets, settings = result["data"]["sets"], result["settings"]
+    counts = {name: f"{found['scans']} scans of {found['patients']} patients" for name, found in sets.items()}
+    what = "C" if settings["protocol"] == "fast" else "epoch"
+    lines = [
+        f"linear probe ({settings['protocol']}) of {result['model']['source']} ({result['model']['chosen']})"
+        + (f" · {PHANTOM_NOTICE}" if result["data"]["synthetic"] else ""),
+        *(
+            f"{name}: {weights['file'] or weights['source']} (sha256 {weights['sha256']}…)"
+            for name, weights in result["weights"].items()
+        ),
+        f"data: {result['data']['folder']} · fitted: train, {counts['train']} · {what} chosen: val, {counts['val']} · "
+        f"classified: {result['data']['queries']}, {counts['queries']}",
+        "",
+    ]
+    curve = result["label_fractions"]
+    shares = [f"{100 * point['fraction']:g} % labels ({_span(point['patients'])} p.)" for point in curve]
+    rows = []
+    for name, row in result["rows"].items():
+        drawn = [_over_draws(point["rows"][name][CURVE_METRIC]) for point in curve]
+        rows.append([name, f"{row['setting']:.3g}", *(show(row[metric]) for metric in METRICS), *drawn])
+    for name, row in result["differences"].items():
+        rows.append([name, "", *(show(row[metric], signed=True) for metric in METRICS), *("" for _ in curve)])
+    lines += [
+        table(["", what, *_TITLES, *shares], rows),
+        f"[95 % interval, {settings['bootstrap']['resamples']} resamples of patients]; by labels: balanced accuracy %, "
+        f"mean (lowest–highest) of {settings['draws']} draws of p. training patients",
+    ]
+    return "\n".join([*lines, "", *result["verdicts"], *(f"note: {note}" for note in result["notes"])])
+
+
+def _span(counts: list[int]) -> str:
+    return str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}–{max(counts)}"
+
+
+def _over_draws(found: dict[str, Any]) -> str:
+    spread = f" ({found['low']:.1f}–{found['high']:.1f})" if len(found["draws"]) > 1 else ""
+    return f"{found['mean']:.1f}{spread}"
+
+
+def draw_curves(result: dict[str, Any], file: Path) -> None:
+    """Write each metric over the share of labelled training patients as PNG: mean, and range of the draws.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    curve, sets, settings = result["label_fractions"], result["data"]["sets"], result["settings"]
+    figure = Figure(figsize=(12, 4.4), dpi=150, layout="constrained")
+    shares = [100 * point["fraction"] for point in curve]
+    ticks = [f"{share:g} %\n{_span(point['patients'])}" for share, point in zip(shares, curve, strict=True)]
+    panels = figure.subplots(1, len(METRICS))
+    for axes, metric, title in zip(panels, METRICS, _TITLES, strict=True):
+        for name in result["rows"]:
+            found = [point["rows"][name][metric] for point in curve]
+            low, mean, high = ([one[key] for one in found] for key in ("low", "mean", "high"))
+            axes.plot(shares, mean, label=name, color=_COLOURS[name], marker=_MARKERS[name], markersize=5)
+            axes.fill_between(shares, low, high, color=_COLOURS[name], alpha=0.15, linewidth=0)
+        axes.set_xscale("log")
+        axes.set_xticks(shares, ticks)
+        axes.minorticks_off()
+        axes.set_ylabel(title)
+        axes.grid(alpha=0.25)
+    panels[0].legend(frameon=False)
+    figure.supxlabel("share of training patients whose labels are used, and their number", fontsize=10)
+    notice = f"{PHANTOM_NOTICE} · " if result["data"]["synthetic"] else ""
+    figure.suptitle(
+        f"{notice}linear probe ({settings['protocol']}) on {sets['queries']['scans']} {result['data']['queries']} "
+        f"scans of {sets['queries']['patients']} patients · line: mean of up to {settings['draws']} draws, band: "
+        "their range",
+        fontsize=10,
+    )
+    try:
+        figure.savefig(file)
+    except OSError as error:
+        raise InputError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
+
+
+def main(options: Options) -> None:
+    """Evaluate, print, and write ``linear_PROTOCOL_SPLIT.json`` and the label-fraction curves beside it."""
+    source = open_source(options.model)
+    result = evaluate(source, options)
+    print(report(result))
+    folder = make_folder(source.results_folder("linear", options.out))
+    name = f"linear_{options.protocol}_{options.split}"
+    write_json(result, folder / f"{name}.json")
+    draw_curves(result, folder / f"{name}.png")
+    print(f"written: {folder / name}.json, {folder / name}.png")
+
+
+if __name__ == "__main__":
+    run_command(main, Options)

@@ -1,0 +1,158 @@
+"""Features come back from disk as they were computed, or are computed again; never others."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from dino_oct.models.backbone import load_backbone
+from evaluation.feature_cache import Extraction, FeatureCache, Kind, of_network, of_pixels, protocol_kind
+from evaluation.runs import load_frozen
+
+CPU = torch.device("cpu")
+TINY = {"patch_size": 8, "img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
+
+
+class Scans(list):
+    """Scans with digests, as ``ScanCache`` has."""
+
+    def __init__(self, scans):
+        super().__init__(scans)
+        self.digests = np.array([str(hash(scan.tobytes())) for scan in scans], dtype="S32")
+
+
+@pytest.fixture
+def scans():
+    rng = np.random.default_rng(0)
+    return Scans([rng.integers(0, 255, (40, 48), dtype=np.uint8) for _ in range(6)])
+
+
+@pytest.fixture
+def counted():
+    """An extraction that counts the images it was given."""
+    calls = SimpleNamespace(images=0)
+
+    def extract(images):
+        calls.images += len(images)
+        return images.float().mean(dim=(1, 2)).numpy()
+
+    return Extraction(extract, {"weights": "a"}), calls
+
+
+ALL = np.arange(6)
+
+
+def test_a_hit_returns_the_same_features_without_running_the_model(tmp_path, scans, counted):
+    extraction, calls = counted
+    first = FeatureCache(tmp_path).get(scans, ALL, (32, 32), {"model": extraction})["model"]
+    again = FeatureCache(tmp_path).get(scans, ALL, (32, 32), {"model": extraction})["model"]
+    assert calls.images == 6
+    assert isinstance(again, np.memmap)
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("change", ["size", "weights", "positions", "order", "pixels"])
+def test_whatever_changes_features_is_another_entry(change, tmp_path, scans, counted):
+    extraction, calls = counted
+    cache = FeatureCache(tmp_path)
+    cache.get(scans, ALL, (32, 32), {"model": extraction})
+    size, positions = (32, 32), ALL
+    if change == "size":
+        size = (32, 24)
+    elif change == "weights":
+        extraction = dataclasses.replace(extraction, identity={"weights": "b"})
+    elif change == "positions":
+        positions = ALL[:5]
+    elif change == "order":
+        positions = ALL[::-1]
+    else:
+        scans = Scans([scans[0] // 2, *scans[1:]])
+    found = cache.get(scans, positions, size, {"model": extraction})["model"]
+    assert calls.images == 6 + len(positions)
+    direct = FeatureCache(tmp_path / "other").get(scans, positions, size, {"model": extraction})["model"]
+    np.testing.assert_array_equal(found, direct)
+
+
+@pytest.mark.parametrize("damage", ["flipped byte", "cut off", "empty", "no description", "of another entry"])
+def test_a_damaged_entry_is_noticed_and_made_again(damage, tmp_path, scans, counted, capsys):
+    extraction, calls = counted
+    cache = FeatureCache(tmp_path)
+    expected = cache.get(scans, ALL, (32, 32), {"model": extraction})["model"]
+    (entry,) = [folder for folder in cache.folder.iterdir() if not folder.name.startswith(".")]
+    file = entry / "features.npy"
+    content = bytearray(file.read_bytes())
+    if damage == "flipped byte":
+        content[-3] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut off":
+        file.write_bytes(content[:-100])
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "no description":
+        (entry / "about.json").write_text("{")
+    else:
+        about = entry / "about.json"
+        about.write_text(about.read_text().replace('"weights": "a"', '"weights": "b"'))
+    found = cache.get(scans, ALL, (32, 32), {"model": extraction})["model"]
+    np.testing.assert_array_equal(found, expected)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "feature cache damaged, extracting again" in said[0]
+    assert calls.images == 12
+    cache.get(scans, ALL, (32, 32), {"model": extraction})  # mended
+    assert calls.images == 12
+
+
+def test_only_what_is_missing_is_extracted(tmp_path, scans, counted):
+    extraction, calls = counted
+    cache = FeatureCache(tmp_path)
+    cache.get(scans, ALL, (32, 32), {"model": extraction})
+    found = cache.get(scans, ALL, (32, 32), {"model": extraction, "pixels": of_pixels()})
+    assert calls.images == 6
+    assert found["pixels"].shape == (6, 48 * 48)
+
+
+def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path, scans, counted, capsys):
+    extraction, _ = counted
+    (tmp_path / "features").write_text("a file where the folder should be")
+    found = FeatureCache(tmp_path).get(scans, ALL, (32, 32), {"model": extraction})["model"]
+    assert found.shape == (6, 32)
+    assert "features not kept" in capsys.readouterr().err
+
+
+def test_kinds_of_features_and_ways_to_open_a_file_are_kept_apart(tmp_path, scans):
+    model = load_frozen("random:vit_tiny_patch16_224", CPU, model_args=TINY, seed=0)
+    other_heads = load_frozen("random:vit_tiny_patch16_224", CPU, model_args={**TINY, "num_heads": 4}, seed=0)
+    other_heads = dataclasses.replace(other_heads, weights=model.weights)  # the same file, opened with other heads
+    found = FeatureCache(tmp_path).get(
+        scans,
+        ALL,
+        (32, 32),
+        {
+            "cls": of_network(model, CPU),
+            "blocks": of_network(model, CPU, kind=Kind(2)),
+            "mean": of_network(model, CPU, kind=Kind(1, mean_patch=True)),
+            "bf16": of_network(model, CPU, precision="bf16"),
+            "heads": of_network(other_heads, CPU),
+        },
+    )
+    assert len(list((tmp_path / "features").iterdir())) == 5
+    assert {name: rows.shape[1] for name, rows in found.items()} == {
+        "cls": 32, "blocks": 64, "mean": 64, "bf16": 32, "heads": 32,
+    }  # fmt: skip
+    np.testing.assert_allclose(found["blocks"][:, 32:], found["cls"], atol=1e-5)
+    np.testing.assert_allclose(found["mean"][:, ::2], found["cls"], atol=1e-5)
+    assert not np.array_equal(found["heads"], found["cls"])
+    assert not np.array_equal(found["bf16"], found["cls"])
+
+
+def test_the_protocol_takes_as_many_blocks_as_there_are():
+    def kind(name, **args):
+        return protocol_kind(load_backbone(f"random:{name}", model_args=args))
+
+    assert kind("vit_tiny_patch16_224", **TINY) == Kind(2)
+    assert kind("vit_tiny_patch16_224", depth=6) == Kind(4)
+    assert kind("vit_tiny_patch16_224", depth=1, embed_dim=768, num_heads=12) == Kind(1, mean_patch=True)
+    assert kind("resnet18") == Kind()
