@@ -79,7 +79,6 @@ class Monitor:
             val = val if len(val) > 1 else choose(index, "train", config.max_val, seed, labelled=False)
             train = val[:0]
         self.train_labels, self.val_labels = index.labels[train], index.labels[val]
-        self.n_val_patients = len(set(index.patients[val]))
         self.images = feats.squash_all([scans[i] for i in [*train, *val]], config.image_size)
         self.attention_positions = _one_per_class(val, index.labels, config.attention_scans)
         self.attention_names = [index.files[i].lstrip("/").replace("/", "_") for i in self.attention_positions]

@@ -30,7 +30,7 @@ from dino_oct.monitor import fit_short_side
 from evaluation.attention_maps import MEASURES, draw_page, mass_mask, spread
 from evaluation.bootstrap import Interval, PatientBootstrap, weighted_mean
 from evaluation.lesion_scores import with_mean
-from evaluation.reports import make_folder, show, table, write_json
+from evaluation.reports import heading, make_folder, show, table, write_json
 from evaluation.runs import (
     EvaluationOptions,
     Frozen,
@@ -303,11 +303,12 @@ def report(result: dict[str, Any]) -> str:
     data, settings = result["data"], result["settings"]
     where = f"{data['folder']}, {data['split']} split" if data["folder"] else "image files"
     classes = {name: count["scans"] for name, count in data.get("classes", {}).items() if count["scans"]}
+    details = (
+        f", block {settings['block']} of 0…{settings['blocks'] - 1}, short side {settings['size']} px, "
+        f"patch {settings['patch']} px"
+    )
     lines = [
-        f"CLS attention of {result['model']['source']} ({result['model']['chosen']}), block {settings['block']} of "
-        f"0…{settings['blocks'] - 1}, short side {settings['size']} px, patch {settings['patch']} px"
-        + (f" · {PHANTOM_NOTICE}" if data["synthetic"] else ""),
-        *(f"{name}: {w['file'] or w['source']} (sha256 {w['sha256']}…)" for name, w in result["weights"].items()),
+        *heading("CLS attention", result, details),
         f"data: {where} · {_count(data['scans'], 'scan')} of {_count(data['patients'], 'patient')}"
         + (f" ({', '.join(f'{name} {count}' for name, count in classes.items())})" if classes else ""),
         "",

@@ -22,7 +22,7 @@ from dino_oct.monitor import MonitorConfig
 from evaluation.bootstrap import Interval, PatientBootstrap
 from evaluation.classification import METRICS, confusion, score_all
 from evaluation.feature_cache import FeatureCache, of_network, of_pixels
-from evaluation.reports import make_folder, show, table, write_json
+from evaluation.reports import heading, make_folder, show, table, write_json
 from evaluation.runs import (
     EvaluationOptions,
     Frozen,
@@ -33,7 +33,7 @@ from evaluation.runs import (
     random_weights,
     starting_weights,
 )
-from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
+from evaluation.scan_data import ScanData, open_data
 
 Setting = TypeVar("Setting", int, str)
 MODEL, START, RANDOM, PIXELS = "model", "starting weights", "random weights", "raw pixels"
@@ -303,12 +303,7 @@ def report(result: dict[str, Any]) -> str:
     """The result as text: what was used, one table, and what it lets one say."""
     sets = result["data"]["sets"]
     lines = [
-        f"k-NN of {result['model']['source']} ({result['model']['chosen']})"
-        + (f" · {PHANTOM_NOTICE}" if result["data"]["synthetic"] else ""),
-        *(
-            f"{name}: {weights['file'] or weights['source']} (sha256 {weights['sha256']}…)"
-            for name, weights in result["weights"].items()
-        ),
+        *heading("k-NN", result),
         f"data: {result['data']['folder']} · votes: {sets['reference']['scans']} train scans of "
         f"{sets['reference']['patients']} patients · classified: {sets['queries']['scans']} "
         f"{result['data']['queries']} scans of {sets['queries']['patients']} patients ("

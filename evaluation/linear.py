@@ -35,7 +35,7 @@ from evaluation.knn import (
     with_controls,
 )
 from evaluation.probes import Choice, LinearClassifier, choose, draw_patients, logistic_path, sgd_epochs
-from evaluation.reports import make_folder, show, table, write_json
+from evaluation.reports import heading, make_folder, show, table, write_json
 from evaluation.runs import EvaluationOptions, Source, default_device, load_frozen, open_source
 from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
 
@@ -302,12 +302,7 @@ def report(result: dict[str, Any]) -> str:
     counts = {name: f"{found['scans']} scans of {found['patients']} patients" for name, found in sets.items()}
     what = "C" if settings["protocol"] == "fast" else "epoch"
     lines = [
-        f"linear probe ({settings['protocol']}) of {result['model']['source']} ({result['model']['chosen']})"
-        + (f" · {PHANTOM_NOTICE}" if result["data"]["synthetic"] else ""),
-        *(
-            f"{name}: {weights['file'] or weights['source']} (sha256 {weights['sha256']}…)"
-            for name, weights in result["weights"].items()
-        ),
+        *heading(f"linear probe ({settings['protocol']})", result),
         f"data: {result['data']['folder']} · fitted: train, {counts['train']} · {what} chosen: val, {counts['val']} · "
         f"classified: {result['data']['queries']}, {counts['queries']}",
         "",

@@ -25,7 +25,7 @@ from evaluation.bootstrap import Interval, PatientBootstrap, weighted_mean
 from evaluation.lesion_masks import mask_file, read_mask, scans_with_lesion
 from evaluation.lesion_scores import CONTROLS, MEASURES, RATIO, control_maps, enlarge, localize, with_mean
 from evaluation.overlays import Example, draw_examples
-from evaluation.reports import make_folder, show, table, write_json
+from evaluation.reports import heading, make_folder, show, table, write_json
 from evaluation.runs import (
     EvaluationOptions,
     Frozen,
@@ -307,9 +307,7 @@ def report(result: dict[str, Any]) -> str:
     """The result as text: what was used, one table, and what it lets one say."""
     sets, area = result["data"]["sets"], result["area"]
     lines = [
-        f"CLS attention of {result['model']['source']} ({result['model']['chosen']}), last block"
-        + (f" · {PHANTOM_NOTICE}" if result["data"]["synthetic"] else ""),
-        *(f"{name}: {w['file'] or w['source']} (sha256 {w['sha256']}…)" for name, w in result["weights"].items()),
+        *heading("CLS attention", result, ", last block"),
         f"data: {result['data']['folder']} · head chosen on {sets['validation']['scans']} scans with lesions of "
         f"{sets['validation']['patients']} validation patients · reported on {sets['test']['scans']} of "
         f"{sets['test']['patients']} test patients ("

@@ -11,6 +11,7 @@ import numpy as np
 
 from dino_oct.errors import InputError
 from evaluation.bootstrap import Interval
+from evaluation.scan_data import PHANTOM_NOTICE
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -74,3 +75,12 @@ def write_json(result: dict[str, Any], file: Path) -> None:
         partial.replace(file)
     except OSError as error:
         raise InputError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
+
+
+def heading(title: str, result: dict[str, Any], details: str = "") -> list[str]:
+    """First lines of a report: which evaluation of which source, whether on phantoms, and which weights by sha256."""
+    model, notice = result["model"], f" · {PHANTOM_NOTICE}" if result["data"]["synthetic"] else ""
+    return [
+        f"{title} of {model['source']} ({model['chosen']}){details}{notice}",
+        *(f"{name}: {w['file'] or w['source']} (sha256 {w['sha256']}…)" for name, w in result["weights"].items()),
+    ]

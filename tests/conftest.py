@@ -36,7 +36,17 @@ def cache_root(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, command):
+    """A finished tiny run, made once and only read or added to; what it said is in ``stdout.txt``."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    finished = command("dino_oct/train.py", *TINY_RUN, "--out", run)
+    assert finished.returncode == 0, finished.stderr
+    (run / "stdout.txt").write_text(finished.stdout)
+    return run
+
+
+@pytest.fixture(scope="session")
 def command(cache_root):
     """``command("dino_oct/train.py", …)`` runs a script as a user does and returns the finished process."""
 

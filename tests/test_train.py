@@ -19,21 +19,6 @@ def metrics_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("runs") / "tiny"
-
-
-@pytest.fixture
-def trained(run_folder, command):
-    """A finished tiny run; made once."""
-    if not run_folder.exists():
-        finished = command("dino_oct/train.py", *TINY_RUN, "--out", run_folder)
-        assert finished.returncode == 0, finished.stderr
-        (run_folder / "stdout.txt").write_text(finished.stdout)
-    return run_folder
-
-
 def test_run_folder(trained):
     for name in ("config.yaml", "metrics.jsonl", "tensorboard", "checkpoints/last.pt", "checkpoints/start",
                  "export/backbone.safetensors", "export/config.json", "views", "attention"):  # fmt: skip

@@ -246,10 +246,6 @@ def _size_table(sizes: dict[str, dict[str, int]]) -> list[str]:
     return ["image sizes (width x height)", *_table(["", *shown, "other"], rows)]
 
 
-def _others(counts: dict[str, int], shown: list[str]) -> int:
-    return sum(count for size, count in counts.items() if size not in shown)
-
-
 def _border_table(borders: dict[str, Any]) -> list[str]:
     rows = [
         [label, f"{n['with_border']:,} of {n['scans']:,}", f"{n['mean_area']:.1%}"]

@@ -107,7 +107,7 @@ class TrainingScans(Dataset):
         return np.array(self.scans[position]), np.array(self.scans.tissue[position]), sample, epoch
 
 
-def ignore_stop_signals(worker: int) -> None:
+def ignore_stop_signals(_worker: int) -> None:
     """For loader processes: launchers signal the whole group, and the training process must still get its batches."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REFERENCE, REPOSITORY, TINY_RUN, environment
+from conftest import REFERENCE, REPOSITORY, environment
 from PIL import Image
 
 from dino_oct.cli import parse_options
@@ -20,20 +20,6 @@ from evaluation.runs import load_frozen, newest_run, open_source, random_weights
 from evaluation.scan_data import DatasetOptions, PhantomOptions, open_data
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("evaluated") / "tiny"
-
-
-@pytest.fixture
-def trained(run_folder, command):
-    """A finished tiny run; made once."""
-    if not run_folder.exists():
-        finished = command("dino_oct/train.py", *TINY_RUN, "--out", run_folder)
-        assert finished.returncode == 0, finished.stderr
-    return run_folder
 
 
 def failed(finished: subprocess.CompletedProcess, message: str) -> None:

@@ -6,7 +6,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_RUN
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
@@ -138,20 +137,6 @@ def test_more_labels_do_better_and_rows_share_their_draws():
     assert [(point["fraction"], len(point["patients"])) for point in curve] == [(0.04, 3), (1.0, 1)]
     few, everything = (point["rows"]["a"]["accuracy"] for point in curve)
     assert few["low"] <= few["mean"] <= few["high"] < everything["mean"]
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("probed") / "tiny"
-
-
-@pytest.fixture
-def trained(run_folder, command):
-    """A finished tiny run; made once."""
-    if not run_folder.exists():
-        finished = command("dino_oct/train.py", *TINY_RUN, "--out", run_folder)
-        assert finished.returncode == 0, finished.stderr
-    return run_folder
 
 
 def test_the_command(trained, command):
