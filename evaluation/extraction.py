@@ -6,16 +6,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dino_oct.features import squash_all
+from evaluation.preprocessing import Preprocessing
 
 Extractor = Callable[[torch.Tensor], np.ndarray]
 _CHUNK = 256
 
 
 def extract_all(
-    scans: Sequence[np.ndarray], positions: np.ndarray, size: tuple[int, int], extractors: dict[str, Extractor]
+    scans: Sequence[np.ndarray],
+    positions: np.ndarray,
+    preprocessing: Preprocessing,
+    extractors: dict[str, Extractor],
 ) -> dict[str, np.ndarray]:
-    """Features of the scans at ``positions``, squashed to ``size``, from each extractor.
+    """Features of the scans at ``positions`` from each extractor.
 
     Args:
         scans: grey uint8 scans (H, W).
@@ -28,7 +31,7 @@ def extract_all(
     with tqdm(total=len(positions), desc="features", unit="scan", disable=None, leave=False) as bar:
         for start in range(0, len(positions), _CHUNK):
             chunk = positions[start : start + _CHUNK]
-            images = squash_all((scans[i] for i in chunk), size)  # squashed once for all extractors
+            images = preprocessing(scans[i] for i in chunk)  # once for all extractors
             for name, extract in extractors.items():
                 parts[name].append(extract(images))
             bar.update(len(chunk))

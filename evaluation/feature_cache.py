@@ -11,22 +11,22 @@ import shutil
 import sys
 import tempfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from dino_oct.data.cache import ScanCache
 from dino_oct.features import extract, pixel_features
 from dino_oct.models.attention import linear_probe_features
 from dino_oct.models.network import normalise
 from evaluation.extraction import Extractor, extract_all
+from evaluation.preprocessing import Preprocessing
 from evaluation.runs import Frozen
 
-FEATURES_VERSION = 1  # raise it when resizing or extraction change: older entries are then not found
+FEATURES_VERSION = 2  # raise it when resizing or extraction change: older entries are then not found
 Precision = Literal["fp32", "bf16"]
 
 
@@ -34,8 +34,10 @@ class Kind(NamedTuple):
     """Which features of a backbone.
 
     Attributes:
-        blocks: 0 for the image feature (CLS, or the vector before the classifier); else CLS of the last n blocks.
-        mean_patch: interleave the last block's CLS with its mean patch token.
+        blocks: CLS of the last n blocks; 0: see below.
+        mean_patch: interleave the last block's CLS with its mean patch token; with 0 blocks the mean patch token alone.
+
+    0 blocks without the mean patch token mean the image feature: CLS, or a CNN's vector before the classifier.
     """
 
     blocks: int = 0
@@ -43,16 +45,6 @@ class Kind(NamedTuple):
 
 
 IMAGE_FEATURE = Kind()
-
-
-def protocol_kind(backbone: nn.Module) -> Kind:
-    """The features of DINO's linear protocol: base models (width from 768) CLS and mean patch of the last block,
-    smaller ones CLS of the last 4 blocks or of all where there are fewer; networks without CLS their image feature."""
-    if getattr(backbone, "cls_token", None) is None or not hasattr(backbone, "blocks"):
-        return IMAGE_FEATURE
-    if backbone.num_features >= 768:
-        return Kind(1, mean_patch=True)
-    return Kind(min(4, len(backbone.blocks)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +69,7 @@ def of_network(
     backbone, bf16 = network.backbone, precision == "bf16"
 
     def run(images: torch.Tensor) -> np.ndarray:
-        if not kind.blocks:
+        if kind == IMAGE_FEATURE:
             return extract(backbone, images, device, batch_size, bf16)
         rows = []
         for batch in images.split(batch_size):
@@ -115,23 +107,23 @@ class FeatureCache:
         self,
         scans: ScanCache,
         positions: np.ndarray,
-        size: tuple[int, int],
+        preprocessing: Preprocessing,
         extractions: dict[str, Extraction],
     ) -> dict[str, np.ndarray]:
-        """Features of the scans at ``positions``, squashed to ``size`` (rows, columns).
+        """Features of the scans at ``positions``.
 
-        Scans are squashed once for all extractions that have no sound entry, and not read if every one has.
+        Scans are brought to size once for all extractions without a sound entry, and not read if every one has.
 
         Returns:
             name → (N, D) float32, read-only where it is mapped from disk, in the order of ``positions``.
         """
         data = hashlib.sha256(np.ascontiguousarray(scans.digests[positions]).tobytes()).hexdigest()
-        common = {"version": FEATURES_VERSION, "scans": len(positions), "data": data, "size": list(size)}
+        common = {"version": FEATURES_VERSION, "scans": len(positions), "data": data, **asdict(preprocessing)}
         identities = {name: {**common, **one.identity} for name, one in extractions.items()}
         found = {name: self._read(identity) for name, identity in identities.items()}
         missing = {name: extractions[name].extract for name, features in found.items() if features is None}
         if missing:
-            for name, features in extract_all(scans, positions, size, missing).items():
+            for name, features in extract_all(scans, positions, preprocessing, missing).items():
                 found[name] = features
                 self._write(identities[name], features)
         return found

@@ -17,26 +17,14 @@ import torch
 from matplotlib.figure import Figure
 
 from dino_oct.cli import run_command
-from dino_oct.data.cache import cache_root
 from dino_oct.errors import InputError
-from dino_oct.features import check_size
 from evaluation.classification import METRICS, score_all
-from evaluation.feature_cache import IMAGE_FEATURE, FeatureCache, Precision, of_network, of_pixels, protocol_kind
-from evaluation.knn import (
-    MODEL,
-    PIXELS,
-    RANDOM,
-    START,
-    ScanSet,
-    batch_size,
-    choose_size,
-    compare_scores,
-    verdict,
-    with_controls,
-)
+from evaluation.comparison import MODEL, PIXELS, RANDOM, START, ScanSet, compare_scores, verdict
+from evaluation.feature_cache import IMAGE_FEATURE
+from evaluation.frozen_features import FeatureOptions, extract_features
 from evaluation.probes import Choice, LinearClassifier, choose, draw_patients, logistic_path, sgd_epochs
-from evaluation.reports import heading, make_folder, show, table, write_json
-from evaluation.runs import EvaluationOptions, Source, default_device, load_frozen, open_source
+from evaluation.reports import closing, heading, make_folder, show, table, write_json
+from evaluation.runs import Source, default_device, open_source
 from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
 
 PROBE = "linear"
@@ -50,7 +38,7 @@ _MARKERS = {MODEL: "o", START: "s", RANDOM: "^", PIXELS: "D"}
 
 
 @dataclass
-class Options(EvaluationOptions):
+class Options(FeatureOptions):
     """Linear probe on frozen features, with patient-bootstrap intervals, controls and label-fraction curves."""
 
     protocol: Literal["fast", "dino"] = "fast"
@@ -69,10 +57,6 @@ class Options(EvaluationOptions):
     """Of the dino protocol; its lr is .001 · batch/256."""
     split: Literal["test", "val"] = "test"
     """Scans to classify. With val the setting is chosen and judged on the same scans: for development only."""
-    image_size: tuple[int, int] | None = None
-    """Rows and columns that scans are squashed to; unset: the run's monitor.image_size, or the model's own size."""
-    precision: Precision = "fp32"
-    """Of the extraction; bf16 is faster where the processor has it, and changes features slightly."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -189,21 +173,10 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
     train, val, queries = sets.values()
     if len(set(train.labels.tolist())) < 2:
         raise InputError(f"{data.index.root}: training scans of one class only; give scans of at least two classes")
-    device = default_device()
-    model = load_frozen(source.name, device, heads=options.heads)
-    size = choose_size(options.image_size, source, model)
-    check_size(size, model.backbone, "image-size")
-    networks, notes = with_controls(source, model, options.seed, device)
-    kind = protocol_kind(model.backbone) if options.protocol == "dino" else IMAGE_FEATURE
-    extractions = {
-        name: of_network(network, device, batch_size(source), kind, options.precision)
-        for name, network in networks.items()
-    }
-    extractions[PIXELS] = of_pixels()
-    cache = FeatureCache(cache_root(data.dataset))
-    by_set = {name: cache.get(data.scans, p, size, extractions) for name, p in positions.items()}
-    features = {name: Features(*(found[name] for found in by_set.values())) for name in extractions}
-    fit, names = _fit(options), data.index.class_names
+    default_kind = None if options.protocol == "dino" else IMAGE_FEATURE
+    found = extract_features(source, options, data, positions, default_kind)
+    features = {name: Features(*(rows[name] for rows in found.by_set.values())) for name in found.by_set["train"]}
+    fit, names, device = _fit(options), data.index.class_names, default_device()
 
     def fit_row(name: str, chosen: np.ndarray) -> tuple[Choice, np.ndarray]:
         # SGD's learning rate is made for a backbone's features as they are; grey values need scaling.
@@ -228,13 +201,17 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
         }
         for name, (choice, _) in fitted.items()
     }
-    differences = {name: found[PROBE] for name, found in compared["differences"].items()}
+    differences = {name: row[PROBE] for name, row in compared["differences"].items()}
     curve = label_curves(fit_row, list(features), train, queries, options.fractions, options.draws, options.seed)
     return {
         "evaluation": "linear",
         "model": {"source": source.name, "run": source.run, "chosen": source.chosen},
-        "weights": {name: network.weights for name, network in networks.items()},
-        "data": {**data.describe(**positions), "queries": options.split},
+        "weights": found.weights,
+        "data": {
+            **data.describe(**positions),
+            "queries": options.split,
+            "shortcut": data.shortcuts(np.concatenate(list(positions.values()))),
+        },
         "settings": {
             "protocol": options.protocol,
             "chosen_on": "val: balanced accuracy, ties by log-loss",
@@ -243,9 +220,7 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
                 if options.protocol == "fast"
                 else {"epochs": options.epochs, "batch_size": options.sgd_batch_size}
             ),
-            "features": {"image_feature": kind == IMAGE_FEATURE, **kind._asdict()},
-            "precision": options.precision,
-            "image_size": size,
+            **found.settings,
             "draws": options.draws,
             "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
         },
@@ -259,7 +234,7 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
             for other in (PIXELS, START)
             if other in features
         ],
-        "notes": _patient_notes(data, positions, options) + compared["notes"] + notes,
+        "notes": _patient_notes(data, positions, options) + compared["notes"] + found.notes,
     }
 
 
@@ -320,7 +295,7 @@ def report(result: dict[str, Any]) -> str:
         f"[95 % interval, {settings['bootstrap']['resamples']} resamples of patients]; by labels: balanced accuracy %, "
         f"mean (lowest–highest) of {settings['draws']} draws of p. training patients",
     ]
-    return "\n".join([*lines, "", *result["verdicts"], *(f"note: {note}" for note in result["notes"])])
+    return "\n".join([*lines, *closing(result)])
 
 
 def _span(counts: list[int]) -> str:

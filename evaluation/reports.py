@@ -77,6 +77,20 @@ def write_json(result: dict[str, Any], file: Path) -> None:
         raise InputError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
 
 
+def closing(result: dict[str, Any]) -> list[str]:
+    """Last lines of a report: verdicts, notes, and how well the classes are told without the retina."""
+    data = result["data"]
+    lines = ["", *result["verdicts"], *(f"note: {note}" for note in result["notes"])]
+    if shortcuts := data["shortcut"]:
+        found = ", ".join(f"{one['features']} {show(one['balanced_accuracy'])} %" for one in shortcuts)
+        done = "are neutralised here" if data["dataset"]["neutralise_borders"] else "are NOT neutralised here"
+        lines.append(
+            f"shortcut check: balanced accuracy without the retina, from {found} (chance {shortcuts[0]['chance']:.1f} "
+            f"%); white borders {done}"
+        )
+    return lines
+
+
 def heading(title: str, result: dict[str, Any], details: str = "") -> list[str]:
     """First lines of a report: which evaluation of which source, whether on phantoms, and which weights by sha256."""
     model, notice = result["model"], f" · {PHANTOM_NOTICE}" if result["data"]["synthetic"] else ""

@@ -13,7 +13,9 @@ from dino_oct.data.cache import ScanCache
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scans
 from dino_oct.data.load import load_scans
 from dino_oct.data.phantom import PhantomConfig
+from dino_oct.data.shortcut import check_shortcuts
 from dino_oct.errors import InputError
+from evaluation.bootstrap import Interval
 
 PHANTOM_NOTICE = "PHANTOMS: synthetic scans"
 Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
@@ -105,6 +107,29 @@ class ScanData:
     def seen_among(self, positions: np.ndarray) -> int | None:
         """Patients of these scans that the run was trained on."""
         return None if self.seen is None else len(self.seen & set(self.index.patients[positions].tolist()))
+
+    def shortcuts(self, positions: np.ndarray) -> list[dict[str, Any]] | None:
+        """How well size and white border of the files alone tell the classes of these scans (``data.shortcut``).
+
+        Balanced accuracy and its 95 % interval by patient, in per cent. None for phantoms, which have neither, and
+        where there are too few patients to say.
+        """
+        if self.is_phantom:
+            return None
+        found, _ = check_shortcuts(
+            self.index.labels[positions],
+            self.index.patients[positions],
+            self.scans.original_sizes[positions],
+            np.asarray(self.scans.border[positions]),
+        )
+        return [
+            {
+                "features": one.features,
+                "balanced_accuracy": Interval(*(100 * value for value in (one.balanced_accuracy, one.low, one.high))),
+                "chance": 100 * one.chance,
+            }
+            for one in found
+        ] or None
 
     def describe(self, **positions: np.ndarray) -> dict[str, Any]:
         """What goes into a result: folder, kind, split settings, and counts of each named set of scans."""

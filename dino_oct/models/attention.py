@@ -14,7 +14,7 @@ from dino_oct.models.backbone import patch_size
 def check_transformer(backbone: nn.Module) -> None:
     """Raise InputError unless the backbone has transformer blocks and a CLS token."""
     if getattr(backbone, "cls_token", None) is None or not hasattr(backbone, "blocks"):
-        raise InputError(f"{type(backbone).__name__} has no CLS token: attention needs a vision transformer")
+        raise InputError(f"{type(backbone).__name__} has no CLS token: this needs a vision transformer")
 
 
 @torch.no_grad()
@@ -71,19 +71,32 @@ def linear_probe_features(
 
     Args:
         n_blocks: CLS of the last n blocks, concatenated (4 for small models, 1 for base).
-        mean_patch: with ``n_blocks=1``, interleave CLS with the mean patch token, as the protocol does for base models.
+        mean_patch: interleave the last block's CLS with its mean patch token, as the protocol does for base models with
+            ``n_blocks=1``; with ``n_blocks=0`` the mean patch token alone.
 
     Returns:
-        (B, n_blocks · D), or (B, 2 · D) with the mean patch token.
+        (B, n_blocks · D), with the mean patch token (B, (n_blocks + 1) · D).
+
+    Raises:
+        InputError: no transformer with CLS, fewer blocks than asked for, or nothing asked for.
     """
     check_transformer(backbone)
+    if not 0 <= n_blocks <= len(backbone.blocks) or not (n_blocks or mean_patch):
+        raise InputError(f"{n_blocks} blocks: give 1 to {len(backbone.blocks)}, the number that the model has")
     layers: Sequence = backbone.forward_intermediates(
-        images, indices=n_blocks, norm=True, output_fmt="NLC", return_prefix_tokens=True, intermediates_only=True
+        images,
+        indices=max(n_blocks, 1),
+        norm=True,
+        output_fmt="NLC",
+        return_prefix_tokens=True,
+        intermediates_only=True,
     )
     cls = torch.cat([prefix[:, 0] for _, prefix in layers], dim=-1)
     if not mean_patch:
         return cls
     mean = layers[-1][0].mean(dim=1)
+    if n_blocks == 0:
+        return mean
     last = layers[-1][1][:, 0]
     interleaved = torch.stack([last, mean], dim=-1).flatten(1)
     return torch.cat([cls[:, : -last.shape[1]], interleaved], dim=1)

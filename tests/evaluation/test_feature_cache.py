@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from dino_oct.errors import InputError
 from dino_oct.models.backbone import load_backbone
-from evaluation.feature_cache import Extraction, FeatureCache, Kind, of_network, of_pixels, protocol_kind
+from dino_oct.models.network import normalise
+from evaluation.feature_cache import Extraction, FeatureCache, Kind, of_network, of_pixels
+from evaluation.frozen_features import protocol_kind
+from evaluation.preprocessing import Preprocessing
 from evaluation.runs import load_frozen
 
 CPU = torch.device("cpu")
@@ -46,8 +50,8 @@ ALL = np.arange(6)
 
 def test_a_hit_returns_the_same_features_without_running_the_model(tmp_path, scans, counted):
     extraction, calls = counted
-    first = FeatureCache(tmp_path).get(scans, ALL, (32, 32), {"model": extraction})["model"]
-    again = FeatureCache(tmp_path).get(scans, ALL, (32, 32), {"model": extraction})["model"]
+    first = FeatureCache(tmp_path).get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})["model"]
+    again = FeatureCache(tmp_path).get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})["model"]
     assert calls.images == 6
     assert isinstance(again, np.memmap)
     np.testing.assert_array_equal(first, again)
@@ -57,7 +61,7 @@ def test_a_hit_returns_the_same_features_without_running_the_model(tmp_path, sca
 def test_whatever_changes_features_is_another_entry(change, tmp_path, scans, counted):
     extraction, calls = counted
     cache = FeatureCache(tmp_path)
-    cache.get(scans, ALL, (32, 32), {"model": extraction})
+    cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})
     size, positions = (32, 32), ALL
     if change == "size":
         size = (32, 24)
@@ -69,9 +73,9 @@ def test_whatever_changes_features_is_another_entry(change, tmp_path, scans, cou
         positions = ALL[::-1]
     else:
         scans = Scans([scans[0] // 2, *scans[1:]])
-    found = cache.get(scans, positions, size, {"model": extraction})["model"]
+    found = cache.get(scans, positions, Preprocessing(size), {"model": extraction})["model"]
     assert calls.images == 6 + len(positions)
-    direct = FeatureCache(tmp_path / "other").get(scans, positions, size, {"model": extraction})["model"]
+    direct = FeatureCache(tmp_path / "other").get(scans, positions, Preprocessing(size), {"model": extraction})["model"]
     np.testing.assert_array_equal(found, direct)
 
 
@@ -79,7 +83,7 @@ def test_whatever_changes_features_is_another_entry(change, tmp_path, scans, cou
 def test_a_damaged_entry_is_noticed_and_made_again(damage, tmp_path, scans, counted, capsys):
     extraction, calls = counted
     cache = FeatureCache(tmp_path)
-    expected = cache.get(scans, ALL, (32, 32), {"model": extraction})["model"]
+    expected = cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})["model"]
     (entry,) = [folder for folder in cache.folder.iterdir() if not folder.name.startswith(".")]
     file = entry / "features.npy"
     content = bytearray(file.read_bytes())
@@ -95,21 +99,21 @@ def test_a_damaged_entry_is_noticed_and_made_again(damage, tmp_path, scans, coun
     else:
         about = entry / "about.json"
         about.write_text(about.read_text().replace('"weights": "a"', '"weights": "b"'))
-    found = cache.get(scans, ALL, (32, 32), {"model": extraction})["model"]
+    found = cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})["model"]
     np.testing.assert_array_equal(found, expected)
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert "feature cache damaged, extracting again" in said[0]
     assert calls.images == 12
-    cache.get(scans, ALL, (32, 32), {"model": extraction})  # mended
+    cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})  # mended
     assert calls.images == 12
 
 
 def test_only_what_is_missing_is_extracted(tmp_path, scans, counted):
     extraction, calls = counted
     cache = FeatureCache(tmp_path)
-    cache.get(scans, ALL, (32, 32), {"model": extraction})
-    found = cache.get(scans, ALL, (32, 32), {"model": extraction, "pixels": of_pixels()})
+    cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})
+    found = cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction, "pixels": of_pixels()})
     assert calls.images == 6
     assert found["pixels"].shape == (6, 48 * 48)
 
@@ -117,7 +121,7 @@ def test_only_what_is_missing_is_extracted(tmp_path, scans, counted):
 def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path, scans, counted, capsys):
     extraction, _ = counted
     (tmp_path / "features").write_text("a file where the folder should be")
-    found = FeatureCache(tmp_path).get(scans, ALL, (32, 32), {"model": extraction})["model"]
+    found = FeatureCache(tmp_path).get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})["model"]
     assert found.shape == (6, 32)
     assert "features not kept" in capsys.readouterr().err
 
@@ -129,7 +133,7 @@ def test_kinds_of_features_and_ways_to_open_a_file_are_kept_apart(tmp_path, scan
     found = FeatureCache(tmp_path).get(
         scans,
         ALL,
-        (32, 32),
+        Preprocessing((32, 32)),
         {
             "cls": of_network(model, CPU),
             "blocks": of_network(model, CPU, kind=Kind(2)),
@@ -156,3 +160,54 @@ def test_the_protocol_takes_as_many_blocks_as_there_are():
     assert kind("vit_tiny_patch16_224", depth=6) == Kind(4)
     assert kind("vit_tiny_patch16_224", depth=1, embed_dim=768, num_heads=12) == Kind(1, mean_patch=True)
     assert kind("resnet18") == Kind()
+
+
+def test_the_dino_protocol_keeps_the_middle_and_the_aspect_and_squash_keeps_everything():
+    scan = np.zeros((100, 300), dtype=np.uint8)
+    scan[40:60, 140:160] = 255  # a square in the middle
+    scan[:, :20] = 128  # the left end
+    squashed = Preprocessing((224, 224))([scan])[0, 0]
+    cropped = Preprocessing((224, 224), "dino")([scan])[0, 0]
+    assert squashed.shape == cropped.shape == (224, 224)
+    assert squashed[0, 0] == 128
+    assert cropped[0, 0] == 0
+    rows, columns = (cropped > 127).any(dim=1).sum(), (cropped > 127).any(dim=0).sum()
+    assert abs(int(rows) - 51) <= 1  # 20 px · 256 / 100
+    assert abs(int(columns) - 51) <= 1
+    with pytest.raises(InputError, match="crops a square"):
+        Preprocessing((224, 256), "dino")
+
+
+def test_the_dino_protocol_is_that_of_pil():
+    from PIL import Image
+
+    scan = np.random.default_rng(0).integers(0, 255, (496, 768), dtype=np.uint8)
+    resized = Image.fromarray(scan).resize((396, 256), Image.Resampling.BICUBIC)
+    expected = np.asarray(resized.crop((86, 16, 310, 240)), dtype=int)
+    found = Preprocessing((224, 224), "dino")([scan])[0, 0].numpy().astype(int)
+    assert np.abs(found - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "width"), [(Kind(0, True), 32), (Kind(1, True), 64), (Kind(2), 64), (Kind(2, True), 96)]
+)
+def test_tokens_of_a_kind_have_its_width_and_mean(kind, width):
+    network = load_frozen("random:vit_tiny_patch16_224", CPU, model_args=TINY)
+    images = torch.randint(0, 255, (3, 1, 32, 32), dtype=torch.uint8)
+    found = of_network(network, CPU, kind=kind).extract(images)
+    assert found.shape == (3, width)
+    tokens = network.backbone.forward_features(normalise(images, network.backbone))
+    if kind == Kind(0, True):
+        np.testing.assert_allclose(found, tokens[:, 1:].mean(dim=1), atol=1e-5)
+    if kind == Kind(1, True):
+        np.testing.assert_allclose(found[:, ::2], tokens[:, 0], atol=1e-5)
+
+
+def test_features_that_a_network_does_not_have_are_refused():
+    images = torch.zeros(1, 1, 32, 32, dtype=torch.uint8)
+    cnn = load_frozen("random:resnet18", CPU)
+    with pytest.raises(InputError, match="vision transformer"):
+        of_network(cnn, CPU, kind=Kind(0, True)).extract(images)
+    vit = load_frozen("random:vit_tiny_patch16_224", CPU, model_args=TINY)
+    with pytest.raises(InputError, match="3 blocks: give 1 to 2"):
+        of_network(vit, CPU, kind=Kind(3)).extract(images)

@@ -5,7 +5,8 @@ import pytest
 
 from dino_oct.errors import InputError
 from dino_oct.knn import knn_votes
-from evaluation.knn import ScanSet, compare_features, verdict
+from evaluation.comparison import ScanSet, verdict
+from evaluation.knn import compare_features
 
 CLASSES = ("CNV", "DME", "NORMAL")
 

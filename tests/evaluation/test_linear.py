@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
 from evaluation import linear
-from evaluation.knn import ScanSet
+from evaluation.comparison import ScanSet
 from evaluation.linear import Features, Options, label_curves, probe
 from evaluation.probes import choose, draw_patients, logistic_path, sgd_epochs
 

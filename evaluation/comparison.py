@@ -1,0 +1,125 @@
+"""Classifiers on the same scans: metrics with intervals by patient, paired differences, and what they let one say."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import numpy as np
+
+from evaluation.bootstrap import Interval, PatientBootstrap
+from evaluation.classification import METRICS, confusion, score_all
+
+Setting = TypeVar("Setting", int, str)
+MODEL, START, RANDOM, PIXELS = "model", "starting weights", "random weights", "raw pixels"
+
+
+@dataclass(frozen=True)
+class ScanSet:
+    """Classes (N,) and patients (N,) of some scans."""
+
+    labels: np.ndarray
+    patients: np.ndarray
+
+
+def compare_scores(
+    scores: dict[str, dict[Setting, np.ndarray]],
+    reference: ScanSet,
+    queries: ScanSet,
+    class_names: tuple[str, ...],
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Metrics of several classifiers on the same scans, with paired differences of the first to each other one.
+
+    Args:
+        scores: row name → setting (k, say; the same ones in every row) → class scores (M, C) of the queries.
+
+    Returns:
+        ``rows[name][setting]``: an ``Interval`` in per cent for each of ``METRICS``, recall by class and the confusion
+        matrix (true class by row); ``differences["a − b"][setting]``: an ``Interval`` in points for each metric, on the
+        same resamples of patients; ``notes``.
+
+    Raises:
+        InputError: no query.
+    """
+    resampled = PatientBootstrap(queries.patients, bootstrap, seed)
+    n_classes, alone = len(class_names), _classes_of_one_patient(queries, class_names)
+    rows: dict[str, dict[Setting, Any]] = {}
+    values: dict[str, dict[Setting, np.ndarray]] = {}
+    for name, votes in scores.items():
+        values[name] = {
+            k: resampled.values(partial(score_all, labels=queries.labels, scores=found)) for k, found in votes.items()
+        }
+        rows[name] = {}
+        for k, found in votes.items():
+            counts = confusion(queries.labels, found.argmax(axis=1), n_classes)
+            present = counts.sum(axis=1) > 0
+            recall = np.where(present, 100 * counts.diagonal() / np.maximum(counts.sum(axis=1), 1), np.nan)
+            rows[name][k] = {
+                **_intervals(resampled, values[name][k], alone),
+                "recall": dict(zip(class_names, recall.tolist(), strict=True)),
+                "confusion": counts,
+            }
+    first, *others = scores
+    differences = {
+        f"{first} − {other}": {
+            k: _intervals(resampled, of_first - values[other][k], alone) for k, of_first in values[first].items()
+        }
+        for other in others
+    }
+    return {
+        "rows": rows,
+        "differences": differences,
+        "notes": resampled.notes() + _class_notes(reference, queries, class_names),
+    }
+
+
+def _intervals(bootstrap: PatientBootstrap, values: np.ndarray, alone: list[str]) -> dict[str, Interval]:
+    """The metrics of one row; those that are means over classes have no interval where a class is one patient."""
+    intervals = {metric: bootstrap.interval(values[:, i]) for i, metric in enumerate(METRICS)}
+    if alone:
+        intervals |= {metric: Interval(intervals[metric].point) for metric in METRICS[1:]}
+    return intervals
+
+
+def _classes_of_one_patient(queries: ScanSet, class_names: tuple[str, ...]) -> list[str]:
+    counts = [len(set(queries.patients[queries.labels == c].tolist())) for c in range(len(class_names))]
+    return [name for name, count in zip(class_names, counts, strict=True) if count == 1]
+
+
+def _class_notes(reference: ScanSet, queries: ScanSet, class_names: tuple[str, ...]) -> list[str]:
+    notes = []
+    absent = [name for c, name in enumerate(class_names) if not (queries.labels == c).any()]
+    if absent:
+        notes.append(
+            f"no scan to classify of {', '.join(absent)}: balanced accuracy and AUROC are over the other classes"
+        )
+    if alone := _classes_of_one_patient(queries, class_names):
+        notes.append(f"one patient only of {', '.join(alone)}: no intervals for balanced accuracy and AUROC")
+    unknown = [name for c, name in enumerate(class_names) if not (reference.labels == c).any()]
+    if unknown:
+        notes.append(f"no training scan of {', '.join(unknown)}: such scans cannot be classified right")
+    if len(set(queries.labels.tolist())) < 2:
+        notes.append("AUROC is undefined: all scans to classify are of one class")
+    return notes
+
+
+def verdict(difference: Interval, other: str, setting: str | int) -> str:
+    """What an accuracy difference of the model to ``other`` (points) lets one say, in one sentence.
+
+    Args:
+        setting: what the sentence begins with; a number is a k.
+    """
+    label = f"k={setting}" if isinstance(setting, int) else setting
+    if difference.low is None or difference.high is None:
+        return f"{label}: without an interval, nothing is shown about the model against {other}."
+    interval = f"(95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
+    if difference.is_above(0):
+        return f"{label}: the model is {difference.point:.1f} points of accuracy above {other} {interval}."
+    if difference.is_below(0):
+        return f"{label}: the model is WORSE than {other}, by {-difference.point:.1f} points of accuracy {interval}."
+    return (
+        f"{label}: the model does NOT beat {other}: the difference is {difference.point:+.1f} points of accuracy, "
+        f"and its interval includes 0 {interval}."
+    )
