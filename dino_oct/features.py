@@ -55,7 +55,7 @@ def extract(
     mine = torch.arange(rank * share, (rank + 1) * share).clamp_max(n - 1)
     rows = []
     for chosen in mine.split(batch_size):
-        batch = normalise(images[chosen].to(device), backbone)
+        batch = normalise(images[chosen].to(device), backbone).to(next(backbone.parameters()).dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             rows.append(cls_feature(backbone, batch).float())
     backbone.train(training)

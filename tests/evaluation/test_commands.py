@@ -254,3 +254,62 @@ def test_patients_seen_in_pretraining_are_counted(trained, cache_root, monkeypat
     other = open_data(config, None, DatasetOptions(), PhantomOptions(seed=5), lambda text: None)
     assert other.seen_among(other.labelled("test")) is None
     assert any("not known" in note for note in other.notes)
+
+
+@pytest.fixture(scope="module")
+def oct2017(tmp_path_factory):
+    """The shape of OCT2017: four classes, train unbalanced, 32 validation and 32 test scans, published folders."""
+    root, rng = tmp_path_factory.mktemp("data") / "OCT2017 ", np.random.default_rng(0)
+    patient = 0
+    for split, counts in (("train", (12, 8, 6, 10)), ("val", (8,) * 4), ("test", (8,) * 4)):
+        for c, (name, count) in enumerate(zip(("CNV", "DME", "DRUSEN", "NORMAL"), counts, strict=True)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                patient += i % 2  # two scans a patient
+                pixels = rng.integers(0, 60, (64, 96)) + 40 * (np.arange(64)[:, None] // 16 == c)
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{name}-{patient}-{i}.jpeg")
+    return root
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["--image-size", "32", "48"],
+        ["--image-size", "32", "32", "--preprocessing", "dino", "--precision", "bf16"],
+        ["--image-size", "32", "32", "--features", "mean-patch"],
+    ],
+)
+def test_four_classes_and_a_validation_split_of_32_scans(settings, oct2017, cache_root, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    common = ["--model", str(REFERENCE / "backbone_final.pth"), "--heads", "3", "--data", str(oct2017), "--bootstrap",
+              "100", "--dataset.split", "official", "--out", str(tmp_path), *settings]  # fmt: skip
+    for script, args in (("knn", ["--k", "5", "--split", "val"]), ("linear", ["--n-c", "4", "--fractions", "1"])):
+        module = importlib.import_module(f"evaluation.{script}")
+        module.main(parse_options(module.Options, [*common, *args]))
+        said = capsys.readouterr().out
+        assert "shortcut check: balanced accuracy without the retina" in said
+        result = json.loads(next(tmp_path.glob(f"{script}_*.json")).read_text())
+        row = result["rows"]["raw pixels"]
+        row = row["5"] if script == "knn" else row
+        assert set(row["recall"]) == {"CNV", "DME", "DRUSEN", "NORMAL"}
+        assert np.array(row["confusion"]).sum(axis=1).tolist() == [8] * 4
+        if "dino" not in settings:  # the crop loses the bands' position only a little; pixels see them anyway
+            assert row["accuracy"]["point"] > 90
+
+
+def test_the_shortcut_check_finds_a_class_that_is_told_by_size(tmp_path, cache_root, monkeypatch, capsys):
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    rng = np.random.default_rng(0)
+    for p in range(30):
+        name = ("CNV", "NORMAL")[p % 2]
+        folder = tmp_path / "scans" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        shape = (64, 64 + 32 * (p % 2))
+        Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(folder / f"{name}-{p}-1.png")
+    knn = importlib.import_module("evaluation.knn")
+    knn.main(parse_options(knn.Options, [
+        "--model", str(REFERENCE / "backbone_final.pth"), "--heads", "3", "--data", str(tmp_path / "scans"), "--k", "3",
+        "--image-size", "32", "32", "--bootstrap", "0", "--out", str(tmp_path / "out"),
+    ]))  # fmt: skip
+    assert "from size 100.0 [100.0, 100.0] %, border 50.0" in capsys.readouterr().out
