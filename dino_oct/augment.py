@@ -36,23 +36,13 @@ _DRAWS = {
 
 
 @dataclass
-class AugmentConfig:
-    """Views of a scan and how they vary. A strength or probability of 0 switches a change off."""
+class LookConfig:
+    """How a view of a scan varies. A strength or probability of 0 switches a change off."""
 
     preset: Literal["oct", "parity"] = "oct"
     """Intensity changes. oct: those below. parity: DINO's for natural images, on grey (brightness and contrast .4 with
     p .8; blur with p 1, .1, .5 on first global, second global, local views; solarisation .2 on the second global; hue,
     saturation and grey conversion do nothing to grey), without tilt; the strengths below are then ignored."""
-    global_size: int = 224
-    """Side of the 2 global views in pixels."""
-    local_size: int = 96
-    """Side of the local views in pixels."""
-    n_local: int = 8
-    """Number of local views; 0 for none."""
-    global_scale: tuple[float, float] = (0.4, 1.0)
-    """Range of a global view's area as a fraction of the scan."""
-    local_scale: tuple[float, float] = (0.05, 0.4)
-    """Range of a local view's area as a fraction of the scan."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Range of width / height of the boxes."""
     frame: Literal["square", "pixels"] = "square"
@@ -91,26 +81,60 @@ class AugmentConfig:
 
     def __post_init__(self):
         """Raises InputError: a value outside its range."""
-
-        def require(name: str, ok: bool, need: str) -> None:
-            if not ok:
-                raise InputError(f"augment.{name} is {getattr(self, name)}; it must be {need}")
-
         for name, choices in (("preset", ("oct", "parity")), ("frame", ("square", "pixels"))):
-            require(name, getattr(self, name) in choices, " or ".join(choices))
-        for name in ("global_size", "local_size"):
-            require(name, getattr(self, name) >= 1, "at least 1 pixel")
-        require("n_local", self.n_local >= 0, "0 or more")
-        for name in ("global_scale", "local_scale"):
-            low, high = getattr(self, name)
-            require(name, 0 < low <= high <= 1, "two fractions of the scan's area, the smaller first, above 0, up to 1")
-        require("ratio", 0 < self.ratio[0] <= self.ratio[1] < float("inf"), "two positive ratios, the smaller first")
-        require("blur", 0 <= self.blur[0] <= self.blur[1] <= 20, "two sigmas from 0 to 20 pixels, the smaller first")
+            self._require(name, getattr(self, name) in choices, " or ".join(choices))
+        self._require("ratio", 0 < self.ratio[0] <= self.ratio[1] < float("inf"), "two positive ratios, smaller first")
+        self._require("blur", 0 <= self.blur[0] <= self.blur[1] <= 20, "two sigmas from 0 to 20 pixels, smaller first")
         for name in ("flip", "tilt_p", "tone_p", "speckle_p", "blur_p", "shadow_p", "min_tissue", "shadow"):
-            require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        require("tilt", 0 <= self.tilt <= 0.5, "a slope between 0 and 0.5")
+            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        self._require("tilt", 0 <= self.tilt <= 0.5, "a slope between 0 and 0.5")
         for name in ("gain", "gamma", "contrast", "speckle"):
-            require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
+            self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
+
+    def _require(self, name: str, ok: bool, need: str) -> None:
+        if not ok:
+            raise InputError(f"augment.{name} is {getattr(self, name)}; it must be {need}")
+
+    def _require_scale(self, name: str) -> None:
+        low, high = getattr(self, name)
+        need = "two fractions of the scan's area, the smaller first, above 0, up to 1"
+        self._require(name, 0 < low <= high <= 1, need)
+
+
+@dataclass
+class AugmentConfig(LookConfig):
+    """Views of a scan for DINO and how they vary. A strength or probability of 0 switches a change off."""
+
+    global_size: int = 224
+    """Side of the 2 global views in pixels."""
+    local_size: int = 96
+    """Side of the local views in pixels."""
+    n_local: int = 8
+    """Number of local views; 0 for none."""
+    global_scale: tuple[float, float] = (0.4, 1.0)
+    """Range of a global view's area as a fraction of the scan."""
+    local_scale: tuple[float, float] = (0.05, 0.4)
+    """Range of a local view's area as a fraction of the scan."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("global_size", "local_size"):
+            self._require(name, getattr(self, name) >= 1, "at least 1 pixel")
+        self._require("n_local", self.n_local >= 0, "0 or more")
+        for name in ("global_scale", "local_scale"):
+            self._require_scale(name)
+
+
+@dataclass
+class CropConfig(LookConfig):
+    """One view of a scan, for training with labels, and how it varies. A strength of 0 switches a change off."""
+
+    scale: tuple[float, float] = (0.5, 1.0)
+    """Range of the view's area as a fraction of the scan."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._require_scale("scale")
 
 
 class Views(NamedTuple):
@@ -122,7 +146,58 @@ class Views(NamedTuple):
     """(n_local, B, 1, local_size, local_size)"""
 
 
-class MultiCrop:
+class _Cropper:
+    """Views of scans by one of two methods; see ``MultiCrop``."""
+
+    def __init__(
+        self,
+        config: LookConfig,
+        largest: int,
+        seed: int,
+        device: str | torch.device,
+        method: Literal["native", "matmul"] | None,
+    ):
+        self.config, self.seed, self.device = config, seed, torch.device(device)
+        self.method = method or ("native" if self.device.type == "cpu" else "matmul")
+        self._bank = noise_bank(2 * largest)
+        self._device_bank = torch.from_numpy(self._bank).to(self.device)
+
+    def _views(
+        self,
+        scans: Sequence[np.ndarray],
+        tissue: np.ndarray | None,
+        draws: dict[str, np.ndarray],
+        views: range,
+        size: int,
+        scale: tuple[float, float],
+    ) -> torch.Tensor:
+        """Views number ``views`` of every scan, (len(views), B, 1, size, size)."""
+        scans = [np.asarray(scan) for scan in scans]
+        tissue = None if tissue is None else np.asarray(tissue)
+        n = len(draws["area"])
+        if len(scans) != n or (tissue is not None and len(tissue) != n):
+            raise ValueError(f"{len(scans)} scans, {n} samples, and tissue of {np.shape(tissue)} differ")
+        if any(scan.ndim != 2 or scan.dtype != np.uint8 or scan.size == 0 for scan in scans):
+            raise ValueError("scans must be uint8 (H, W)")
+        if not (len(views) and len(scans)):
+            return torch.empty((len(views), len(scans), 1, size, size), device=self.device)
+        draws = {name: values[:, views.start : views.stop] for name, values in draws.items()}
+        crops = draw_crops(self.config, draws, np.array([scan.shape for scan in scans]), tissue, scale)
+        draws = {name: np.concatenate(values.swapaxes(0, 1)) for name, values in draws.items()}  # view-major
+        if self.config.preset == "parity":
+            looks = draw_parity_looks(draws, np.repeat(np.array(views), len(scans)))
+        else:
+            width_share = crops.width / np.array([scan.shape[1] for scan in scans])[crops.scan]
+            looks = draw_looks(self.config, draws, width_share)
+        if self.method == "native":
+            pixels = apply_native(resize_native(scans, crops, size), looks, self._bank).to(self.device)
+        else:
+            with torch.autocast(self.device.type, enabled=False):  # resizing in half precision would add noise
+                pixels = apply_batched(resize_matmul(scans, crops, size, self.device), looks, self._device_bank)
+        return pixels.view(len(views), len(scans), 1, size, size)
+
+
+class MultiCrop(_Cropper):
     """Two global and ``n_local`` local views of each scan of a batch.
 
     Args:
@@ -134,6 +209,8 @@ class MultiCrop:
             None takes ``native`` on the CPU, ``matmul`` elsewhere.
     """
 
+    config: AugmentConfig
+
     def __init__(
         self,
         config: AugmentConfig,
@@ -141,10 +218,7 @@ class MultiCrop:
         device: str | torch.device = "cpu",
         method: Literal["native", "matmul"] | None = None,
     ):
-        self.config, self.seed, self.device = config, seed, torch.device(device)
-        self.method = method or ("native" if self.device.type == "cpu" else "matmul")
-        self._bank = noise_bank(2 * max(config.global_size, config.local_size))
-        self._device_bank = torch.from_numpy(self._bank).to(self.device)
+        super().__init__(config, max(config.global_size, config.local_size), seed, device, method)
 
     @torch.no_grad()
     def __call__(
@@ -163,44 +237,42 @@ class MultiCrop:
             ValueError: scans of another shape or type, or counts that differ.
         """
         config = self.config
-        scans = [np.asarray(scan) for scan in scans]
-        tissue = None if tissue is None else np.asarray(tissue)
-        if len(scans) != len(samples) or (tissue is not None and len(tissue) != len(scans)):
-            raise ValueError(f"{len(scans)} scans, {len(samples)} samples, and tissue of {np.shape(tissue)} differ")
-        if any(scan.ndim != 2 or scan.dtype != np.uint8 or scan.size == 0 for scan in scans):
-            raise ValueError("scans must be uint8 (H, W)")
         draws = draw_uniform(self.seed, epoch, samples, 2 + config.n_local)
-        with torch.autocast(self.device.type, enabled=False):  # resizing in half precision would add noise
-            return Views(
-                self._views(scans, tissue, draws, range(2), config.global_size, config.global_scale),
-                self._views(scans, tissue, draws, range(2, 2 + config.n_local), config.local_size, config.local_scale),
-            )
+        return Views(
+            self._views(scans, tissue, draws, range(2), config.global_size, config.global_scale),
+            self._views(scans, tissue, draws, range(2, 2 + config.n_local), config.local_size, config.local_scale),
+        )
 
-    def _views(
+
+class SingleCrop(_Cropper):
+    """One view of each scan of a batch, drawn as the first global view of ``MultiCrop`` is.
+
+    Args:
+        config: the settings.
+        size: side of the view in pixels.
+        seed, device, method: as ``MultiCrop``.
+    """
+
+    config: CropConfig
+
+    def __init__(
         self,
-        scans: Sequence[np.ndarray],
-        tissue: np.ndarray | None,
-        draws: dict[str, np.ndarray],
-        views: range,
+        config: CropConfig,
         size: int,
-        scale: tuple[float, float],
+        seed: int,
+        device: str | torch.device = "cpu",
+        method: Literal["native", "matmul"] | None = None,
+    ):
+        super().__init__(config, size, seed, device, method)
+        self.size = size
+
+    @torch.no_grad()
+    def __call__(
+        self, scans: Sequence[np.ndarray], tissue: np.ndarray | None, samples: Sequence[int], epoch: int
     ) -> torch.Tensor:
-        """Views number ``views`` of every scan, (len(views), B, 1, size, size)."""
-        if not (len(views) and len(scans)):
-            return torch.empty((len(views), len(scans), 1, size, size), device=self.device)
-        draws = {name: values[:, views.start : views.stop] for name, values in draws.items()}
-        crops = draw_crops(self.config, draws, np.array([scan.shape for scan in scans]), tissue, scale)
-        draws = {name: np.concatenate(values.swapaxes(0, 1)) for name, values in draws.items()}  # view-major
-        if self.config.preset == "parity":
-            looks = draw_parity_looks(draws, np.repeat(np.array(views), len(scans)))
-        else:
-            width_share = crops.width / np.array([scan.shape[1] for scan in scans])[crops.scan]
-            looks = draw_looks(self.config, draws, width_share)
-        if self.method == "native":
-            pixels = apply_native(resize_native(scans, crops, size), looks, self._bank).to(self.device)
-        else:
-            pixels = apply_batched(resize_matmul(scans, crops, size, self.device), looks, self._device_bank)
-        return pixels.view(len(views), len(scans), 1, size, size)
+        """Make the views: (B, 1, size, size) float32 in [0, 1]; arguments as ``MultiCrop``'s."""
+        draws = draw_uniform(self.seed, epoch, samples, 1)
+        return self._views(scans, tissue, draws, range(1), self.size, self.config.scale)[0]
 
 
 def draw_uniform(seed: int, epoch: int, samples: Sequence[int], n_views: int) -> dict[str, np.ndarray]:
@@ -217,7 +289,7 @@ def draw_uniform(seed: int, epoch: int, samples: Sequence[int], n_views: int) ->
 
 
 def draw_crops(
-    config: AugmentConfig,
+    config: LookConfig,
     draws: dict[str, np.ndarray],
     sizes: np.ndarray,
     tissue: np.ndarray | None,
@@ -237,7 +309,7 @@ def draw_crops(
     return Crops(scan, top, left, height, width, slope.reshape(-1), (draws["flip"] < config.flip)[..., 0].T.reshape(-1))
 
 
-def draw_looks(config: AugmentConfig, draws: dict[str, np.ndarray], width_share: np.ndarray) -> Looks:
+def draw_looks(config: LookConfig, draws: dict[str, np.ndarray], width_share: np.ndarray) -> Looks:
     """Intensity changes of the OCT preset from uniform numbers (N, count).
 
     Args:

@@ -13,19 +13,22 @@ from dino_oct.models import official
 
 
 class Checkpoints:
-    """The ``checkpoints/`` folder of a run: ``last.pt``, ``best_knn.pt`` and ``step_N.pt``.
+    """The ``checkpoints/`` folder of a run: ``last.pt``, the best one and ``step_N.pt``.
 
-    The files are in the official full format with the run's own keys beside it: ``step`` (optimiser steps done),
-    ``hub_config`` (to rebuild the backbone), ``best_knn``.
+    A state holds ``step`` (optimiser steps done) and ``hub_config`` (to rebuild the network) beside what its trainer
+    needs; those of pretraining are in the official full format.
+
+    Args:
+        best: file name of the best checkpoint, which says by what it is the best.
     """
 
-    def __init__(self, run: str | Path):
+    def __init__(self, run: str | Path, best: str = "best.pt"):
         self.folder = Path(run) / "checkpoints"
         self.last = self.folder / "last.pt"
-        self.best = self.folder / "best_knn.pt"
+        self.best = self.folder / best
 
     def save(self, state: dict[str, Any], keep: bool = False, best: bool = False) -> None:
-        """Replace ``last.pt`` by ``state``, and keep it as ``step_N.pt`` or ``best_knn.pt`` too if asked.
+        """Replace ``last.pt`` by ``state``, and keep it as ``step_N.pt`` or as the best too if asked.
 
         Written beside, flushed to disk, then renamed: a reader or a crash never meets half a checkpoint.
         """
@@ -35,7 +38,7 @@ class Checkpoints:
             torch.save(state, stream)
             stream.flush()
             os.fsync(stream.fileno())
-        # The copies first: last.pt already says that the best was found, so it must not appear before best_knn.pt.
+        # The copies first: last.pt already says that the best was found, so it must not appear before the best.
         if keep:
             _copy(partial, self.folder / f"step_{state['step']:07d}.pt")
         if best:
@@ -72,15 +75,18 @@ def find_resume(run: str | Path, resume: str) -> Path | None:
     return path
 
 
-def read_training_state(file: Path) -> dict[str, Any]:
-    """Read one of this package's own checkpoints, with everything that resuming needs.
+def read_training_state(file: Path, needed: set[str]) -> dict[str, Any]:
+    """Read a checkpoint of a run, with everything that resuming needs.
+
+    Args:
+        needed: keys that the trainer's states have.
 
     Raises:
-        InputError: unreadable, or not from a run of this package (an official file is a start, not a resume).
+        InputError: unreadable, or not from a run of this trainer (an official file is a start, not a resume).
     """
     state = official.read_checkpoint(file)
-    if not {"student", "teacher", "optimizer", "step", "hub_config", "freeze_backbone_epochs"} <= state.keys():
-        raise InputError(f"{file}: not a run's checkpoint; to start from its weights give it as --init")
+    if not needed <= state.keys():
+        raise InputError(f"{file}: not a checkpoint of such a run; to start from its weights give it as --init")
     return state
 
 

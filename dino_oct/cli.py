@@ -53,8 +53,13 @@ def parse_options(
         raise InputError(_one_line(printed.getvalue())) from None
 
 
-def read_settings(options_type: type[Options], file: str | Path, default: Options | None = None) -> Options:
+def read_settings(
+    options_type: type[Options], file: str | Path, default: Options | None = None, others: bool = False
+) -> Options:
     """Read a YAML file of settings with the same names and checks as the command line.
+
+    Args:
+        others: leave out settings that ``options_type`` does not know instead of refusing them.
 
     Raises:
         InputError: no such file, not YAML, an unknown key or a value of the wrong type.
@@ -72,6 +77,8 @@ def read_settings(options_type: type[Options], file: str | Path, default: Option
     known = set(_leaves(default if default is not None else options_type()))
     args: list[str] = []
     for name, value in _flatten(settings, known):
+        if name not in known and others:
+            continue
         if name not in known:
             raise InputError(f"{file}: unknown setting '{name}'{_nearest(name, known)}")
         args += ["--" + name.replace("_", "-"), *_words(value)]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
@@ -24,16 +24,36 @@ from dino_oct.loss import LossConfig
 from dino_oct.monitor import MonitorConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+Settings = TypeVar("Settings", bound="RunSettings")
 
 
 @dataclass
-class ModelConfig:
-    """Backbone and head."""
+class ModelArgs:
+    """What of a timm model a run may change."""
+
+    section: ClassVar[str] = "model"
 
     args: list[str] = field(default_factory=list)
-    """Further arguments of the timm model: --model.args embed_dim=96 depth=3 num_heads=3."""
+    """Further arguments of the timm model, as NAME=VALUE: embed_dim=96 depth=3 num_heads=3."""
     heads: int | None = None
     """Attention heads, for a DINO file whose width does not tell."""
+
+    def timm_args(self) -> dict[str, Any]:
+        """``args`` as keyword arguments.
+
+        Raises:
+            InputError: an entry that is not NAME=VALUE.
+        """
+        for entry in self.args:
+            if not entry.partition("=")[0].isidentifier() or "=" not in entry:
+                raise InputError(f"{self.section}.args '{entry}': write NAME=VALUE, for example depth=3")
+        return {name: yaml.safe_load(value) for name, _, value in (entry.partition("=") for entry in self.args)}
+
+
+@dataclass
+class ModelConfig(ModelArgs):
+    """Backbone and head."""
+
     drop_path: float = 0.1
     """Stochastic depth of the student, linear over depth; the teacher has none."""
     init: Literal["dino", "fan_in"] = "dino"
@@ -50,17 +70,6 @@ class ModelConfig:
     """Recompute activations in the backward pass: less memory, about a third slower."""
     compile: bool = False
     """torch.compile the backbones (a minute or more at the start, then faster on GPUs)."""
-
-    def timm_args(self) -> dict[str, Any]:
-        """``args`` as keyword arguments.
-
-        Raises:
-            InputError: an entry that is not NAME=VALUE.
-        """
-        for entry in self.args:
-            if not entry.partition("=")[0].isidentifier() or "=" not in entry:
-                raise InputError(f"model.args '{entry}': write NAME=VALUE, for example depth=3")
-        return {name: yaml.safe_load(value) for name, _, value in (entry.partition("=") for entry in self.args)}
 
 
 @dataclass
@@ -83,15 +92,15 @@ class RunConfig:
 
 
 @dataclass
-class TrainConfig:
-    """DINO pretraining on OCT scans. Presets are in configs/; every option below overrides the preset."""
+class RunSettings:
+    """What a run of any trainer is told, and every run folder's ``config.yaml`` holds."""
 
-    config: str = "configs/quickstart.yaml"
+    config: str = ""
     """Preset file."""
     data: str = "phantom"
     """OCT2017-style folder, any folder of images, or 'phantom'."""
     out: str = ""
-    """Run folder; unset: runs/ and the preset's name."""
+    """Run folder; unset: named after the preset or the model, under runs/."""
     init: str = "timm:vit_base_patch8_224.dino"
     """Where to start: run, export, DINO file or its address, timm:NAME or random:NAME."""
     resume: str = "auto"
@@ -100,32 +109,51 @@ class TrainConfig:
     """Of weights, order and views."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    @property
+    def starts_from_random(self) -> bool:
+        """Whether the run's first weights were random."""
+        return self.init.startswith("random")
+
+
+@dataclass
+class TrainConfig(RunSettings):
+    """DINO pretraining on OCT scans. Presets are in configs/; every option below overrides the preset."""
+
+    config: str = "configs/quickstart.yaml"
+    """Preset file."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    run: RunConfig = field(default_factory=RunConfig)
 
 
 def load_config(args: Sequence[str]) -> TrainConfig:
+    """Settings of a pretraining from its command line; see ``load_settings``."""
+    config = load_settings(TrainConfig, args)
+    return config if config.out else dataclasses.replace(config, out=f"runs/{Path(config.config).stem}")
+
+
+def load_settings(settings_type: type[Settings], args: Sequence[str]) -> Settings:
     """Settings of a run from its command line: defaults, then ``--config``'s file, then the options.
 
     Raises:
         InputError: unknown setting or wrong type, in the file or on the command line.
     """
-    preset = TrainConfig.config
+    preset, default = settings_type.config, settings_type()
     for i, arg in enumerate(args):
         if arg == "--config" and i + 1 < len(args):
             preset = args[i + 1]
         elif arg.startswith("--config="):
             preset = arg.partition("=")[2]
-    file = Path(preset)
-    if not file.is_file() and (REPOSITORY / preset).is_file():
-        file = REPOSITORY / preset
-    config = parse_options(TrainConfig, args, default=read_settings(TrainConfig, file), prog=Path(sys.argv[0]).name)
-    if not config.out:
-        config = dataclasses.replace(config, out=f"runs/{file.stem}")
+    if preset:
+        file = Path(preset)
+        if not file.is_file() and (REPOSITORY / preset).is_file():
+            file = REPOSITORY / preset
+        default = read_settings(settings_type, file)
+    config = parse_options(settings_type, args, default=default, prog=Path(sys.argv[0]).name)
     if config.seed < 0:
         raise InputError(f"--seed {config.seed}: must be 0 or more")
     if config.resume not in ("auto", "never") and not Path(config.resume).exists():
@@ -143,7 +171,7 @@ def use_bf16(precision: str) -> bool:
     return flags.is_file() and "avx512_bf16" in flags.read_text()
 
 
-def differences(old: TrainConfig, new: TrainConfig) -> list[str]:
+def differences(old: RunSettings, new: RunSettings) -> list[str]:
     """Settings that differ, as 'section.key: old → new', those that cannot change training left out."""
     changed = []
     harmless = ("config", "out", "resume", "run.", "monitor.")

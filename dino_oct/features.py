@@ -1,6 +1,6 @@
 """Image features of a frozen backbone, and what they say about its health."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -36,12 +36,18 @@ def check_size(size: tuple[int, int], backbone: nn.Module, name: str) -> None:
 
 @torch.no_grad()
 def extract(
-    backbone: nn.Module, images: torch.Tensor, device: torch.device, batch_size: int = 64, bf16: bool = False
+    backbone: nn.Module,
+    images: torch.Tensor,
+    device: torch.device,
+    batch_size: int = 64,
+    bf16: bool = False,
+    forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = cls_feature,
 ) -> np.ndarray:
     """CLS features (or the vector before the classifier) of images, shared out over the processes.
 
     Args:
         images: (N, 1, H, W) uint8 grey, the same on every process.
+        forward: from the network and normalised images (B, C, H, W) to another output (B, D).
 
     Returns:
         (N, D) float32, the same on every process.
@@ -57,7 +63,7 @@ def extract(
     for chosen in mine.split(batch_size):
         batch = normalise(images[chosen].to(device), backbone).to(next(backbone.parameters()).dtype)
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            rows.append(cls_feature(backbone, batch).float())
+            rows.append(forward(backbone, batch).float())
     backbone.train(training)
     return processes.gather_rows(torch.cat(rows))[:n].cpu().numpy()
 

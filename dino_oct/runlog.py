@@ -18,7 +18,7 @@ from dino_oct.cli import read_settings, write_settings
 from dino_oct.errors import InputError
 
 if TYPE_CHECKING:
-    from dino_oct.config import TrainConfig
+    from dino_oct.config import RunSettings
     from dino_oct.monitor import Monitor
 
 
@@ -49,13 +49,12 @@ class RunLog:
             checkpoint.trim_metrics(self.file, step if step else -1)
             self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
-    def write(self, step: int, epoch: float, metrics: dict[str, float]) -> None:
+    def write(self, step: int, epoch: float, metrics: dict[str, float], section: str = "training") -> None:
         """One line: step, epoch and the metrics; scalars under their section in TensorBoard."""
         if not self.active:
             return
         with open(self.file, "a") as stream:
             stream.write(json.dumps({"step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
-        section = "evaluation" if "rankme" in metrics else "training"
         for name, value in metrics.items():
             self.writer.add_scalar(f"{section}/{name}", value, step)
 
@@ -88,7 +87,7 @@ def check_run_folder(run: Path) -> None:
         raise InputError(f"{run} exists and is not a run folder; choose another --out")
 
 
-def prepare_run_folder(run: Path, config: "TrainConfig", resume: Path | None, say: Callable[[str], None]) -> None:
+def prepare_run_folder(run: Path, config: "RunSettings", resume: Path | None, say: Callable[[str], None]) -> None:
     """Make the run folder and write ``config.yaml``; say what is resumed, or move an old run aside.
 
     Raises:
@@ -115,12 +114,12 @@ def prepare_run_folder(run: Path, config: "TrainConfig", resume: Path | None, sa
         raise InputError(f"{run}: cannot be written ({error.strerror})") from None
 
 
-def differences_to(settings: Path, config: "TrainConfig") -> list[str]:
+def differences_to(settings: Path, config: "RunSettings") -> list[str]:
     """What differs between a run's ``config.yaml`` and the present settings."""
-    from dino_oct.config import TrainConfig, differences
+    from dino_oct.config import differences
 
     try:
-        return differences(read_settings(TrainConfig, settings), config)
+        return differences(read_settings(type(config), settings), config)
     except InputError as error:
         return [f"{error}"]
 

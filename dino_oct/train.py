@@ -5,24 +5,20 @@ One loop for a CPU, a GPU or many nodes. ``--help`` lists every setting; configs
 
 import collections
 import dataclasses
-import datetime
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dino_oct import checkpoint, processes
 from dino_oct.augment import MultiCrop
 from dino_oct.cli import one_line_errors
-from dino_oct.config import TrainConfig, load_config, use_bf16
+from dino_oct.config import TrainConfig, load_config
 from dino_oct.data.load import load_scans
-from dino_oct.data.sampler import StepSampler, TrainingScans, ignore_stop_signals, shares, steps_per_epoch
-from dino_oct.errors import InputError
+from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_epoch
 from dino_oct.features import check_size
 from dino_oct.learner import Learner, NotFiniteError, Schedules
 from dino_oct.models.backbone import save_export
@@ -30,7 +26,9 @@ from dino_oct.models.build import build_networks
 from dino_oct.models.network import normalise_views
 from dino_oct.monitor import Monitor, draw_views, warnings_of
 from dino_oct.runlog import RunLog, StopSignal, check_run_folder, describe, prepare_run_folder
+from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader, stream
 
+STATE = {"student", "teacher", "optimizer", "step", "hub_config", "freeze_backbone_epochs"}  # what resuming needs
 VIEWS_EPOCH = 2**31  # keys the monitor's fixed views: an epoch number that training never reaches
 
 
@@ -42,13 +40,8 @@ def main() -> None:
 def train(config: TrainConfig) -> None:
     """Run, or go on with, one pretraining; see ``TrainConfig``. Every process calls it with the same settings."""
     # ---- processes -------------------------------------------------------------------------------------------------
-    timeout = datetime.timedelta(minutes=config.run.timeout_minutes)
-    accelerator = Accelerator(
-        mixed_precision="bf16" if use_bf16(config.run.precision) else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timeout)],
-    )
+    accelerator, say = start_processes(config.run)
     device, bf16, main_process = accelerator.device, accelerator.mixed_precision == "bf16", accelerator.is_main_process
-    say = (lambda text: tqdm.write(text, file=sys.stdout)) if main_process else (lambda text: None)
     stop = StopSignal()
 
     # ---- data ------------------------------------------------------------------------------------------------------
@@ -62,7 +55,7 @@ def train(config: TrainConfig) -> None:
     run = Path(config.out)
     check_run_folder(run)
     resume_file = checkpoint.find_resume(run, config.resume)
-    state = checkpoint.read_training_state(resume_file) if resume_file else None
+    state = checkpoint.read_training_state(resume_file, STATE) if resume_file else None
     if state and state["step"] >= config.optim.epochs * n_steps_per_epoch:
         return say(f"{run} is already complete ({state['step']} steps); --out another folder, or --resume never")
     with accelerator.local_main_process_first():  # which downloads, for the others to read
@@ -87,8 +80,7 @@ def train(config: TrainConfig) -> None:
         if state["steps"] != schedules.steps:
             say(f"warning: the run was planned for {state['steps']} steps, these settings give {schedules.steps}")
         del state
-    if len(set(accelerator.gather(torch.tensor([step], device=device)).tolist())) > 1:
-        raise InputError(f"{run}: the processes see different checkpoints; --out must be on storage that all share")
+    check_same_start(accelerator, step, config.out)
 
     # ---- run folder ------------------------------------------------------------------------------------------------
     if main_process:
@@ -96,7 +88,7 @@ def train(config: TrainConfig) -> None:
         if step == 0:
             save_export(learner.teacher.backbone, run / "checkpoints" / "start")
     accelerator.wait_for_everyone()
-    checkpoints = checkpoint.Checkpoints(run)
+    checkpoints = checkpoint.Checkpoints(run, "best_knn.pt")
 
     # ---- views -----------------------------------------------------------------------------------------------------
     augment = MultiCrop(config.augment, config.seed, device)
@@ -104,10 +96,7 @@ def train(config: TrainConfig) -> None:
         len(train_index), config.optim.batch_size, config.optim.accumulate, config.seed, step, schedules.steps,
         accelerator.process_index,
     )  # fmt: skip
-    loader = DataLoader(
-        TrainingScans(scans, train_index), batch_sampler=sampler, num_workers=config.run.workers, collate_fn=list,
-        prefetch_factor=4 if config.run.workers else None, worker_init_fn=ignore_stop_signals,
-    )  # fmt: skip
+    loader = step_loader(TrainingScans(scans, train_index), sampler, config.run.workers)
 
     def views_of(items: list[tuple]) -> list[torch.Tensor]:
         pixels, tissue, samples, epochs = zip(*items, strict=True)
@@ -137,7 +126,7 @@ def train(config: TrainConfig) -> None:
         for warning in warnings_of(metrics, start_metrics, learner.uniform_loss, loss, progress, n_val):
             say(f"warning: {warning}")
         if main_process:
-            log.write(step, step / n_steps_per_epoch, metrics)
+            log.write(step, step / n_steps_per_epoch, metrics, "evaluation")
             panels = monitor.attention_panels(learner.teacher.backbone, device)
             log.images("attention", dict(zip(monitor.attention_names, panels, strict=True)), step)
         return metrics
@@ -214,16 +203,6 @@ def train(config: TrainConfig) -> None:
         say(f"done: {run}/export holds the backbone; watch with: tensorboard --logdir {run}/tensorboard")
     log.close()
     accelerator.end_training()
-
-
-def stream(*key: int) -> int:
-    """A seed of 64 bits from several numbers."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-
-
-def gpu_memory(device: torch.device) -> dict[str, float]:
-    """Peak memory of this process's GPU in GiB; nothing on a CPU."""
-    return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
 
 
 if __name__ == "__main__":

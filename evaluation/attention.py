@@ -176,7 +176,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Map
     device = default_device()
     networks = {MODEL: load_frozen(source.name, device, heads=options.heads)}
     backbone = networks[MODEL].backbone
-    size = options.size or (source.config.monitor.attention_size if source.config else 480)
+    size = options.size or (source.monitor.attention_size if source.monitor else 480)
     check_input(backbone, options.block, size)
     start = starting_weights(source, device)
     notes = [start] if isinstance(start, str) else []

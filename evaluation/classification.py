@@ -47,6 +47,22 @@ def auroc(weights: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> np.n
         return won / (positives.sum(axis=1) * negatives.sum(axis=1))
 
 
+def calibration_error(weights: np.ndarray, labels: np.ndarray, scores: np.ndarray, bins: int = 15) -> np.ndarray:
+    """Expected calibration error (Guo et al. 2017): mean |accuracy − confidence| over bins of equal width.
+
+    Args:
+        weights: (R, N), how often each scan counts.
+        labels: (N,); scores: (N, C) probabilities.
+
+    Returns:
+        (R,) in per cent; 0 is calibrated.
+    """
+    confidence = scores.max(axis=1)
+    gap = (scores.argmax(axis=1) == labels) - confidence
+    members = np.minimum((confidence * bins).astype(int), bins - 1)[:, None] == np.arange(bins)  # (N, bins)
+    return 100 * np.abs(weights @ (members * gap[:, None])).sum(axis=1) / weights.sum(axis=1)
+
+
 def confusion(labels: np.ndarray, predicted: np.ndarray, n_classes: int) -> np.ndarray:
     """Counts (C, C) of scans: true class by row, predicted class by column."""
     counts = np.zeros((n_classes, n_classes), dtype=int)

@@ -90,7 +90,7 @@ def extract_features(
     backbone = networks[MODEL].backbone
     preprocessing = choose_preprocessing(options, source, backbone)
     kind = options.kind() or default_kind or protocol_kind(backbone)
-    batch_size = (source.config.monitor if source.config else MonitorConfig()).batch_size
+    batch_size = (source.monitor or MonitorConfig()).batch_size
     extractions = {
         name: of_network(network, device, batch_size, kind, options.precision) for name, network in networks.items()
     }
@@ -127,8 +127,8 @@ def choose_preprocessing(options: FeatureOptions, source: Source, backbone: nn.M
     """
     if options.image_size:
         size = options.image_size
-    elif source.config:
-        size = source.config.monitor.image_size
+    elif source.monitor:
+        size = source.monitor.image_size
     else:
         patch = patch_size(backbone)
         rows, columns = backbone.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]

@@ -122,7 +122,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Exa
     data = open_data(source.config, options.data, options.dataset, options.phantom, print)
     index = data.index
     val, test = (scans_with_lesion(index, split) for split in ("val", "test"))
-    short_side = options.attention_size or (source.config.monitor.attention_size if source.config else 128)
+    short_side = options.attention_size or (source.monitor.attention_size if source.monitor else 128)
     device = default_device()
     networks = {MODEL: load_frozen(source.name, device, heads=options.heads)}
     check_transformer(networks[MODEL].backbone)

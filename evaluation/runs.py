@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import nn
 
 from dino_oct.cli import read_settings
-from dino_oct.config import TrainConfig
+from dino_oct.config import RunSettings, TrainConfig
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import download, load_backbone
+from dino_oct.monitor import MonitorConfig
 from evaluation.scan_data import DatasetOptions, PhantomOptions
 
 RUNS = Path("runs")
@@ -49,14 +51,20 @@ class Source:
 
     Attributes:
         name: SOURCE, as ``load_backbone`` takes it.
-        run: the run it belongs to, and config: that run's settings; None for weights from elsewhere.
+        run: the run it belongs to, and config: that run's settings (``TrainConfig`` of a pretraining, those that all
+            trainers share of any other); None for weights from elsewhere.
         chosen: how it was chosen, for the reader.
     """
 
     name: str
     run: Path | None = None
-    config: TrainConfig | None = None
+    config: RunSettings | None = None
     chosen: str = "given"
+
+    @property
+    def monitor(self) -> MonitorConfig | None:
+        """How a pretraining judged its features; None for other sources."""
+        return self.config.monitor if isinstance(self.config, TrainConfig) else None
 
     @property
     def is_final(self) -> bool:
@@ -95,13 +103,22 @@ def open_source(model: str | None) -> Source:
     """
     if model is None:
         run = newest_run()
-        return Source(str(run), run, read_settings(TrainConfig, run / "config.yaml"), f"newest under {RUNS}/")
+        return Source(str(run), run, read_run(run), f"newest under {RUNS}/")
     path = Path(model)
     if path.exists():
         for run in (path, path.parent, path.parent.parent):
             if (run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file():
-                return Source(model, run, read_settings(TrainConfig, run / "config.yaml"))
+                return Source(model, run, read_run(run))
     return Source(model)
+
+
+def read_run(run: Path) -> RunSettings:
+    """The settings of a run: all of a pretraining's, the shared ones of any other trainer's."""
+    file = run / "config.yaml"
+    shared = read_settings(RunSettings, file, others=True)
+    # Every pretraining has these settings, and no other trainer may read them as its own.
+    is_pretraining = isinstance(yaml.safe_load(file.read_text()).get("monitor"), dict)
+    return read_settings(TrainConfig, file) if is_pretraining else shared
 
 
 @dataclass(frozen=True)
@@ -155,7 +172,7 @@ def starting_weights(source: Source, device: torch.device) -> Frozen | str:
 
 def random_weights(source: Source, model: Frozen, seed: int, device: torch.device) -> Frozen | str:
     """The model's architecture with random weights, or why that would say nothing new."""
-    if source.config is not None and source.config.init.startswith("random:"):
+    if source.config is not None and source.config.starts_from_random:
         return "no row for random weights: the run started from random weights, so the starting weights are that row"
     if model.backbone.load_report.matched == 0:
         return "no row for random weights: the model itself has random weights"

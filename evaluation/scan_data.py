@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from dino_oct.config import TrainConfig
+from dino_oct.config import RunSettings
 from dino_oct.data.cache import ScanCache
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scans
 from dino_oct.data.load import load_scans
@@ -145,7 +145,7 @@ class ScanData:
 
 
 def open_data(
-    config: TrainConfig | None,
+    config: RunSettings | None,
     data: str | None,
     dataset: DatasetOptions,
     phantom: PhantomOptions,

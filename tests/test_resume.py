@@ -124,7 +124,7 @@ def test_never_moves_the_old_run_aside(uninterrupted, cache_root, tmp_path):
 
 
 def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints = checkpoint.Checkpoints(tmp_path, "best_knn.pt")
     checkpoints.save({"step": 1, "x": torch.zeros(3)})
 
     def crash(*_):
@@ -141,7 +141,7 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
 
 def test_keeping_a_checkpoint_survives_the_next_save(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path)
+    checkpoints = checkpoint.Checkpoints(tmp_path, "best_knn.pt")
     checkpoints.save({"step": 1}, keep=True, best=True)
     checkpoints.save({"step": 2})
     read = {file.name: torch.load(file)["step"] for file in checkpoints.folder.iterdir()}

@@ -1,0 +1,55 @@
+"""What every trainer's loop stands on: processes, what the terminal hears, loader, random streams."""
+
+import datetime
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dino_oct.config import RunConfig, use_bf16
+from dino_oct.data.sampler import StepSampler, ignore_stop_signals
+from dino_oct.errors import InputError
+
+
+def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]:
+    """The processes that train together, and a function that prints a line on the main one only."""
+    accelerator = Accelerator(
+        mixed_precision="bf16" if use_bf16(run.precision) else "no",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=run.timeout_minutes))],
+    )
+    if accelerator.is_main_process:
+        return accelerator, lambda text: tqdm.write(text, file=sys.stdout)
+    return accelerator, lambda text: None
+
+
+def check_same_start(accelerator: Accelerator, step: int, out: str) -> None:
+    """Raise InputError unless every process resumes from the same step."""
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise InputError(f"{out}: the processes see different checkpoints; --out must be on storage that all share")
+
+
+def step_loader(scans: Dataset, sampler: StepSampler, workers: int) -> DataLoader:
+    """Micro-batches of this process as lists of items, read ahead by ``workers`` processes."""
+    return DataLoader(
+        scans,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=list,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=ignore_stop_signals,
+    )
+
+
+def stream(*key: int) -> int:
+    """A seed of 64 bits from several numbers."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def gpu_memory(device: torch.device) -> dict[str, float]:
+    """Peak memory of this process's GPU in GiB; nothing on a CPU."""
+    return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
