@@ -18,7 +18,7 @@ from evaluation.comparison import MODEL, PIXELS, START, ScanSet, compare_scores,
 from evaluation.frozen_features import FeatureOptions, extract_features
 from evaluation.reports import closing, heading, make_folder, show, table, write_json
 from evaluation.runs import Source, open_source
-from evaluation.scan_data import ScanData, open_data
+from evaluation.scan_data import OTHER_DATA, ScanData, open_data
 
 
 @dataclass
@@ -124,7 +124,7 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
 
 def _patient_notes(data: ScanData, reference: np.ndarray, queries: np.ndarray, options: Options) -> list[str]:
     """Whether the classified patients are new: to the vote, and to pretraining."""
-    notes = []
+    notes = [OTHER_DATA] if OTHER_DATA in data.notes else []
     patients = set(data.index.patients[queries].tolist())
     voting = len(patients & set(data.index.patients[reference].tolist()))
     if voting and not options.exclude_same_patient:

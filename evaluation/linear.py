@@ -25,7 +25,7 @@ from evaluation.frozen_features import FeatureOptions, extract_features
 from evaluation.probes import Choice, LinearClassifier, choose, draw_patients, logistic_path, sgd_epochs
 from evaluation.reports import closing, heading, make_folder, show, table, write_json
 from evaluation.runs import Source, default_device, open_source
-from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
+from evaluation.scan_data import OTHER_DATA, PHANTOM_NOTICE, ScanData, open_data
 
 PROBE = "linear"
 # At least one patient of each class makes small draws even between classes, whatever the test's shares: plain accuracy
@@ -254,7 +254,7 @@ def _fit(options: Options) -> Fit:
 def _patient_notes(data: ScanData, positions: dict[str, np.ndarray], options: Options) -> list[str]:
     """Whether the classified patients are new: to the probe, to its choice, and to pretraining."""
     patients = {name: set(data.index.patients[p].tolist()) for name, p in positions.items()}
-    tested, notes = patients["queries"], []
+    tested, notes = patients["queries"], [OTHER_DATA] if OTHER_DATA in data.notes else []
     if shared := len(tested & patients["train"]):
         notes.append(
             f"{shared} of {len(tested)} classified patients also have training scans, which flatters every row; use "

@@ -18,6 +18,7 @@ from dino_oct.errors import InputError
 from evaluation.bootstrap import Interval
 
 PHANTOM_NOTICE = "PHANTOMS: synthetic scans"
+OTHER_DATA = "other data than the run was trained on: whether it saw these patients is not known"
 Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 
 
@@ -177,7 +178,7 @@ def open_data(
         trained = index if chosen == same else index_scans(index.root, same)
         seen = frozenset(trained.patients[trained.positions("train")].tolist())
     elif config is not None:
-        notes.append("other data than the run was trained on: whether it saw these patients is not known")
+        notes.append(OTHER_DATA)
     return ScanData(index, scans, chosen, seen, tuple(notes))
 
 

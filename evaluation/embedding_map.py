@@ -1,0 +1,548 @@
+"""UMAP maps of frozen features, before and after training and beside other models, with numbers from the features.
+
+    python evaluation/embedding_map.py                                        the newest run, on its test scans
+    python evaluation/embedding_map.py --model RUN --beside timm:NAME RUN2    several models on the same scans
+    python evaluation/embedding_map.py --animate True                         over a run's checkpoints
+
+A map shows; it proves nothing. What is compared (silhouette, k-NN purity) is measured on the features themselves.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from sklearn.manifold import trustworthiness
+from tqdm import tqdm
+
+from dino_oct.cli import run_command
+from dino_oct.data.cache import cache_root
+from dino_oct.data.index import UNLABELLED
+from dino_oct.errors import InputError
+from dino_oct.features import squash_all
+from dino_oct.models import official
+from dino_oct.monitor import MonitorConfig
+from evaluation.bootstrap import Interval, PatientBootstrap
+from evaluation.comparison import MODEL, PIXELS, RANDOM, START
+from evaluation.embedding_figures import AXES_NOTE, Frame, Mark, Panel, animate, draw_panels, marks
+from evaluation.embedding_page import page, page_data, thumbnails
+from evaluation.embeddings import (
+    FEWEST,
+    agreement,
+    aligned,
+    chance_purity,
+    most_neighbours,
+    nearest,
+    purity,
+    silhouette,
+    umap_map,
+)
+from evaluation.feature_cache import IMAGE_FEATURE, FeatureCache, of_network
+from evaluation.frozen_features import FeatureOptions, choose_preprocessing, extract_features
+from evaluation.projector import write_projector
+from evaluation.reports import closing, heading, make_folder, show, table, write_json
+from evaluation.runs import Frozen, Source, default_device, load_frozen, open_source
+from evaluation.scan_data import ScanData, open_data
+
+MOST_RANKED = 5000  # scans that trustworthiness ranks all distances of: its memory grows with their square
+MOST_SHOWN = 5000  # scans on the page and in the projector
+_SPRITE = 48  # pixels per side of a scan in the projector
+UNITS = (
+    "purity, map_purity, chance: per cent; silhouette: −1 to 1, cosine; trustworthiness, overlap: 0 to 1; procrustes: "
+    "0 (the same) to 1; silhouette and purity are of the features; map_purity, trustworthiness, overlap, procrustes of "
+    "the maps; intervals: 95 % over patients, each scan's neighbours kept; overlap and procrustes: [mean, lowest, "
+    "highest] over pairs of seeds; differences in the units of their rows, paired"
+)
+
+
+@dataclass
+class Options(FeatureOptions):
+    """UMAP maps of frozen features side by side, with numbers measured on the features themselves."""
+
+    beside: tuple[str, ...] = ()
+    """Further SOURCEs on the same scans, each at its own image size unless --image-size is given."""
+    split: Literal["test", "val", "train", "all"] = "test"
+    """Scans to map."""
+    neighbours: int = 15
+    """UMAP's n_neighbors."""
+    min_dist: float = 0.1
+    """UMAP's min_dist."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """UMAP's distance between features."""
+    seeds: int = 3
+    """UMAP seeds, from --seed on: the first is drawn, all are compared."""
+    k: int = 10
+    """Neighbours of purity, trustworthiness and the overlap of seeds."""
+    max_scans: int = 5000
+    """Of more scans, so many are drawn by seed."""
+    animate: bool = False
+    """Also map every checkpoint of the run, as a GIF and on the page."""
+    frames: int = 16
+    """Of the animation at most; evenly chosen, first and last always."""
+    projector: bool = True
+    """Also write the features for TensorBoard's projector."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("neighbours", 2), ("seeds", 1), ("k", 1), ("max_scans", FEWEST), ("frames", 2)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
+        if not 0 <= self.min_dist <= 1:
+            raise InputError(f"min-dist {self.min_dist:g}: must be from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the figures are made of; everything is in the order of ``chosen``.
+
+    Attributes:
+        chosen: (N,) positions of the scans in ``data``.
+        features: row → (N, D).
+        by_row: row → (seeds, N, 2).
+        comparable: (N,) bool, scans that silhouette and purity are measured on.
+        near: row → (N, k) nearest scans of other patients by features; empty where there is one patient only.
+        frames: training state → (N, 2), aligned; empty without an animation.
+    """
+
+    data: ScanData
+    chosen: np.ndarray
+    comparable: np.ndarray
+    features: dict[str, np.ndarray]
+    by_row: dict[str, np.ndarray]
+    near: dict[str, np.ndarray]
+    frames: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) classes, or ``UNLABELLED``."""
+        return self.data.index.labels[self.chosen]
+
+    @property
+    def patients(self) -> np.ndarray:
+        """(N,) patients."""
+        return self.data.index.patients[self.chosen]
+
+
+def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], Maps]:
+    """Run the whole evaluation.
+
+    Returns:
+        What the JSON file holds (numbers as ``Interval``), and the maps.
+
+    Raises:
+        InputError: too few scans, an animation without a run, a SOURCE given twice, or as ``load_backbone``.
+    """
+    if options.animate and source.run is None:
+        raise InputError(f"{source.name}: not a run, so there are no checkpoints to animate; give a run with --model")
+    repeated = {MODEL, START, RANDOM, PIXELS, source.name} & set(options.beside)
+    if repeated or len(set(options.beside)) < len(options.beside):
+        raise InputError("beside: every model once, and not the --model itself")
+    data = open_data(source.config, options.data, options.dataset, options.phantom, print)
+    chosen, notes = _choose(data, options)
+    patients = data.index.patients[chosen]
+    comparable, label_notes = comparable_scans(data.index.labels[chosen], patients, data.index.class_names)
+    k, k_notes = _usable_k(options.k, patients, comparable)
+    n_neighbours = min(options.neighbours, len(chosen) - 1)
+    if n_neighbours < options.neighbours:
+        notes.append(f"neighbours {options.neighbours}: {n_neighbours} here, for {len(chosen)} scans")
+    # Opened before anything is computed, so that a wrong name costs no time.
+    networks = {name: load_frozen(name, default_device(), heads=options.heads) for name in options.beside}
+    found = extract_features(source, options, data, {"scans": chosen})
+    features = dict(found.by_set["scans"])
+    pixels = features.pop(PIXELS)
+    for name, network in networks.items():
+        features[name] = _features(open_source(name), network, options, data, chosen)
+    features[PIXELS] = pixels
+    weights = {**found.weights, **{name: network.weights for name, network in networks.items()}}
+    drawn = {name: _maps_of_seeds(name, one, n_neighbours, options) for name, one in features.items()}
+    near = {name: nearest(one, patients, k) for name, one in features.items()} if k else {}
+    maps = Maps(data, chosen, comparable, features, drawn, near)
+    trained: dict[str, Any] = {}
+    if options.animate:
+        frames, trained, frame_notes = _over_training(source, options, maps, n_neighbours, k)
+        maps = dataclasses.replace(maps, frames=frames)
+        notes += frame_notes
+    measured = _measure(maps, k, options)
+    notes += [*k_notes, *label_notes, *measured["notes"], *_patient_notes(source, options, data, chosen), *found.notes]
+    return {
+        "evaluation": "embedding_map",
+        "model": {"source": source.name, "run": source.run, "chosen": source.chosen},
+        "weights": weights,
+        "data": {
+            **data.describe(scans=chosen),
+            "split": options.split,
+            "shortcut": data.shortcuts(chosen[comparable]) if comparable.any() else None,
+        },
+        "settings": {
+            "umap": {"n_neighbors": n_neighbours, "min_dist": options.min_dist, "metric": options.metric},
+            "seeds": list(range(options.seed, options.seed + options.seeds)),
+            "k": k,
+            **found.settings,
+            "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
+        },
+        "units": UNITS,
+        "rows": measured["rows"],
+        "differences": measured["differences"],
+        "chance": measured["chance"],
+        "training": trained,
+        "verdicts": [AXES_NOTE + " Compare models by silhouette and purity, which are measured on the features."],
+        "notes": notes,
+    }, maps
+
+
+def comparable_scans(
+    labels: np.ndarray, patients: np.ndarray, class_names: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """Scans that silhouette and purity can be measured on, and why others are left out.
+
+    A class needs two patients: a neighbour of the own class and of another patient cannot be found otherwise. No scan
+    is left where fewer than two classes are.
+
+    Args:
+        labels: (N,) positions in ``class_names``, or ``UNLABELLED``; patients: (N,).
+
+    Returns:
+        (N,) bool, and notes.
+    """
+    usable = labels != UNLABELLED
+    without = int((~usable).sum())
+    if without == len(labels):
+        return usable, ["no labels: no silhouette and no purity"]
+    notes = []
+    if without:
+        notes.append(f"{without:,} scans without a class are in the maps, not in silhouette and purity")
+    alone = [c for c in np.unique(labels[usable]).tolist() if len(set(patients[labels == c].tolist())) == 1]
+    if alone:
+        names = ", ".join(class_names[c] for c in alone)
+        notes.append(f"one patient only of {names}: in the maps, not in silhouette and purity")
+        usable &= ~np.isin(labels, alone)
+    if len(np.unique(labels[usable])) < 2:
+        return np.zeros_like(usable), [*notes, "fewer than two classes to compare: no silhouette and no purity"]
+    return usable, notes
+
+
+def _choose(data: ScanData, options: Options) -> tuple[np.ndarray, list[str]]:
+    index = data.index
+    chosen = np.arange(len(index)) if options.split == "all" else index.positions(options.split)
+    where = f"{index.root}: {'in all' if options.split == 'all' else f'the {options.split} split has'}"
+    if len(chosen) < FEWEST:
+        raise InputError(f"{where} {len(chosen)} scans; a map needs at least {FEWEST}, give more or another --split")
+    if len(chosen) <= options.max_scans:
+        return chosen, []
+    rng = np.random.Generator(np.random.Philox(key=options.seed))
+    drawn = np.sort(rng.choice(chosen, options.max_scans, replace=False))
+    return drawn, [f"{options.max_scans:,} of {len(chosen):,} scans drawn by seed; --max-scans takes more"]
+
+
+def _features(source: Source, network: Frozen, options: Options, data: ScanData, chosen: np.ndarray) -> np.ndarray:
+    """Features of one more network, at its own image size unless the options name one."""
+    preprocessing = choose_preprocessing(options, source, network.backbone)
+    batch_size = (source.config.monitor if source.config else MonitorConfig()).batch_size
+    kind = options.kind() or IMAGE_FEATURE
+    extraction = of_network(network, default_device(), batch_size, kind, options.precision)
+    cache = FeatureCache(cache_root(data.dataset))
+    return cache.get(data.scans, chosen, preprocessing, {source.name: extraction})[source.name]
+
+
+def _usable_k(k: int, patients: np.ndarray, comparable: np.ndarray) -> tuple[int, list[str]]:
+    """k as asked for, or what so many scans and patients allow; 0 with one patient only."""
+    others = min(most_neighbours(chosen) for chosen in (patients, patients[comparable]) if len(chosen))
+    if not others:
+        return 0, []
+    # Trustworthiness is defined for k below half the scans.
+    usable = min(k, others, (len(patients) - 1) // 2)
+    return usable, [f"k {k}: {usable} here, for {len(patients)} scans"] if usable < k else []
+
+
+def _maps_of_seeds(name: str, features: np.ndarray, n_neighbours: int, options: Options) -> np.ndarray:
+    seeds = tqdm(range(options.seed, options.seed + options.seeds), desc=f"UMAP: {name}", disable=None, leave=False)
+    return np.stack([_map(features, seed, n_neighbours, options) for seed in seeds])
+
+
+def _map(features: np.ndarray, seed: int, n_neighbours: int, options: Options, start: np.ndarray | None = None):
+    return umap_map(
+        features, seed, n_neighbours=n_neighbours, min_dist=options.min_dist, metric=options.metric, start=start
+    )
+
+
+def checkpoints(run: Path, most: int) -> tuple[dict[str, str], list[str]]:
+    """States of a run in the order of training: name → SOURCE, at most so many; and notes."""
+    folder = run / "checkpoints"
+    steps = {f"step {int(file.stem[5:]):,}": str(file) for file in sorted(folder.glob("step_*.pt"))}
+    notes = []
+    if not steps:
+        notes.append("the run kept no checkpoints on its way (train with --run.keep-every N for more frames)")
+        best = folder / "best_knn.pt"
+        if best.is_file():
+            steps = {f"step {official.read_checkpoint(best)['step']:,}, best k-NN": str(best)}
+    if len(steps) > most - 2:
+        names = list(steps)
+        kept = np.unique(np.linspace(0, len(names) - 1, most - 2).round().astype(int)) if most > 2 else []
+        steps = {names[i]: steps[names[i]] for i in kept}
+    start = {"start": str(folder / "start")} if (folder / "start" / "config.json").is_file() else {}
+    return {**start, **steps, "final": str(run)}, notes
+
+
+def _over_training(
+    source: Source, options: Options, maps: Maps, n_neighbours: int, k: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
+    """Aligned maps of the run's checkpoints, the purity of the features of each, and notes.
+
+    Each map starts from the one before and is then turned onto it. The order is that of training, so that no early map
+    can inherit groups that the features form only later; AlignedUMAP, which pulls every map towards those before and
+    after it, would let it.
+    """
+    states, notes = checkpoints(source.run, options.frames)
+    known = maps.comparable
+    bootstrap = PatientBootstrap(maps.patients[known], options.bootstrap, options.seed) if known.any() else None
+    frames: dict[str, np.ndarray] = {}
+    measured: dict[str, Any] = {}
+    before, features_before = None, None
+    for name, path in tqdm(states.items(), desc="checkpoints", disable=None, leave=False):
+        network = load_frozen(path, default_device(), heads=options.heads)
+        features = _features(open_source(path), network, options, maps.data, maps.chosen)
+        if features_before is not None and np.array_equal(features, features_before):
+            continue  # the last step is the final state
+        found = _map(features, options.seed, n_neighbours, options, before)
+        frames[name] = before = found if before is None else aligned(found, before)
+        features_before = features
+        measured[name] = {"weights": network.weights}
+        if bootstrap:
+            measured[name]["purity"] = bootstrap.mean(_purity(features, maps, k))
+    return frames, measured, notes
+
+
+def _purity(points: np.ndarray, maps: Maps, k: int, metric: str = "cosine") -> np.ndarray:
+    """Purity of the comparable scans, in per cent."""
+    known = maps.comparable
+    near = nearest(points[known], maps.patients[known], k, metric)
+    return 100 * purity(near, maps.labels[known])
+
+
+def _measure(maps: Maps, k: int, options: Options) -> dict[str, Any]:
+    """Rows, paired differences to the model, chance, and notes."""
+    known, notes = maps.comparable, []
+    labels, patients = maps.labels[known], maps.patients[known]
+    rng = np.random.Generator(np.random.Philox(key=options.seed))
+    ranked = np.sort(rng.permutation(len(known))[:MOST_RANKED])
+    if len(ranked) < len(known):
+        notes.append(f"trustworthiness is of {MOST_RANKED:,} scans drawn by seed")
+    k_ranked = min(k or options.k, (len(ranked) - 1) // 2)
+    bootstrap = PatientBootstrap(patients, options.bootstrap, options.seed) if known.any() else None
+    rows: dict[str, dict[str, Any]] = {}
+    per_scan: dict[str, dict[str, np.ndarray]] = {}
+    for name, features in tqdm(maps.features.items(), desc="measures", disable=None, leave=False):
+        drawn = maps.by_row[name]
+        rows[name] = {}
+        if bootstrap:
+            per_scan[name] = {
+                "silhouette": silhouette(features[known], labels),
+                "purity": _purity(features, maps, k),
+                "map_purity": _purity(drawn[0], maps, k, "euclidean"),
+            }
+            rows[name] = {measure: bootstrap.mean(values) for measure, values in per_scan[name].items()}
+        rows[name]["trustworthiness"] = float(
+            trustworthiness(features[ranked], drawn[0][ranked], n_neighbors=k_ranked, metric=options.metric)
+        )
+        if len(drawn) > 1:
+            rows[name]["stability"] = agreement(drawn, k_ranked)
+    return {
+        "rows": rows,
+        "differences": {
+            f"{MODEL} − {name}": {
+                measure: bootstrap.mean(per_scan[MODEL][measure] - values[measure])
+                for measure in ("silhouette", "purity")
+            }
+            for name, values in per_scan.items()
+            if name != MODEL
+        },
+        "chance": 100 * float(chance_purity(labels, patients).mean()) if bootstrap else None,
+        "notes": notes + (bootstrap.notes() if bootstrap else []),
+    }
+
+
+def _patient_notes(source: Source, options: Options, data: ScanData, chosen: np.ndarray) -> list[str]:
+    notes = [note for note in data.notes if note not in data.index.notes]  # the index's were printed when it was read
+    n_patients = len(set(data.index.patients[chosen].tolist()))
+    if seen := data.seen_among(chosen):
+        notes.append(f"{seen} of {n_patients} patients were seen in pretraining: not a test on new patients")
+    own = source.config
+    for name in options.beside:
+        other = open_source(name).config
+        if other and own and (other.data, other.dataset, other.phantom) != (own.data, own.dataset, own.phantom):
+            notes.append(f"{name}: trained with other data settings; whether it saw these patients is not known")
+    return notes
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as text: what was used, one table, and what it does not let one say."""
+    data, settings = result["data"], result["settings"]
+    counts, umap = data["sets"]["scans"], settings["umap"]
+    classes = ", ".join(f"{name} {count['scans']}" for name, count in counts["classes"].items() if count["scans"])
+    seeds = len(settings["seeds"])
+    lines = [
+        *heading("UMAP of features", result),
+        f"data: {data['folder']} · {_scans(result)}" + (f" ({classes})" if classes else ""),
+        f"UMAP: n_neighbors {umap['n_neighbors']}, min_dist {umap['min_dist']:g}, {umap['metric']}, "
+        f"{seeds} seed{'s' if seeds > 1 else ''}",
+        "",
+    ]
+    header = [
+        "", "silhouette", f"{settings['k']}-NN purity %", "map's purity %", "trustworthiness",
+        "overlap of seeds %", "Procrustes of seeds",
+    ]  # fmt: skip
+    rows = [
+        [name, *_measured(row), f"{row['trustworthiness']:.3f}", *_stability(row.get("stability"))]
+        for name, row in result["rows"].items()
+    ]
+    if result["chance"] is not None:
+        rows.append(["chance", "", f"{result['chance']:.1f}", "", "", "", ""])
+    rows += [[name, *_measured(row, signed=True), "", "", ""] for name, row in result["differences"].items()]
+    lines.append(table(header, rows))
+    if settings["bootstrap"]["resamples"] and result["differences"]:
+        lines.append(
+            f"[95 % interval, {settings['bootstrap']['resamples']} resamples of patients]  (lowest–highest of pairs of "
+            "seeds)"
+        )
+    if trained := {name: row for name, row in result["training"].items() if "purity" in row}:
+        purities = [[name, show(row["purity"])] for name, row in trained.items()]
+        lines += ["", table(["training", f"{settings['k']}-NN purity %"], purities)]
+    return "\n".join([*lines, *closing(result)])
+
+
+def _measured(row: dict[str, Any], signed: bool = False) -> list[str]:
+    digits = {"silhouette": 3, "purity": 1, "map_purity": 1}
+    return [show(row[name], n, signed) if name in row else "" for name, n in digits.items()]
+
+
+def _stability(found: dict[str, tuple[float, float, float]] | None) -> list[str]:
+    if found is None:
+        return ["", ""]
+    percent = [100 * value for value in found["overlap"]]
+    return ["{:.0f} ({:.0f}–{:.0f})".format(*percent), "{:.2f} ({:.2f}–{:.2f})".format(*found["procrustes"])]
+
+
+def _scans(result: dict[str, Any]) -> str:
+    counts, split = result["data"]["sets"]["scans"], result["data"]["split"]
+    which = "all splits" if split == "all" else f"{split} split"
+    patients = f"{counts['patients']:,} patient{'' if counts['patients'] == 1 else 's'}"
+    return f"{which}, {counts['scans']:,} scans of {patients}"
+
+
+def _title(result: dict[str, Any]) -> str:
+    return f"{result['data']['folder'].name}, {_scans(result)}"
+
+
+def _panels(result: dict[str, Any], maps: Maps) -> list[Panel]:
+    k = result["settings"]["k"]
+
+    def caption(found: Interval | None) -> str:
+        return f"{k}-NN purity of the features {show(found)} %" if found else ""
+
+    shown = {name: f"{name}: {result['model']['source']}" if name == MODEL else name for name in maps.by_row}
+    return [
+        Panel(shown[name], (Frame(caption(result["rows"][name].get("purity")), drawn[0]),), maps.near.get(name))
+        for name, drawn in maps.by_row.items()
+    ]
+
+
+def _training_panel(result: dict[str, Any], maps: Maps) -> Panel:
+    k, frames = result["settings"]["k"], []
+    for name, points in maps.frames.items():
+        found = result["training"][name].get("purity")
+        frames.append(Frame(f"{name}" + (f" · {k}-NN purity {found.point:.1f} %" if found else ""), points))
+    return Panel("over training", tuple(frames))
+
+
+def write_results(result: dict[str, Any], maps: Maps, folder: Path, projector: bool = True) -> list[str]:
+    """Write figure, page, coordinates, animation, projector export and ``embedding_map.json`` into a folder.
+
+    ``maps.npz`` holds ``row0`` … in the order of the JSON file's ``rows``, each (seeds, N, 2); ``frame0`` … (N, 2) in
+    the order of ``training``; and ``files``, ``labels`` (−1 without a class) and ``patients`` of the N scans.
+
+    Returns:
+        the names of what was written.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    index = maps.data.index
+    unlabelled = maps.labels == UNLABELLED
+    marked = marks(index.class_names, bool(unlabelled.any()))
+    labels = np.where(unlabelled, len(index.class_names), maps.labels)
+    panels, title, written = _panels(result, maps), _title(result), []
+    notice = result["data"]["notice"]
+    figure_title = f"{notice} · {title}" if notice else title
+    try:
+        draw_panels(panels, marked, labels, figure_title, folder / "maps.png")
+        written.append("maps.png")
+        if maps.frames:
+            training = _training_panel(result, maps)
+            animate(training, marked, labels, figure_title, folder / "training.gif")
+            panels.append(training)
+            written.append("training.gif")
+        (folder / "maps.html").write_text(_page(result, maps, panels, marked, labels, title), encoding="utf-8")
+        files = np.array([index.files[i] for i in maps.chosen])
+        arrays = {f"row{i}": one for i, one in enumerate(maps.by_row.values())}
+        arrays |= {f"frame{i}": one for i, one in enumerate(maps.frames.values())}
+        np.savez(folder / "maps.npz", files=files, labels=maps.labels, patients=maps.patients, **arrays)
+        written += ["maps.html", "maps.npz"]
+        if projector:
+            result["notes"] = [*result["notes"], *_write_projector(maps, marked, labels, folder / "projector")]
+            written.append("projector/")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from None
+    write_json(result, folder / "embedding_map.json")
+    return [*written, "embedding_map.json"]
+
+
+def _shown(n: int) -> np.ndarray:
+    """Positions of the scans that fit on a page: all, or ``MOST_SHOWN`` drawn at random."""
+    return np.sort(np.random.Generator(np.random.Philox(key=0)).permutation(n)[:MOST_SHOWN])
+
+
+def _page(
+    result: dict[str, Any], maps: Maps, panels: list[Panel], marked: Sequence[Mark], labels: np.ndarray, title: str
+) -> str:
+    keep, index = _shown(len(labels)), maps.data.index
+    notes = [*result["verdicts"], *result["notes"]]
+    if len(keep) < len(labels):
+        notes.append(f"{len(keep):,} of {len(labels):,} scans are on this page, and no nearest scans")
+        panels = [
+            Panel(panel.title, tuple(Frame(one.caption, one.points[keep]) for one in panel.frames)) for panel in panels
+        ]
+    chosen = maps.chosen[keep]
+    scans = {
+        "file": [index.files[i] for i in chosen],
+        "patient": index.patients[chosen].tolist(),
+        "split": index.splits[chosen].tolist(),
+        "image": thumbnails([maps.data.scans[i] for i in chosen]),
+    }
+    data = page_data(panels, marked, labels[keep], result["settings"]["k"], scans)
+    return page(f"UMAP · {title}", result["data"]["notice"], notes, data)
+
+
+def _write_projector(maps: Maps, marked: Sequence[Mark], labels: np.ndarray, folder: Path) -> list[str]:
+    keep, index = _shown(len(labels)), maps.data.index
+    metadata = [
+        [marked[label].name, str(index.patients[i]), str(index.splits[i]), index.files[i]]
+        for label, i in zip(labels[keep].tolist(), maps.chosen[keep].tolist(), strict=True)
+    ]
+    images = squash_all((maps.data.scans[i] for i in maps.chosen[keep]), (_SPRITE, _SPRITE))[:, 0].numpy()
+    features = {name: found[keep] for name, found in maps.features.items()}
+    return write_projector(features, ("class", "patient", "split", "file"), metadata, images, folder)
+
+
+def main(options: Options) -> None:
+    """Evaluate, print, and write figure, page, coordinates, projector export and JSON."""
+    source = open_source(options.model)
+    result, maps = evaluate(source, options)
+    print(report(result))
+    folder = make_folder(source.results_folder("embedding_map", options.out))
+    print(f"written: {', '.join(write_results(result, maps, folder, options.projector))} in {folder}")
+
+
+if __name__ == "__main__":
+    run_command(main, Options)
