@@ -4,7 +4,8 @@ import json
 import math
 import re
 import urllib.error
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +24,60 @@ from dino_oct.models.vit import DinoVisionTransformer
 _NAMES = {(192, 12): "vit_tiny", (384, 12): "vit_small", (768, 12): "vit_base", (1024, 24): "vit_large"}
 
 
+# What a transformer is asked for unless told otherwise; networks that do not know an argument are built without it.
+_IF_KNOWN = {"dynamic_img_size": True, "drop_path_rate": 0.0}
+
+
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did: tensors that matched, that the file lacked, and that the model has no place for."""
+    """What a load did: tensors that matched, that the file lacked, and that the model has no place for.
+
+    ``classifier`` is "loaded", "new" (the source has none of this size), "left out" (the source has one that was not
+    asked for) or "" (there is none on either side); a classifier new or left out is not counted above.
+    """
 
     source: str
     matched: int
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
+    classifier: str = ""
 
     def __str__(self) -> str:
         if not self.matched:
             return f"{self.source}: random weights"
+        classifier = f", classifier {self.classifier}" if self.classifier else ""
         listed = f" ({', '.join(self.unexpected[:4])}{', …' if len(self.unexpected) > 4 else ''})"
         return (
             f"{self.source}: {self.matched} tensors loaded, {len(self.missing)} missing, "
-            f"{len(self.unexpected)} unexpected" + (listed if self.unexpected else "")
+            f"{len(self.unexpected)} unexpected" + (listed if self.unexpected else "") + classifier
         )
 
 
 def load_backbone(
     source: str,
     *,
+    num_classes: int | None = 0,
     model_args: dict[str, Any] | None = None,
     heads: int | None = None,
     drop_path: float = 0.0,
     seed: int = 0,
 ) -> nn.Module:
-    """Load a backbone as a timm model without classifier, ready for images of any size a multiple of its patch.
+    """Load a backbone as a timm model, ready for images of any size a multiple of its patch.
 
     Args:
         source: a run folder, an exported folder, an official DINO file or its https address (full: the teacher is
             taken; or backbone-only), ``timm:NAME`` (pretrained), or ``random:NAME`` (timm's initialisation).
+        num_classes: of the classifier; 0 builds none, None takes the source's, if it has one. The classifier is new
+            (timm's initialisation) unless the source holds one of this size; every other tensor must come from it.
         model_args: further arguments of the timm model, e.g. ``{"embed_dim": 96, "depth": 3}`` for ``random:``.
         heads: attention heads, for a file whose width does not tell (not a multiple of 64).
         drop_path: stochastic depth rate, linear over depth (for a student; 0 for everything else).
-        seed: of the random weights.
+        seed: of the random weights, a new classifier's included.
 
     Returns:
         a timm model; transformers resample their position embedding as DINO does. ``model.load_report`` counts tensors,
-        ``model.pretrained_cfg`` has mean and std, ``model.hub_config`` is what an export needs to rebuild it.
+        ``model.pretrained_cfg`` has mean and std, ``model.hub_config`` is what an export needs to rebuild it, with the
+        classes' ``label_names`` if they were loaded with their classifier.
 
     Raises:
         InputError: unknown source, unreadable file, a tensor of the backbone missing, or a size that does not fit.
@@ -72,14 +87,12 @@ def load_backbone(
         args["drop_path_rate"] = drop_path
     kind, _, name = source.partition(":")
     if kind in ("timm", "random"):
-        return _from_timm(name, pretrained=kind == "timm", args=args, seed=seed)
-    if source.startswith("https://"):
-        return load_backbone(str(download(source)), model_args=model_args, heads=heads, drop_path=drop_path)
-    path = Path(source)
+        return _from_timm(name, kind == "timm", num_classes, args, seed)
+    path = download(source) if source.startswith("https://") else Path(source)
     if path.is_dir():
-        return _from_folder(path, args)
+        return _from_folder(path, num_classes, args, seed)
     if path.is_file():
-        return _from_file(path, args, heads)
+        return _from_file(path, num_classes, args, heads, seed)
     raise InputError(
         f"{source}: no such file or folder; give a run folder, an export, a DINO file, timm:NAME or random:NAME"
     )
@@ -100,9 +113,21 @@ def download(address: str) -> Path:
     return file
 
 
-def load_into(model: nn.Module, tensors: official.Tensors, source: str) -> LoadReport:
-    """Load tensors into a model, counting; a model tensor that is missing or of another shape is an error."""
-    wanted = model.state_dict()
+def classifier_tensors(model: nn.Module) -> list[str]:
+    """Names of the tensors of a timm model's classifier; none where it was built without."""
+    classifier = model.get_classifier()
+    layers = classifier if isinstance(classifier, (tuple, list)) else [classifier]  # distilled models have two
+    own = {id(tensor) for layer in layers for tensor in layer.parameters()}
+    return [name for name, tensor in model.named_parameters() if id(tensor) in own]
+
+
+def load_into(model: nn.Module, tensors: official.Tensors, source: str, keep: Collection[str] = ()) -> LoadReport:
+    """Load tensors into a model, counting; a model tensor that is missing or of another shape is an error.
+
+    Args:
+        keep: names of tensors that stay as they are in the model.
+    """
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in keep}
     wrong = [n for n, t in tensors.items() if n in wanted and t.shape != wanted[n].shape]
     if wrong:
         name = wrong[0]
@@ -118,7 +143,7 @@ def load_into(model: nn.Module, tensors: official.Tensors, source: str) -> LoadR
             f"(missing {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; it has "
             f"{', '.join(list(tensors)[:3]) or 'no tensors'}, …): a partial load would train from noise, refused"
         )
-    model.load_state_dict({name: tensors[name] for name in wanted})
+    model.load_state_dict({name: tensors[name] for name in wanted}, strict=not keep)
     return LoadReport(source, len(wanted), missing, unexpected)
 
 
@@ -129,83 +154,137 @@ def patch_size(backbone: nn.Module) -> int:
     return int(ratio[0] if isinstance(ratio, (tuple, list)) else ratio)
 
 
-def save_export(backbone: nn.Module, folder: str | Path) -> None:
-    """Write ``backbone.safetensors`` and ``config.json`` in timm's hub format (architecture, model_args, …)."""
+def save_export(backbone: nn.Module, folder: str | Path, label_names: Sequence[str] | None = None) -> None:
+    """Write ``backbone.safetensors`` and ``config.json`` in timm's hub format (architecture, model_args, …).
+
+    Args:
+        backbone: from ``load_backbone``; its classifier, if it has one, is written with it.
+        label_names: the classes of that classifier, in order; unset: those it was loaded with.
+    """
     folder = Path(folder)
+    config = {**backbone.hub_config, **({"label_names": list(label_names)} if label_names is not None else {})}
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     # Weights first, each by rename: a reader never sees a config beside half a file.
     save_file(tensors, folder / "backbone.safetensors.tmp", metadata={"format": "pt"})
     (folder / "backbone.safetensors.tmp").replace(folder / "backbone.safetensors")
-    (folder / "config.json.tmp").write_text(json.dumps(backbone.hub_config, indent=1))
+    (folder / "config.json.tmp").write_text(json.dumps(config, indent=1))
     (folder / "config.json.tmp").replace(folder / "config.json")
 
 
-def _from_timm(name: str, pretrained: bool, args: dict[str, Any], seed: int) -> nn.Module:
+def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: dict[str, Any], seed: int) -> nn.Module:
     if not name or not timm.is_model(name):
         close = timm.list_models(f"*{re.split(r'[._]', name)[0]}*")[:6] if name else []
         raise InputError(f"timm has no model '{name}'" + (f"; similar: {', '.join(close)}" if close else ""))
-    architecture = name.split(".")[0]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            model = _create(name, args, pretrained=pretrained)
-        except (OSError, RuntimeError) as error:
-            # timm raises whatever its hub client raises when there is no connection, and RuntimeError without weights.
-            if not pretrained:
-                raise InputError(f"random:{name}: {' '.join(str(error).split())[:200]}") from None
-            raise InputError(
-                f"timm:{name}: weights could not be had ({' '.join(str(error).split())[:160]}); "
-                f"without a connection, give a downloaded file as the source or random:{name}"
-            ) from None
-    return _finish(model, architecture, args, LoadReport(f"timm:{name}", len(model.state_dict()) if pretrained else 0))
+    config = timm.get_pretrained_cfg(name) if pretrained else None
+    in_source = config.num_classes if config else 0
+    num_classes = in_source if num_classes is None else num_classes
+    try:
+        model = _create(name, num_classes, args, seed, pretrained=pretrained)
+    except (OSError, RuntimeError) as error:
+        # timm raises whatever its hub client raises when there is no connection, and RuntimeError without weights.
+        if not pretrained:
+            raise InputError(f"random:{name}: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(
+            f"timm:{name}: weights could not be had ({' '.join(str(error).split())[:160]}); "
+            f"without a connection, give a downloaded file as the source or random:{name}"
+        ) from None
+    if not pretrained:
+        return _finish(model, name.split(".")[0], args, LoadReport(f"random:{name}", 0))
+    loaded = 0 < num_classes == in_source
+    classifier = "loaded" if loaded else _fate(bool(in_source), bool(num_classes))
+    matched = len(model.state_dict()) - (0 if loaded else len(classifier_tensors(model)))
+    return _finish(model, name.split(".")[0], args, LoadReport(f"timm:{name}", matched, classifier=classifier))
 
 
-def _from_file(path: Path, args: dict[str, Any], heads: int | None) -> nn.Module:
+def _from_file(path: Path, num_classes: int | None, args: dict[str, Any], heads: int | None, seed: int) -> nn.Module:
     checkpoint = official.read_checkpoint(path)
-    hub_config = checkpoint.get("hub_config")  # the trainer's own checkpoints say how to rebuild their backbone
-    tensors = official.backbone_tensors(checkpoint)
+    hub_config = checkpoint.get("hub_config")  # the trainers' own checkpoints say how to rebuild their model
     if hub_config:
-        model = _create(hub_config["architecture"], {**hub_config["model_args"], **args})
-        model.pretrained_cfg = dict(hub_config["pretrained_cfg"])
-        architecture, args = hub_config["architecture"], {**hub_config["model_args"], **args}
-    else:
-        architecture, shape_args = _infer_vit(tensors, heads, path)
-        args = {**shape_args, **args}
-        model = _create(architecture, args)
-        model.pretrained_cfg = {**model.pretrained_cfg, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    return _finish(model, architecture, args, load_into(model, tensors, str(path)))
+        tensors = official.backbone_tensors(checkpoint) if official.is_full(checkpoint) else checkpoint.get("model", {})
+        return _rebuild(hub_config, tensors, str(path), num_classes, args, seed)
+    tensors = official.backbone_tensors(checkpoint)
+    architecture, shape_args = _infer_vit(tensors, heads, path)
+    args = {**shape_args, **args}
+    model = _create(architecture, num_classes or 0, args, seed)
+    model.pretrained_cfg = {**model.pretrained_cfg, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    return _finish(model, architecture, args, _load(model, tensors, str(path)))
 
 
-def _from_folder(folder: Path, args: dict[str, Any]) -> nn.Module:
+def _from_folder(folder: Path, num_classes: int | None, args: dict[str, Any], seed: int) -> nn.Module:
     export = next((f for f in (folder, folder / "export") if (f / "config.json").is_file()), None)
     if export is None:
         raise InputError(f"{folder}: neither a run folder nor an export (no export/config.json in it)")
     try:
         hub_config = json.loads((export / "config.json").read_text())
-        architecture = hub_config["architecture"]
-        args = {**hub_config.get("model_args", {}), **args}
-    except (ValueError, KeyError) as error:
+        if "architecture" not in hub_config:
+            raise ValueError("it names no architecture")
+    except (ValueError, TypeError) as error:
         raise InputError(f"{export / 'config.json'}: not a model description ({error})") from None
-    model = _create(architecture, args)
-    model.pretrained_cfg = {**model.pretrained_cfg, **hub_config.get("pretrained_cfg", {})}
     tensors = official.read_checkpoint(export / "backbone.safetensors")
-    return _finish(model, architecture, args, load_into(model, tensors, str(export)))
+    return _rebuild(hub_config, tensors, str(export), num_classes, args, seed)
 
 
-def _create(name: str, args: dict[str, Any], pretrained: bool = False) -> nn.Module:
-    """timm.create_model without classifier; transformers get a dynamic image size and DINO's positions."""
-    args = {"num_classes": 0, **args}
-    try:
+def _rebuild(
+    hub_config: dict[str, Any],
+    tensors: official.Tensors,
+    source: str,
+    num_classes: int | None,
+    args: dict[str, Any],
+    seed: int,
+) -> nn.Module:
+    """The model that ``hub_config`` describes, with its tensors."""
+    num_classes = hub_config.get("num_classes", 0) if num_classes is None else num_classes
+    args = {**hub_config.get("model_args", {}), **args}
+    model = _create(hub_config["architecture"], num_classes, args, seed)
+    model.pretrained_cfg = {**model.pretrained_cfg, **hub_config.get("pretrained_cfg", {})}
+    report = _load(model, tensors, source)
+    model = _finish(model, hub_config["architecture"], args, report)
+    if report.classifier == "loaded" and "label_names" in hub_config:
+        model.hub_config["label_names"] = list(hub_config["label_names"])
+    return model
+
+
+def _load(model: nn.Module, tensors: official.Tensors, source: str) -> LoadReport:
+    """Load a backbone, with its classifier if model and source have one of the same size."""
+    ours = {name: model.get_parameter(name) for name in classifier_tensors(model)}
+    if ours and all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in ours.items()):
+        return replace(load_into(model, tensors, source), classifier="loaded")
+    layers = model.pretrained_cfg.get("classifier") or "head"
+    layers = tuple(f"{name}." for name in ([layers] if isinstance(layers, str) else layers))
+    backbone = model.state_dict().keys() - ours.keys()
+    theirs = {name for name in tensors if name.startswith(layers) and name not in backbone}
+    report = load_into(model, {n: t for n, t in tensors.items() if n not in theirs}, source, keep=ours)
+    return replace(report, classifier=_fate(bool(theirs), bool(ours)))
+
+
+def _fate(in_source: bool, in_model: bool) -> str:
+    """What became of a classifier that was not loaded."""
+    return "new" if in_model else "left out" if in_source else ""
+
+
+def _create(name: str, num_classes: int, args: dict[str, Any], seed: int, pretrained: bool = False) -> nn.Module:
+    """timm.create_model, random weights drawn by seed; transformers get a dynamic image size and DINO's positions."""
+    wanted = {**_IF_KNOWN, **args}
+    while True:
         try:
-            model = timm.create_model(name, pretrained=pretrained, **{"dynamic_img_size": True, **args})
-        except TypeError:  # not a transformer: it takes any size as it is
-            args.pop("dynamic_img_size", None)
-            model = timm.create_model(name, pretrained=pretrained, **args)
-    except (TypeError, AssertionError, ValueError) as error:
-        raise InputError(f"{name} cannot be built with {args}: {error}") from None
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **wanted)
+            break
+        except TypeError as error:
+            unknown = [key for key, value in _IF_KNOWN.items() if f"'{key}'" in str(error) and wanted.get(key) == value]
+            if not unknown:
+                raise InputError(f"{name} cannot be built with {args}: {error}") from None
+            wanted.pop(unknown[0])
+        except (AssertionError, ValueError) as error:
+            raise InputError(f"{name} cannot be built with {args}: {error}") from None
     if type(model) is VisionTransformer:
         model.__class__ = DinoVisionTransformer
+    if "img_size" in args:
+        size = args["img_size"]
+        rows, columns = size if isinstance(size, (tuple, list)) else (size, size)
+        model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (args.get("in_chans", 3), rows, columns)}
     return model
 
 
@@ -247,10 +326,10 @@ def _finish(model: nn.Module, architecture: str, args: dict[str, Any], report: L
         rebuild["dynamic_img_size"] = True
     model.hub_config = {
         "architecture": architecture,
-        "num_classes": 0,
+        "num_classes": model.num_classes,
         "num_features": model.num_features,
         "model_args": rebuild,
-        "pretrained_cfg": {**config, "num_classes": 0},
+        "pretrained_cfg": {**config, "num_classes": model.num_classes},
     }
     model.load_report = report
     return model

@@ -16,7 +16,7 @@ from dino_oct.errors import InputError
 from dino_oct.features import check_size
 from dino_oct.models import official
 from dino_oct.models.attention import cls_attention, linear_probe_features
-from dino_oct.models.backbone import load_backbone, save_export
+from dino_oct.models.backbone import classifier_tensors, load_backbone, save_export
 from dino_oct.models.network import cls_feature, normalise
 
 FINAL = str(REFERENCE / "backbone_final.pth")
@@ -203,6 +203,91 @@ def test_grey_scans_become_the_models_channels(channels):
     mean, std = np.mean(model.pretrained_cfg["mean"]), np.mean(model.pretrained_cfg["std"])
     assert out.mean().item() == pytest.approx((1 - mean) / std, rel=1e-4)
     torch.testing.assert_close(normalise(grey.float() / 255, model), out)
+
+
+# Tiny networks whose classifiers have different names, two layers (distilled), or a backbone's norm beside them.
+CLASSIFIERS = {
+    "vit_tiny_patch16_224": TINY,
+    "resnet18": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
+    "convnext_atto": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16]},
+    "swin_tiny_patch4_window7_224": {"depths": [1, 1], "embed_dim": 24, "num_heads": [2, 4], "img_size": 56},
+    "deit_tiny_distilled_patch16_224": TINY,
+}
+
+
+@pytest.mark.parametrize(("name", "args"), CLASSIFIERS.items())
+def test_a_classifier_is_loaded_renewed_or_left_out_and_said_to_be(name, args, tmp_path):
+    model = load_backbone(f"random:{name}", num_classes=3, model_args=args, seed=5).eval()
+    save_export(model, tmp_path, label_names=["CNV", "DME", "NORMAL"])
+    same = load_backbone(str(tmp_path), num_classes=3).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(same(images), model(images))
+    assert "classifier loaded" in str(same.load_report)
+    assert same.hub_config["label_names"] == ["CNV", "DME", "NORMAL"]
+    assert load_backbone(str(tmp_path), num_classes=None).num_classes == 3
+
+    renewed = [load_backbone(str(tmp_path), num_classes=4, seed=seed) for seed in (0, 0, 1)]
+    without = load_backbone(str(tmp_path))
+    assert "classifier new" in str(renewed[0].load_report)
+    assert "classifier left out" in str(without.load_report)
+    weights = {key: tensor for key, tensor in model.state_dict().items() if key not in classifier_tensors(model)}
+    for other in (renewed[0], without):
+        tensors = other.state_dict()
+        assert all(torch.equal(tensor, tensors[key]) for key, tensor in weights.items())
+        assert other.load_report.matched == len(weights)
+        assert (other.load_report.unexpected, "label_names" in other.hub_config) == ((), False)
+    new = [model.get_parameter(classifier_tensors(model)[0]) for model in renewed]
+    assert new[0].shape[0] == 4
+    assert torch.equal(new[0], new[1])
+    assert not torch.equal(new[0], new[2])
+
+
+def test_a_backbone_is_not_excused_by_a_new_classifier(tmp_path):
+    tensors = torch.load(FINAL)
+    del tensors["norm.weight"]
+    torch.save(tensors, tmp_path / "partial.pth")
+    with pytest.raises(InputError, match=r"only 41 of the model's 42 tensors .*norm\.weight"):
+        load_backbone(str(tmp_path / "partial.pth"), num_classes=4, heads=3)
+    report = load_backbone(FINAL, num_classes=4, heads=3).load_report
+    assert (report.matched, report.classifier) == (42, "new")
+
+
+def test_an_exported_classifier_loads_in_plain_timm(tmp_path):
+    model = load_backbone("random:vit_tiny_patch16_224", num_classes=4, model_args=TINY).eval()
+    save_export(model, tmp_path, label_names=list("abcd"))
+    hub = json.loads((tmp_path / "config.json").read_text())
+    assert (hub["num_classes"], hub["pretrained_cfg"]["num_classes"], hub["label_names"]) == (4, 4, list("abcd"))
+    plain = timm.create_model(
+        hub["architecture"],
+        num_classes=hub["num_classes"],
+        checkpoint_path=str(tmp_path / "backbone.safetensors"),
+        **hub["model_args"],
+    ).eval()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(images), model(images))
+
+
+def test_a_trainers_checkpoint_of_a_classifier_says_how_to_rebuild_it(tmp_path):
+    model = load_backbone("random:convnext_atto", num_classes=3, model_args=CLASSIFIERS["convnext_atto"]).eval()
+    torch.save({"model": model.state_dict(), "hub_config": model.hub_config, "step": 1}, tmp_path / "last.pt")
+    again = load_backbone(str(tmp_path / "last.pt"), num_classes=None).eval()
+    images = torch.randn(2, 3, 32, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), model(images))
+
+
+def test_stochastic_depth_is_off_unless_asked_for():
+    """timm's Swin has a rate of 0.1 of its own accord."""
+    args = CLASSIFIERS["swin_tiny_patch4_window7_224"]
+    rates = [
+        max(getattr(module, "drop_prob", 0) for module in model.modules())
+        for model in (
+            load_backbone("random:swin_tiny_patch4_window7_224", model_args=args, drop_path=p) for p in (0, 0.3)
+        )
+    ]
+    assert rates == pytest.approx([0, 0.3])
 
 
 def test_sizes_that_are_no_multiple_of_the_patch_name_the_nearest():

@@ -1,0 +1,118 @@
+"""Where a classifier is looked into: the vector before its classifier, and the layer that Grad-CAM reads.
+
+Grad-CAM needs the deepest layer that still has positions and on which the logits depend at every position. In a
+transformer that reads out CLS that is the norm before the last attention: after it, patches no longer reach the logits.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from einops import rearrange
+from timm.models.convmixer import ConvMixer
+from timm.models.convnext import ConvNeXt
+from timm.models.efficientnet import EfficientNet
+from timm.models.eva import Eva
+from timm.models.resnet import ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dino_oct.errors import InputError
+from dino_oct.models.backbone import classifier_tensors, patch_size
+from dino_oct.models.network import in_channels
+
+Layout = Literal["NCHW", "NHWC", "tokens"]
+
+
+@dataclass(frozen=True)
+class GradcamLayer:
+    """A layer and how its output is laid out.
+
+    Attributes:
+        name: dotted name in the model.
+        layout: of its output: (B, C, H, W), (B, H, W, C), or (B, prefix + H · W, C).
+        patch: pixels per side of a token, and prefix: tokens that are no patches (CLS, registers); for "tokens".
+    """
+
+    name: str
+    layout: Layout
+    patch: int = 1
+    prefix: int = 0
+
+    def to_maps(self, output: torch.Tensor, image_size: tuple[int, int]) -> torch.Tensor:
+        """The layer's output, or the gradient at it, as maps (B, C, H, W).
+
+        Args:
+            image_size: rows and columns of the model's input, in pixels.
+        """
+        if self.layout == "NCHW":
+            return output
+        if self.layout == "NHWC":
+            return rearrange(output, "b h w c -> b c h w")
+        rows = image_size[0] // self.patch
+        return rearrange(output[:, self.prefix :], "b (h w) c -> b c h w", h=rows)
+
+
+def gradcam_layer(model: nn.Module) -> GradcamLayer:
+    """The layer for Grad-CAM of a timm model, by family; for others the last feature map that timm names.
+
+    Raises:
+        InputError: a family without one.
+    """
+    match model:
+        case VisionTransformer() | Eva():
+            name = f"blocks.{len(model.blocks) - 1}.norm1"
+            return GradcamLayer(name, "tokens", patch_size(model), model.num_prefix_tokens)
+        case SwinTransformer():
+            last = len(model.layers) - 1
+            return GradcamLayer(f"layers.{last}.blocks.{len(model.layers[last].blocks) - 1}.norm1", "NHWC")
+        case ResNet():
+            return GradcamLayer(f"layer4.{len(model.layer4) - 1}", "NCHW")
+        case ConvNeXt():
+            return GradcamLayer(f"stages.{len(model.stages) - 1}", "NCHW")
+        case EfficientNet():
+            return GradcamLayer("bn2", "NCHW")
+        case ConvMixer():
+            return GradcamLayer(f"blocks.{len(model.blocks) - 1}", "NCHW")
+    return _last_feature_map(model)
+
+
+def _last_feature_map(model: nn.Module) -> GradcamLayer:
+    """The deepest layer of timm's ``feature_info``, if what it puts out has rows and columns."""
+    listed = getattr(model, "feature_info", None)
+    name = listed[-1]["module"] if isinstance(listed, list) and listed else ""
+    if name and name in dict(model.named_modules()):
+        shapes: list[torch.Size] = []
+        hook = model.get_submodule(name).register_forward_hook(lambda layer, args, out: shapes.append(out.shape))
+        try:
+            run_without_computing(model, model.pretrained_cfg["input_size"][-2:])
+        finally:
+            hook.remove()
+        if len(shapes[0]) == 4:
+            return GradcamLayer(name, "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW")
+    raise InputError(
+        f"{type(model).__name__} names no feature map for Grad-CAM; choose an architecture of supervised/zoo.py"
+    )
+
+
+def run_without_computing(model: nn.Module, size: tuple[int, int]) -> None:
+    """Pass one image of this size (rows, columns) through a model in shapes only, for its hooks and its complaints."""
+    training = model.training
+    model.eval()  # BatchNorm would keep what it never saw
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+            model(torch.empty(1, in_channels(model), *size, device=next(model.parameters()).device))
+    finally:
+        model.train(training)
+
+
+def classifier_layer(model: nn.Module) -> str:
+    """Dotted name of the classifier, whose input is the embedding; "" for a model without."""
+    return next((name.rpartition(".")[0] for name in classifier_tensors(model)), "")
+
+
+def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """The vector before the classifier, (B, D), of normalised images (B, C, H, W)."""
+    return model.forward_head(model.forward_features(images), pre_logits=True)
