@@ -88,14 +88,32 @@ def views_of_reference() -> list[list[torch.Tensor]]:
     return steps
 
 
+@pytest.fixture(scope="session")
+def fitted(tmp_path_factory, command):
+    """A finished tiny supervised run, made once and only read or added to; what it said is in ``stdout.txt``."""
+    run = tmp_path_factory.mktemp("runs") / "supervised"
+    finished = command("supervised/train.py", *TINY_FIT, "--out", run)
+    assert finished.returncode == 0, finished.stderr
+    (run / "stdout.txt").write_text(finished.stdout)
+    return run
+
+
+FEW_PHANTOMS = ["--phantom.patients", "12", "--phantom.scans-per-patient", "4", "--phantom.size", "64", "64"]
+
 # A run of seconds: 2-block network on a few small phantoms, two evaluations.
 TINY_RUN = [
-    *("--config", "configs/quickstart.yaml", "--run.precision", "fp32"),
-    *("--phantom.patients", "12", "--phantom.scans-per-patient", "4", "--phantom.size", "64", "64"),
+    *("--config", "configs/quickstart.yaml", "--run.precision", "fp32", *FEW_PHANTOMS),
     *("--optim.epochs", "4", "--optim.batch-size", "8", "--optim.warmup-epochs", "1"),
     *("--model.args", "patch_size=2", "img_size=32", "embed_dim=32", "depth=2", "num_heads=2"),
     *("--model.drop-path", "0.1", "--model.out-dim", "64"),
     *("--augment.global-size", "32", "--augment.local-size", "16", "--augment.n-local", "2"),
     *("--monitor.image-size", "32", "32", "--monitor.attention-size", "32"),
     *("--monitor.k", "3", "--monitor.every-epochs", "2"),
+]
+
+# The same with labels: no dropout, so that processes do not differ.
+TINY_FIT = [
+    *("--model", "random:vit_tiny_patch16_224", "--run.precision", "fp32", "--run.workers", "0", *FEW_PHANTOMS),
+    *("--network.args", "patch_size=8", "img_size=32", "embed_dim=32", "depth=2", "num_heads=2"),
+    *("--network.image-size", "32", "--optim.epochs", "3", "--optim.batch-size", "8", "--optim.lr", "1e-3"),
 ]

@@ -1,0 +1,132 @@
+"""How good a classifier is: every epoch on validation scans, once on the test."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dino_oct.features import extract, squash_all
+from evaluation.bootstrap import PatientBootstrap
+from evaluation.classification import METRICS, calibration_error, confusion, score_all
+from evaluation.comparison import ScanSet, compare_scores
+from evaluation.reports import closing, heading, show, table
+from evaluation.scan_data import ScanData
+
+_BATCH, _CHUNK = 64, 256  # scans per forward pass, and in memory at a time
+NAME = "classifier"
+_RESAMPLES = 1000
+
+
+def predict(model: nn.Module, images: torch.Tensor, device: torch.device, bf16: bool = False) -> np.ndarray:
+    """Class probabilities (N, C) float64 of grey images (N, 1, H, W) uint8, shared out over the processes."""
+    logits = extract(model, images, device, _BATCH, bf16, forward=lambda network, batch: network(batch))
+    return torch.from_numpy(logits).double().softmax(dim=1).numpy()
+
+
+def predict_scans(
+    model: nn.Module, scans: Sequence[np.ndarray], positions: np.ndarray, size: tuple[int, int], device: torch.device
+) -> np.ndarray:
+    """As ``predict``, of the scans at ``positions`` squashed to ``size`` (rows, columns), a few in memory at a time."""
+    chunks = [positions[start : start + _CHUNK] for start in range(0, len(positions), _CHUNK)]
+    return np.concatenate([predict(model, squash_all((scans[i] for i in chunk), size), device) for chunk in chunks])
+
+
+def validation_metrics(labels: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+    """Loss (nats), accuracy, balanced accuracy, AUROC and recall of each class (per cent), prefixed by ``val_``.
+
+    Args:
+        found: (N, C) probabilities.
+    """
+    right = found[np.arange(len(labels)), labels]
+    (scores,) = score_all(np.ones((1, len(labels))), labels, found)
+    counts = confusion(labels, found.argmax(axis=1), len(class_names))
+    recalls = {
+        f"val_recall_{name}": 100 * row[c] / row.sum()
+        for c, (name, row) in enumerate(zip(class_names, counts, strict=True))
+        if row.sum()
+    }
+    metrics = {"val_loss": -np.log(np.maximum(right, 1e-12)).mean()} | dict(
+        zip((f"val_{metric}" for metric in METRICS), scores, strict=True)
+    )
+    return {name: float(value) for name, value in (metrics | recalls).items() if np.isfinite(value)}
+
+
+def final_result(
+    data: ScanData,
+    positions: np.ndarray,
+    found: np.ndarray,
+    weights: dict[str, Any],
+    settings: dict[str, Any],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """What the JSON file of a test holds: every metric with its patient-bootstrap interval.
+
+    Args:
+        positions: of the classified scans in ``data``; found: (N, C) their probabilities.
+        weights: what identifies the weights.
+    """
+    index = data.index
+    labels, patients, names = index.labels[positions], index.patients[positions], index.class_names
+    trained = data.labelled("train")
+    sets = [ScanSet(index.labels[p], index.patients[p]) for p in (trained, positions)]
+    compared = compare_scores({NAME: {"test": found}}, *sets, names, bootstrap=_RESAMPLES, seed=seed)
+    row = compared["rows"][NAME]["test"]
+    resampled = PatientBootstrap(patients, _RESAMPLES, seed)
+    row["calibration_error"] = resampled.interval(
+        resampled.values(lambda weights: calibration_error(weights, labels, found))
+    )
+    row["recall"] = {
+        name: resampled.mean(np.where(labels == c, 100.0 * (found.argmax(axis=1) == c), np.nan))
+        for c, name in enumerate(names)
+    }
+    shared = len(set(patients.tolist()) & set(index.patients[trained].tolist()))
+    notes = compared["notes"]
+    if shared:
+        notes = [
+            f"{shared} of {len(set(patients.tolist()))} classified patients also have training scans, which flatters "
+            "the result; use --dataset.split patient",
+            *notes,
+        ]
+    return {
+        "evaluation": "supervised",
+        "model": {"source": weights["source"], "chosen": "weights of the best validation"},
+        "weights": {NAME: weights},
+        "data": {
+            **data.describe(train=trained, queries=positions),
+            "queries": "test",
+            "shortcut": data.shortcuts(np.concatenate([trained, positions])),
+        },
+        "settings": {**settings, "bootstrap": {"unit": "patient", "resamples": _RESAMPLES, "seed": seed}},
+        "units": "per cent; each number with its 95 % patient-bootstrap interval",
+        "rows": {NAME: row},
+        "verdicts": [],
+        "notes": [*data.notes, *notes],
+    }
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result of a test as text."""
+    (row,), sets = result["rows"].values(), result["data"]["sets"]
+    names = list(row["recall"])
+    lines = [
+        *heading("test", result),
+        f"data: {result['data']['folder']} · trained: {sets['train']['scans']} scans of {sets['train']['patients']} "
+        f"patients · classified once: test, {sets['queries']['scans']} scans of {sets['queries']['patients']} patients",
+        "",
+        table(
+            ["accuracy %", "balanced accuracy %", "macro AUROC %", "calibration error %"],
+            [[show(row[metric]) for metric in (*METRICS, "calibration_error")]],
+        ),
+        "",
+        table(
+            ["true class", "scans", "recall %", *(f"called {name}" for name in names)],
+            [
+                [name, str(int(sum(counts))), show(row["recall"][name]), *(str(int(count)) for count in counts)]
+                for name, counts in zip(names, row["confusion"], strict=True)
+            ],
+        ),
+        f"[95 % interval, {result['settings']['bootstrap']['resamples']} resamples of patients]",
+    ]
+    return "\n".join([*lines, *closing(result)])

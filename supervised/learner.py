@@ -1,0 +1,161 @@
+"""One optimiser step of supervised training, whatever the number of processes and micro-batches."""
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+
+from dino_oct import processes
+from dino_oct.errors import InputError
+from dino_oct.learner import NotFiniteError
+from dino_oct.schedules import warmup_cosine
+from supervised.finetune import parameter_groups
+
+
+@dataclass
+class OptimConfig:
+    """Optimisation. Batch sizes count scans of all processes together."""
+
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
+    epochs: int = 30
+    """Epochs at most; one epoch is as many scans as the training split has."""
+    patience: int = 8
+    """Stop after so many epochs without better validation; 0 never stops early."""
+    batch_size: int = 32
+    """Scans per optimiser step, over all processes and micro-batches."""
+    accumulate: int = 1
+    """Micro-batches per optimiser step: raise it when memory is short."""
+    lr: float = 1e-4
+    """Peak learning rate, as it is (not scaled by the batch)."""
+    min_lr_share: float = 0.01
+    """Learning rate at the end of the cosine, as a share of the peak; 1 keeps it constant."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up from 0."""
+    momentum: float = 0.9
+    """Of sgd and rmsprop; not used by adam and adamw."""
+    weight_decay: float = 0.05
+    """Decoupled for adamw, an L2 penalty for the others; biases and other 1-D tensors have none."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from a block to the one before it; 0.65–0.8 suit fine-tuned ViTs."""
+    clip_grad: float = 0.0
+    """Largest joint norm of the gradient; 0 does not clip."""
+    label_smoothing: float = 0.0
+    """Share of the target spread evenly over the classes."""
+    mixup: float = 0.0
+    """Alpha of mixup's Beta distribution (Zhang et al. 2018); 0 mixes nothing."""
+    balanced: bool = True
+    """Show every class equally often, repeating scans of the rarer ones."""
+
+    def __post_init__(self):
+        def require(name: str, ok: bool, need: str) -> None:
+            if not ok:
+                raise InputError(f"optim.{name} is {getattr(self, name)}; it must be {need}")
+
+        for name in ("epochs", "batch_size", "accumulate"):
+            require(name, getattr(self, name) >= 1, "at least 1")
+        for name in ("patience", "lr", "warmup_epochs", "weight_decay", "clip_grad", "mixup"):
+            require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
+        for name in ("min_lr_share", "label_smoothing"):
+            require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
+        require("momentum", 0 <= self.momentum < 1, "0 or more and below 1")
+
+
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of what learns in ``model``; its learning rates are set at every step."""
+    groups = parameter_groups(model, config.weight_decay, config.layer_decay)
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=0.0)
+        case "adam":
+            return torch.optim.Adam(groups, lr=0.0)
+        case "sgd":
+            return torch.optim.SGD(groups, lr=0.0, momentum=config.momentum)
+        case "rmsprop":
+            return torch.optim.RMSprop(groups, lr=0.0, momentum=config.momentum)
+
+
+class ClassifierLearner:
+    """A classifier and its optimiser, and the step that moves them.
+
+    Args:
+        model: a timm model with a classifier, its frozen part set; wrapped for several processes here. Its BatchNorm
+            statistics are then those of all GPUs together (of each process alone on CPUs, which torch cannot join).
+        steps: of the whole run, over which the learning rate falls.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: OptimConfig,
+        steps: int,
+        steps_per_epoch: int,
+        n_classes: int,
+        accelerator: Accelerator,
+    ):
+        model = model.to(accelerator.device)
+        if processes.count() > 1 and accelerator.device.type == "cuda":
+            model = convert_sync_batchnorm(model)
+        self.model, self.config, self.n_classes, self.accelerator = model, config, n_classes, accelerator
+        self.optimizer = make_optimizer(model, config)
+        warmup = min(int(config.warmup_epochs * steps_per_epoch), steps)
+        self.lr = warmup_cosine(config.lr, config.lr * config.min_lr_share, steps, warmup)
+        self._model = accelerator.prepare_model(model)
+
+    def step(
+        self, micro_batches: Sequence[tuple[torch.Tensor, torch.Tensor]], step: int, mixing: np.random.Generator
+    ) -> dict[str, float]:
+        """One optimiser step.
+
+        Args:
+            micro_batches: of this process; normalised images (B, C, H, W) and classes (B,).
+            step: position in the schedule.
+            mixing: draws how strongly mixup mixes; the same on every process.
+
+        Returns:
+            loss (nats, over all processes), norm of the gradient before clipping, learning rate.
+
+        Raises:
+            NotFiniteError: on every process, before the weights have changed.
+        """
+        rate = float(self.lr[step])
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        share = mixing.beta(self.config.mixup, self.config.mixup) if self.config.mixup else 1.0
+        self.optimizer.zero_grad(set_to_none=True)
+        total = 0.0
+        for i, (images, labels) in enumerate(micro_batches):
+            target = F.one_hot(labels, self.n_classes).float()
+            if share < 1:
+                images = share * images + (1 - share) * images.flip(0)
+                target = share * target + (1 - share) * target.flip(0)
+            last = i == len(micro_batches) - 1
+            with self.accelerator.no_sync(self._model) if not last else contextlib.nullcontext():
+                with self.accelerator.autocast():
+                    logits = self._model(images)
+                loss = F.cross_entropy(logits.float(), target, label_smoothing=self.config.label_smoothing)
+                mean = processes.total(loss.detach()) / processes.count()
+                if not torch.isfinite(mean):
+                    raise NotFiniteError(f"the loss is {mean.item()}")
+                total += float(mean) / len(micro_batches)
+                (loss / len(micro_batches)).backward()
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        norm = nn.utils.clip_grad_norm_(learning, self.config.clip_grad or float("inf"))
+        if not torch.isfinite(norm):
+            raise NotFiniteError(f"the gradient's norm is {norm.item()}")
+        self.optimizer.step()
+        return {"loss": total, "grad_norm": float(norm), "lr": rate}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` saved."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
