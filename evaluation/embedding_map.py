@@ -239,7 +239,7 @@ def _choose(data: ScanData, options: Options) -> tuple[np.ndarray, list[str]]:
 def _features(source: Source, network: Frozen, options: Options, data: ScanData, chosen: np.ndarray) -> np.ndarray:
     """Features of one more network, at its own image size unless the options name one."""
     preprocessing = choose_preprocessing(options, source, network.backbone)
-    batch_size = (source.config.monitor if source.config else MonitorConfig()).batch_size
+    batch_size = (source.monitor or MonitorConfig()).batch_size
     kind = options.kind() or IMAGE_FEATURE
     extraction = of_network(network, default_device(), batch_size, kind, options.precision)
     cache = FeatureCache(cache_root(data.dataset))

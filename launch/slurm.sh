@@ -12,6 +12,7 @@
 # One task per GPU (keep --ntasks-per-node and --gpus-per-node equal). Three minutes before the time limit every task gets
 # USR1: the trainer saves and ends, the job goes back into the queue, and there the same command goes on.
 #   sbatch --nodes 2 launch/slurm.sh --config configs/vitb8_oct2017.yaml --data OCT2017 --out runs/vitb8
+#   TRAINER=supervised/train.py sbatch launch/slurm.sh --model resnet50 --data OCT2017 --out runs/resnet50
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
 . .venv/bin/activate
@@ -27,7 +28,7 @@ export MASTER_ADDR MASTER_PORT=${MASTER_PORT:-29500}
 # accelerate reads these names; exec makes the trainer itself the task that SLURM signals.
 srun --kill-on-bad-exit=1 bash -c '
     export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID
-    exec python dino_oct/train.py "$@"' train "$@"
+    exec python "${TRAINER:-dino_oct/train.py}" "$@"' train "$@"
 
 # The trainer leaves this file when a signal stopped it before the end.
 if [ -e "$run/stopped" ]; then

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from dino_oct.augment import CropConfig
@@ -63,5 +64,5 @@ def load_config(args: Sequence[str]) -> SupervisedConfig:
     config = load_settings(SupervisedConfig, args)
     if config.out:
         return config
-    name = re.sub(r"[^A-Za-z0-9.-]+", "_", config.model).strip("_")
-    return dataclasses.replace(config, out=f"runs/supervised_{name}")
+    name = Path(config.config).stem or "supervised_" + re.sub(r"[^A-Za-z0-9.-]+", "_", config.model).strip("_")
+    return dataclasses.replace(config, out=f"runs/{name}")

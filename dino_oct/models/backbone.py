@@ -277,7 +277,9 @@ def _create(name: str, num_classes: int, args: dict[str, Any], seed: int, pretra
             if not unknown:
                 raise InputError(f"{name} cannot be built with {args}: {error}") from None
             wanted.pop(unknown[0])
-        except (AssertionError, ValueError) as error:
+        except (AssertionError, ValueError, LookupError, RuntimeError) as error:
+            if pretrained:
+                raise  # from the hub
             raise InputError(f"{name} cannot be built with {args}: {error}") from None
     if type(model) is VisionTransformer:
         model.__class__ = DinoVisionTransformer

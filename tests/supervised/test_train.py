@@ -22,7 +22,7 @@ from dino_oct.models.backbone import load_backbone
 from evaluation.runs import open_source, starting_weights
 from supervised.config import SupervisedConfig, load_config
 from supervised.train import Best, train
-from supervised.zoo import load_classifier
+from supervised.zoo import find, load_classifier
 
 CPU = torch.device("cpu")
 
@@ -243,3 +243,16 @@ def test_wrong_input_exits_with_status_2_and_a_pretraining_is_not_resumed(traine
     assert "not a checkpoint of such a run" in finished.stderr
     finished = command("dino_oct/train.py", *TINY_RUN, "--config", "configs/none.yaml")
     assert finished.returncode == 2
+
+
+@pytest.mark.parametrize("preset", sorted(path.name for path in (REPOSITORY / "configs" / "supervised").glob("*.yaml")))
+def test_every_preset_is_valid_names_a_model_and_says_what_it_is_for(preset, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
+    config = load_config(["--config", f"configs/supervised/{preset}"])
+    assert config.out == f"runs/{preset.removesuffix('.yaml')}"
+    assert config.model.startswith("runs/") or find(config.model)
+    config.network.timm_args()
+    header = (REPOSITORY / "configs" / "supervised" / preset).read_text().splitlines()
+    assert header[0].startswith("# ")
+    assert any("accelerate launch" in line for line in header)
+    assert any("Expect" in line for line in header)
