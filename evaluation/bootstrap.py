@@ -87,6 +87,10 @@ class PatientBootstrap:
         """Mean over scans of ``values`` (N,), NaN left out."""
         return self.interval(self.values(lambda weights: weighted_mean(weights, values)))
 
+    def patients_of(self, scans: np.ndarray) -> int:
+        """Patients of the scans marked in ``scans`` (N,) bool."""
+        return len(np.unique(self._patient_of_scan[scans]))
+
     def notes(self) -> list[str]:
         """What a reader must know about these intervals."""
         if self.n_patients < 2:
