@@ -36,15 +36,15 @@ def compare_scores(
         scores: row name → setting (k, say; the same ones in every row) → class scores (M, C) of the queries.
 
     Returns:
-        ``rows[name][setting]``: an ``Interval`` in per cent for each of ``METRICS``, recall by class and the confusion
-        matrix (true class by row); ``differences["a − b"][setting]``: an ``Interval`` in points for each metric, on the
-        same resamples of patients; ``notes``.
+        ``rows[name][setting]``: an ``Interval`` in per cent for each of ``METRICS`` and for ``recall`` by class, and
+        the confusion matrix (true class by row); ``differences["a − b"][setting]``: an ``Interval`` in points for each
+        metric, on the same resamples of patients; ``notes``.
 
     Raises:
         InputError: no query.
     """
     resampled = PatientBootstrap(queries.patients, bootstrap, seed)
-    n_classes, alone = len(class_names), _classes_of_one_patient(queries, class_names)
+    alone = _classes_of_one_patient(queries, class_names)
     rows: dict[str, dict[Setting, Any]] = {}
     values: dict[str, dict[Setting, np.ndarray]] = {}
     for name, votes in scores.items():
@@ -53,13 +53,14 @@ def compare_scores(
         }
         rows[name] = {}
         for k, found in votes.items():
-            counts = confusion(queries.labels, found.argmax(axis=1), n_classes)
-            present = counts.sum(axis=1) > 0
-            recall = np.where(present, 100 * counts.diagonal() / np.maximum(counts.sum(axis=1), 1), np.nan)
+            predicted = found.argmax(axis=1)
             rows[name][k] = {
                 **_intervals(resampled, values[name][k], alone),
-                "recall": dict(zip(class_names, recall.tolist(), strict=True)),
-                "confusion": counts,
+                "recall": {
+                    label: _recall(resampled, queries.labels == c, predicted == c)
+                    for c, label in enumerate(class_names)
+                },
+                "confusion": confusion(queries.labels, predicted, len(class_names)),
             }
     first, *others = scores
     differences = {
@@ -81,6 +82,12 @@ def _intervals(bootstrap: PatientBootstrap, values: np.ndarray, alone: list[str]
     if alone:
         intervals |= {metric: Interval(intervals[metric].point) for metric in METRICS[1:]}
     return intervals
+
+
+def _recall(bootstrap: PatientBootstrap, members: np.ndarray, hit: np.ndarray) -> Interval:
+    """Share of a class's scans that are found, in per cent; without an interval where they are of one patient."""
+    interval = bootstrap.mean(np.where(members, 100.0 * hit, np.nan))
+    return Interval(interval.point) if bootstrap.patients_of(members) < 2 else interval
 
 
 def _classes_of_one_patient(queries: ScanSet, class_names: tuple[str, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from dino_oct.knn import check_k, check_temperature, knn_votes
 from evaluation.classification import METRICS
 from evaluation.comparison import MODEL, PIXELS, START, ScanSet, compare_scores, verdict
 from evaluation.frozen_features import FeatureOptions, extract_features
-from evaluation.reports import closing, heading, make_folder, show, table, write_json
+from evaluation.reports import closing, heading, make_folder, recall_table, show, table, write_json
 from evaluation.runs import Source, open_source
 from evaluation.scan_data import OTHER_DATA, ScanData, open_data
 
@@ -161,6 +161,11 @@ def report(result: dict[str, Any]) -> str:
     header = ["k", "", "accuracy %", "balanced accuracy %", "macro AUROC %"]
     lines += [
         table(header, rows),
+        "",
+        recall_table(
+            {f"k={k}, {name}": by_k[k] for k in result["settings"]["k"][:1] for name, by_k in result["rows"].items()},
+            {name: count["scans"] for name, count in sets["queries"]["classes"].items()},
+        ),
         f"[95 % interval, {result['settings']['bootstrap']['resamples']} resamples of patients]",
     ]
     return "\n".join([*lines, *closing(result)])

@@ -22,8 +22,16 @@ from evaluation.classification import METRICS, score_all
 from evaluation.comparison import MODEL, PIXELS, RANDOM, START, ScanSet, compare_scores, verdict
 from evaluation.feature_cache import IMAGE_FEATURE
 from evaluation.frozen_features import FeatureOptions, extract_features
-from evaluation.probes import Choice, LinearClassifier, choose, draw_patients, logistic_path, sgd_epochs
-from evaluation.reports import closing, heading, make_folder, show, table, write_json
+from evaluation.probes import (
+    Choice,
+    LinearClassifier,
+    choose,
+    draw_patients,
+    logistic_path,
+    sgd_epochs,
+    standardisation,
+)
+from evaluation.reports import closing, heading, make_folder, recall_table, show, table, write_json
 from evaluation.runs import Source, default_device, open_source
 from evaluation.scan_data import OTHER_DATA, PHANTOM_NOTICE, ScanData, open_data
 
@@ -104,7 +112,7 @@ def probe(
     Raises:
         InputError: the chosen scans are of fewer than two classes.
     """
-    mean, scale = _statistics(features.train) if standardise else (0.0, 1.0)
+    mean, scale = standardisation(features.train) if standardise else (0.0, 1.0)
 
     def ready(rows: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(((rows - mean) / scale).astype(np.float32)).to(device or "cpu")
@@ -112,11 +120,6 @@ def probe(
     candidates = fit(ready(features.train[chosen]), train.labels[chosen], n_classes)
     choice = choose(candidates, ready(features.val), val.labels)
     return choice, choice.classifier.probabilities(ready(features.queries))
-
-
-def _statistics(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mean, std = rows.mean(axis=0, dtype=np.float64), rows.std(axis=0, dtype=np.float64)
-    return mean.astype(np.float32), np.where(std > 1e-6 * max(std.max(), 1e-12), std, 1).astype(np.float32)
 
 
 def label_curves(
@@ -292,6 +295,8 @@ def report(result: dict[str, Any]) -> str:
         rows.append([name, "", *(show(row[metric], signed=True) for metric in METRICS), *("" for _ in curve)])
     lines += [
         table(["", what, *_TITLES, *shares], rows),
+        "",
+        recall_table(result["rows"], {name: count["scans"] for name, count in sets["queries"]["classes"].items()}),
         f"[95 % interval, {settings['bootstrap']['resamples']} resamples of patients]; by labels: balanced accuracy %, "
         f"mean (lowest–highest) of {settings['draws']} draws of p. training patients",
     ]

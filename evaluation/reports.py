@@ -77,6 +77,16 @@ def write_json(result: dict[str, Any], file: Path) -> None:
         raise InputError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
 
 
+def recall_table(rows: dict[str, dict[str, Any]], scans: dict[str, int]) -> str:
+    """Recall of each class by row.
+
+    Args:
+        rows: name → result with ``recall``; scans: class → number of classified scans.
+    """
+    header = ["recall %", *(f"{name} ({count})" for name, count in scans.items())]
+    return table(header, [[name, *(show(row["recall"][label]) for label in scans)] for name, row in rows.items()])
+
+
 def closing(result: dict[str, Any]) -> list[str]:
     """Last lines of a report: verdicts, notes, and how well the classes are told without the retina."""
     data = result["data"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dino_oct.features import extract, squash_all
-from evaluation.bootstrap import Interval, PatientBootstrap
+from evaluation.bootstrap import PatientBootstrap
 from evaluation.classification import METRICS, calibration_error, confusion, score_all
 from evaluation.comparison import ScanSet, compare_scores
 from evaluation.reports import closing, heading, show, table
@@ -77,7 +77,6 @@ def final_result(
     row["calibration_error"] = resampled.interval(
         resampled.values(lambda weights: calibration_error(weights, labels, found))
     )
-    row["recall"] = {name: _recall(resampled, labels == c, found.argmax(axis=1) == c) for c, name in enumerate(names)}
     shared = len(set(patients.tolist()) & set(index.patients[trained].tolist()))
     notes = compared["notes"]
     if shared:
@@ -101,12 +100,6 @@ def final_result(
         "verdicts": [],
         "notes": [*data.notes, *notes],
     }
-
-
-def _recall(bootstrap: PatientBootstrap, members: np.ndarray, hit: np.ndarray) -> Interval:
-    """Share of a class's scans that are found, in per cent; without an interval where they are of one patient."""
-    interval = bootstrap.mean(np.where(members, 100.0 * hit, np.nan))
-    return Interval(interval.point) if bootstrap.patients_of(members) < 2 else interval
 
 
 def report(result: dict[str, Any]) -> str:

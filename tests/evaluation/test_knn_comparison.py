@@ -5,6 +5,7 @@ import pytest
 
 from dino_oct.errors import InputError
 from dino_oct.knn import knn_votes
+from evaluation.bootstrap import Interval
 from evaluation.comparison import ScanSet, verdict
 from evaluation.knn import compare_features
 
@@ -42,7 +43,8 @@ def test_features_that_separate_the_classes_beat_features_that_do_not():
         assert abs(bad["accuracy"].point - 100 / 3) < 18  # 72 scans: three standard errors are 17
         assert abs(bad["macro_auroc"].point - 50) < 18
         np.testing.assert_array_equal(good["confusion"], 24 * np.eye(3))
-        assert good["recall"] == {"CNV": 100, "DME": 100, "NORMAL": 100}
+        assert good["recall"] == dict.fromkeys(CLASSES, Interval(100, 100, 100))
+        assert bad["recall"]["DME"].low < bad["recall"]["DME"].point < bad["recall"]["DME"].high
         difference = result["differences"]["model − raw pixels"][k]["accuracy"]
         assert difference.point == pytest.approx(100 - bad["accuracy"].point)
         assert difference.is_above(0)
@@ -98,7 +100,7 @@ def test_odd_splits_are_scored_and_explained():
     keep = queries.labels != 1
     result = compare(separable, noise, queries=ScanSet(queries.labels[keep], queries.patients[keep]))
     assert result["rows"]["model"][5]["macro_auroc"].point == 100
-    assert np.isnan(result["rows"]["model"][5]["recall"]["DME"])
+    assert np.isnan(result["rows"]["model"][5]["recall"]["DME"].point)
     assert any("DME" in note and "AUROC" in note for note in result["notes"])
     keep = (queries.labels != 1) | (queries.patients == "101")
     result = compare(separable, noise, queries=ScanSet(queries.labels[keep], queries.patients[keep]))
