@@ -1,0 +1,356 @@
+"""Search for hyper-parameters over architectures: random trials first, then Bayesian ones that learn from them.
+
+    python supervised/search.py --models resnet50 convnext_base --method random --trials 40 --data DIR --out OUT
+    python supervised/search.py --models resnet50 convnext_base --method bayes --trials 40 --data DIR --out OUT
+
+The same command again goes on where the search stopped; the same command beside it is a second worker, one for each GPU
+(CUDA_VISIBLE_DEVICES=1 python …). Trials are judged on the validation patients alone. When the search is over, its
+winner of each architecture is chosen and recorded, and then classifies the test split, once.
+"""
+
+import dataclasses
+import gc
+import json
+import math
+import os
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+import torch
+import yaml
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from dino_oct.cli import one_line_errors, parse_options, read_settings, write_settings
+from dino_oct.config import differences, load_settings
+from dino_oct.data.load import load_scans
+from dino_oct.errors import InputError
+from dino_oct.runlog import StopSignal
+from dino_oct.runtime import stream
+from evaluation.reports import make_folder, write_json
+from evaluation.runs import default_device
+from evaluation.scan_data import ScanData
+from supervised import leaderboard
+from supervised.config import SupervisedConfig
+from supervised.data import check_classes, labelled
+from supervised.space import Space, base_of, read_space, settings_of
+from supervised.study import FINISHED, LOCK, Method, SharedStudy, Worker, locked, open_study
+from supervised.train import JUDGED_BY, test, train
+
+Say = Callable[[str], None]
+LEAST_EPOCHS = 2  # before a trial may be stopped for being worse than the others
+_REDUCTION = 3  # Hyperband: one trial in so many goes on at each of its stages
+_STARTUP = 10  # random trials that TPE wants before it models them, where there are fewer random ones in the study
+_TEST_FILE = Path("evaluation", "supervised", "supervised_test.json")
+
+
+@dataclass
+class Options:
+    """Hyper-parameter search over architectures (Optuna): random, then Bayesian (TPE), with Hyperband stopping."""
+
+    models: list[str] = field(default_factory=list)
+    """Architectures: names in the paper or in timm, or SOURCEs (random:NAME, timm:NAME, a run). Unset: the space's."""
+    method: Method = "random"
+    """random; or bayes: the TPE sampler, which starts from all finished trials of the study."""
+    trials: int = 20
+    """Trials of this method in the study, over all workers and restarts; failed ones are replaced, up to as many."""
+    storage: str = ""
+    """Database URL (sqlite:///FILE, postgresql://…, mysql://…) or journal file; unset: OUT/study.journal."""
+    study: str = ""
+    """Name of the study in the storage; unset: the name of the --out folder."""
+    data: str | None = None
+    """OCT2017-style folder, or 'phantom'; unset: that of the base."""
+    out: str = "runs/search"
+    """Folder of the search, which all its workers share; each trial is a run folder OUT/trials/NNNN."""
+    space: str = "configs/search/paper.yaml"
+    """What is searched, and where: YAML, setting → {low, high} with log or step, or a list of choices."""
+    finish: bool | None = None
+    """End the search: test the winner of each architecture. Unset: after the last trial of bayes, not of random."""
+    keep_weights: bool = False
+    """Keep the weights of all trials, not only of the best of each architecture."""
+    seed: int = 0
+    """Of the draws; trial n of a random search draws the same settings with any number of workers."""
+    base: SupervisedConfig = field(default_factory=SupervisedConfig)
+
+    def __post_init__(self):
+        if self.trials < 1 or self.seed < 0:
+            raise InputError(f"trials {self.trials} and seed {self.seed}: give at least 1 trial and a seed from 0")
+
+
+def main() -> None:
+    with one_line_errors():
+        search(load_options(sys.argv[1:]))
+
+
+def load_options(args: Sequence[str]) -> Options:
+    """Options from a command line; ``--base.config FILE`` is a preset of the settings that trials share."""
+    preset = [args[i + 1] for i, arg in enumerate(args[:-1]) if arg == "--base.config"]
+    preset += [arg.partition("=")[2] for arg in args if arg.startswith("--base.config=")]
+    base = load_settings(SupervisedConfig, ["--config", preset[-1]] if preset else [])
+    options = parse_options(Options, args, default=Options(base=base))
+    given = [f"--base.{name}" for name in ("model", "out") if getattr(options.base, name) != getattr(base, name)]
+    if given:
+        raise InputError(f"{given[0]}: the search has its own option for it: --models or --out")
+    return options
+
+
+def search(options: Options, say: Say = print) -> dict[str, Any]:
+    """Run trials as one worker of a search until there are enough, then report, and test the winners if it is over.
+
+    Returns:
+        what ``results.json`` holds.
+
+    Raises:
+        InputError: wrong options, space, storage or data; another search in the folder; every trial failed.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("a search runs each trial in one process: start it with python, one worker for each GPU")
+    base = dataclasses.replace(options.base, data=options.data or options.base.data)
+    space = read_space(options.space, options.models, base)
+    base = base_of(base, space.given["model"])
+    index, scans = load_scans(base.data, base.dataset, base.phantom, say)
+    check_classes(index)
+    data = ScanData(index, scans, base.dataset, None, index.notes)
+    out = Path(options.out)
+    _claim_folder(out)
+    epochs = space.most_epochs or base.optim.epochs
+    study = open_study(options.storage, options.study or out.resolve().name, out, make_pruner(epochs))
+    worker = Worker(out / "workers")
+    try:
+        shared = SharedStudy(study, out, worker)
+        _check_same_search(shared, base, space)
+        say(
+            f"search: {options.method} trials up to {options.trials} over {len(space.given['model'])} architectures · "
+            f"searched: {', '.join(space.given)} · at most {epochs} epochs, "
+            + (f"stopped from epoch {LEAST_EPOCHS} on (Hyperband)" if epochs > LEAST_EPOCHS else "none stopped early")
+        )
+        stopped = _run_trials(shared, options, base, space, say)
+        with shared.lock():
+            trials, running = shared.trials(), shared.running()
+        finished = [t for t in trials if t.state in FINISHED]
+        if not finished and not running and not stopped:
+            failed = next(t for t in trials if t.state is TrialState.FAIL)
+            raise InputError(
+                f"all {len(trials)} trials failed; the first: {failed.user_attrs['reason']} (settings in "
+                f"{_run_folder(out, failed.number)}/config.yaml; a new search needs another --out)"
+            )
+        wanted = options.method == "bayes" if options.finish is None else options.finish
+        is_over = shared.winners is not None or (wanted and not stopped and not running)
+        tested = _test_winners(shared, data, say) if is_over else {}
+        if running:
+            say(f"other workers still run {running} of the trials; the last of them finishes the search")
+        elif stopped:
+            say("stopped by a signal; the same command goes on from there")
+        return _publish(shared, data, base, space, tested, say)
+    finally:
+        worker.close()
+
+
+def make_pruner(epochs: int) -> optuna.pruners.BasePruner:
+    """Hyperband between ``LEAST_EPOCHS`` and the most epochs of a trial; nothing to stop where these are the same."""
+    if epochs <= LEAST_EPOCHS:
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.HyperbandPruner(LEAST_EPOCHS, epochs, _REDUCTION)
+
+
+def make_sampler(method: Method, seed: int, number: int, n_random: int, epochs: int) -> optuna.samplers.BaseSampler:
+    """The sampler of one trial, which draws the same in any worker and after any restart.
+
+    Args:
+        number: of the trial; n_random: finished random trials, which stand for TPE's random start. TPE looks at one
+            Hyperband bracket at a time, which holds its share of them.
+        epochs: the most of a trial.
+    """
+    own = stream(seed, number) % 2**32
+    if method == "random":
+        return optuna.samplers.RandomSampler(seed=own)
+    brackets = int(math.log(max(epochs / LEAST_EPOCHS, 1), _REDUCTION)) + 1
+    startup = min(_STARTUP, max(n_random // brackets, 1)) if n_random else _STARTUP
+    return optuna.samplers.TPESampler(seed=own, n_startup_trials=startup, constant_liar=True)
+
+
+def _claim_folder(out: Path) -> None:
+    make_folder(out)
+    if any(out.iterdir()) and not (out / LOCK).exists():
+        raise InputError(f"{out} exists and is not the folder of a search; choose another --out")
+
+
+def _check_same_search(shared: SharedStudy, base: SupervisedConfig, space: Space) -> None:
+    """Write the settings of a new search; refuse to go on with others, whose trials could not be compared."""
+    settings, searched = shared.out / "base.yaml", shared.out / "space.yaml"
+    with shared.lock():
+        if not searched.exists():
+            if shared.trials():
+                raise InputError(
+                    f"study {shared.study.study_name} holds the trials of another --out; give that folder, or another "
+                    "--study name"
+                )
+            write_settings(base, settings)
+            searched.write_text(yaml.safe_dump(space.given, sort_keys=False, width=120))
+            return
+        changed = differences(read_settings(SupervisedConfig, settings), base)
+        if yaml.safe_load(searched.read_text()) != space.given:
+            changed.append(f"the space or the models (those of the search are in {searched})")
+    if changed:
+        raise InputError(f"{shared.out}: a search with other settings: {'; '.join(changed)}; choose another --out")
+
+
+def _run_trials(shared: SharedStudy, options: Options, base: SupervisedConfig, space: Space, say: Say) -> bool:
+    """Run trials until there are enough of them; whether a signal ended it before."""
+    while True:
+        stop = StopSignal()  # the trainer, which has its own, is not running
+        trial = shared.next_trial(options.method, options.trials)
+        if trial is None:
+            return False
+        if stop.received or not _run_trial(shared, trial, options, base, space, say):
+            shared.put_down(trial)
+            return True
+        with shared.lock():
+            if not options.keep_weights:
+                _remove_lesser_weights(shared)
+            leaderboard.write_tables(_rows(shared, {}), shared.out)
+
+
+def _run_trial(
+    shared: SharedStudy, trial: Trial, options: Options, base: SupervisedConfig, space: Space, say: Say
+) -> bool:
+    """Train one trial, or go on with it, and record its end; False if a signal stopped it."""
+    epochs = space.most_epochs or base.optim.epochs
+    n_random = sum(t.state in FINISHED for t in shared.trials("random"))
+    method = trial.user_attrs["method"]
+    shared.study.sampler = make_sampler(method, options.seed, trial.number, n_random, epochs)
+    run, before, clock = _run_folder(shared.out, trial.number), trial.user_attrs.get("seconds", 0.0), time.monotonic()
+
+    trial.set_user_attr("device", default_device().type)
+
+    def count_seconds() -> None:
+        trial.set_user_attr("seconds", before + time.monotonic() - clock)
+
+    def on_epoch(epoch: int, metrics: dict[str, float]) -> None:
+        trial.report(metrics[JUDGED_BY], epoch)
+        count_seconds()
+        if epoch < config.optim.epochs and trial.should_prune():
+            raise optuna.TrialPruned
+
+    try:
+        drawn = space.suggest(trial, base)
+        going_on = " (goes on)" if trial.user_attrs["attempts"] > 1 else ""
+        say(f"trial {trial.number}, {method}{going_on}: {leaderboard.describe(drawn)}")
+        config = dataclasses.replace(settings_of(base, drawn), out=str(run))
+        best = train(config, on_epoch)
+    except optuna.TrialPruned:
+        ended = TrialState.PRUNED, None, "stopped by Hyperband"
+        say(f"trial {trial.number}: stopped by Hyperband")
+    except InputError as error:
+        ended = TrialState.FAIL, None, str(error)
+    except Exception as error:  # one trial's, which must not end the search; its traceback is kept
+        make_folder(run)
+        (run / "error.txt").write_text(traceback.format_exc())
+        ended = TrialState.FAIL, None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({run}/error.txt)"
+    else:
+        if (run / "stopped").exists():
+            count_seconds()
+            return False
+        ended = TrialState.COMPLETE, best[JUDGED_BY], ""
+    count_seconds()
+    state, value, reason = ended
+    if state is TrialState.FAIL:
+        say(f"trial {trial.number} failed: {reason}")
+    shared.finish(trial, state, value, reason, outcome_of(run) if state in FINISHED else None)
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return True
+
+
+def outcome_of(run: Path) -> dict[str, float]:
+    """Metrics of a run's best validation, with ``best_epoch`` and the ``epochs`` that were trained."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    judged = [line for line in lines if JUDGED_BY in line]
+    best = max(judged, key=lambda line: (line[JUDGED_BY], -line["val_loss"]))
+    kept = {name: value for name, value in best.items() if name.startswith("val_") or name == "trainable_parameters"}
+    return kept | {"best_epoch": round(best["epoch"]), "epochs": round(max(line["epoch"] for line in judged))}
+
+
+def best_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
+    """The number of each architecture's best trial by validation, stopped ones included: their weights are kept too."""
+    best: dict[str, int] = {}
+    for trial in leaderboard.ranked(trials):
+        best.setdefault(trial.params["model"], trial.number)
+    return best
+
+
+def _remove_lesser_weights(shared: SharedStudy) -> None:
+    """Keep ``export/`` of the best trial of each architecture alone; logs and settings of all. The lock is held."""
+    trials = shared.trials()
+    best = set(best_trials(trials).values())
+    for trial in trials:
+        if trial.state.is_finished():
+            run = _run_folder(shared.out, trial.number)
+            for folder in ("checkpoints",) if trial.number in best else ("checkpoints", "export"):
+                shutil.rmtree(run / folder, ignore_errors=True)
+
+
+def _test_winners(shared: SharedStudy, data: ScanData, say: Say) -> dict[int, dict[str, Any]]:
+    """Choose the best trial of each architecture, for good, and test those that were not: results by trial."""
+    with shared.lock():
+        if shared.winners is None:
+            shared.study.set_user_attr("winners", best_trials(shared.trials()))
+    results: dict[int, dict[str, Any]] = {}
+    if not len(labelled(data.index, "test")):
+        say(f"winners not tested: {data.index.root} has no labelled test scans")
+        return results
+    with locked(shared.out / "test.lock"):  # another worker may be testing them now
+        for model, number in shared.winners.items():
+            run = _run_folder(shared.out, number)
+            file = run / _TEST_FILE
+            if not file.exists():
+                if not (run / "export").is_dir():
+                    raise InputError(f"{run}/export is missing: the winner of {model} cannot be tested")
+                say(f"testing the winner of {model}, trial {number}")
+                config = read_settings(SupervisedConfig, run / "config.yaml")
+                make_folder(file.parent)
+                write_json(test(config, data, run, default_device()), file)
+            results[number] = json.loads(file.read_text())
+    return results
+
+
+def _rows(shared: SharedStudy, tested: dict[int, dict[str, Any]]) -> list[leaderboard.Row]:
+    return [
+        leaderboard.make_row(trial, rank, _run_folder(shared.out, trial.number), tested.get(trial.number))
+        for rank, trial in leaderboard.with_ranks(shared.trials())
+    ]
+
+
+def _publish(
+    shared: SharedStudy,
+    data: ScanData,
+    base: SupervisedConfig,
+    space: Space,
+    tested: dict[int, dict[str, Any]],
+    say: Say,
+) -> dict[str, Any]:
+    """Write every result into the search's folder and say the leaderboard."""
+    sets = {split: data.counts(labelled(data.index, split)) for split in ("train", "val", "test")}
+    with shared.lock():
+        rows = _rows(shared, tested)
+        settings = {"base": base, "space": space.given}
+        board = leaderboard.Board(rows, data.is_phantom, str(data.index.root), sets, list(data.notes), settings)
+        result = leaderboard.publish(board, shared.study, shared.out)
+    say("\n" + leaderboard.report(board))
+    say(f"written: {shared.out}/leaderboard.html, .md, .csv, results.json, figure3.png, importance.json")
+    return result
+
+
+def _run_folder(out: Path, number: int) -> Path:
+    return out / "trials" / f"{number:04d}"
+
+
+if __name__ == "__main__":
+    main()
