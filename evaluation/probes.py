@@ -64,6 +64,12 @@ def choose(candidates: Iterator[tuple[float, LinearClassifier]], features: Tenso
     return Choice(best[1], best[2], accuracies)
 
 
+def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of each column of (N, D), float32; columns that are constant get a deviation of 1."""
+    mean, std = features.mean(axis=0, dtype=np.float64), features.std(axis=0, dtype=np.float64)
+    return mean.astype(np.float32), np.where(std > 1e-6 * max(std.max(), 1e-12), std, 1).astype(np.float32)
+
+
 def logistic_path(
     features: Tensor,
     labels: np.ndarray,

@@ -130,7 +130,7 @@ def build(
     model = load_backbone(
         source, num_classes=num_classes, model_args=model_args, heads=heads, drop_path=drop_path, seed=seed
     )
-    return _describe(model, name, image_size)
+    return describe(model, name, image_size)
 
 
 def load_classifier(source: str, *, image_size: Sequence[int] | None = None, heads: int | None = None) -> ZooModel:
@@ -149,7 +149,7 @@ def load_classifier(source: str, *, image_size: Sequence[int] | None = None, hea
             f"{source} has no classifier; train one on it (supervised/train.py --model {source}), "
             "or use evaluation/linear.py for a linear probe of its features"
         )
-    found = _describe(model, source, image_size)
+    found = describe(model, source, image_size)
     found.model.eval()
     return found
 
@@ -183,7 +183,12 @@ def _words(name: str) -> list[str]:
     return [word for word in words if word]
 
 
-def _describe(model: nn.Module, name: str, image_size: Sequence[int] | None) -> ZooModel:
+def describe(model: nn.Module, name: str, image_size: Sequence[int] | None = None) -> ZooModel:
+    """A model of ``load_backbone`` as a member of the zoo, in training mode; arguments as in ``build``.
+
+    Raises:
+        InputError: images that the model cannot take.
+    """
     size = tuple(image_size or model.pretrained_cfg["input_size"][-2:])
     _check_takes(model, name, size)
     # A run's export then says at what size its classifier was trained.
