@@ -1,5 +1,7 @@
 """How much of a map lies on the lesion, always beside how much lies on the whole retina."""
 
+import zlib
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from dino_oct.features import squash
 
 MEASURES = ("energy_lesion", "energy_retina", "enrichment_lesion", "enrichment_retina", "lesion_over_retina")
 RATIO = MEASURES.index("lesion_over_retina")
-CONTROLS = ("uniform", "centre", "retina band", "brightness", "the mask itself")
+CONTROLS = ("uniform", "random", "centre", "retina band", "brightness", "the mask itself")
 
 
 def localize(maps: np.ndarray, lesion: np.ndarray, retina: np.ndarray) -> np.ndarray:
@@ -57,12 +59,14 @@ def with_mean(attention: np.ndarray) -> np.ndarray:
 
 
 def control_maps(scan: np.ndarray, lesion: np.ndarray, retina: np.ndarray) -> np.ndarray:
-    """Maps that need no network, (5, H, W) in the order of ``CONTROLS``, at the size of the masks.
+    """Maps that need no network, (6, H, W) in the order of ``CONTROLS``, at the size of the masks.
 
-    centre: a Gaussian in the middle, standard deviation a quarter of each side; brightness: the scan itself.
+    random: independent numbers, keyed by the scan; centre: a Gaussian in the middle, standard deviation a
+    quarter of each side; brightness: the scan itself.
     """
     height, width = lesion.shape
     y, x = ((np.arange(side) + 0.5) / side - 0.5 for side in (height, width))
     centre = np.exp(-0.5 * ((y[:, None] / 0.25) ** 2 + (x[None] / 0.25) ** 2))
     brightness = squash(scan, (height, width))[0].numpy()
-    return np.stack([np.ones((height, width)), centre, retina, brightness, lesion]).astype(np.float64)
+    random = np.random.default_rng(zlib.crc32(np.ascontiguousarray(scan))).random((height, width))
+    return np.stack([np.ones((height, width)), random, centre, retina, brightness, lesion]).astype(np.float64)

@@ -24,6 +24,7 @@ from dino_oct.monitor import fit_short_side
 from evaluation.bootstrap import Interval, PatientBootstrap, weighted_mean
 from evaluation.lesion_masks import mask_file, read_mask, scans_with_lesion
 from evaluation.lesion_scores import CONTROLS, MEASURES, RATIO, control_maps, enlarge, localize, with_mean
+from evaluation.map_scores import SCORES, score_map
 from evaluation.overlays import Example, draw_examples
 from evaluation.reports import heading, make_folder, show, table, write_json
 from evaluation.runs import (
@@ -41,6 +42,13 @@ MODEL, START = "model", "start"
 CHOSEN, MEAN = "chosen head", "mean of heads"
 DIFFERENCES = "lesion_over_retina_of_model_chosen_head_minus"
 _SIMPLE = ("centre", "brightness")  # maps without a network that a head's preference must exceed
+_AGREEMENT = {
+    "pointing": "peak on it",
+    "rank_accuracy": "rank accuracy",
+    "auprc": "average precision",
+    "iou_otsu": "IoU (Otsu)",
+    "iou_mass": "IoU (60 % of mass)",
+}
 _BATCH = 16  # scans per forward pass: attention scans are large
 
 
@@ -93,18 +101,20 @@ def best_head(scores: np.ndarray) -> int:
     return int(np.nanargmax(weighted_mean(np.ones((1, len(scores))), scores[..., RATIO])[0]))
 
 
-def summarise(scores: np.ndarray, names: Sequence[str], bootstrap: PatientBootstrap) -> dict[str, dict[str, Interval]]:
+def summarise(
+    scores: np.ndarray, names: Sequence[str], bootstrap: PatientBootstrap, measures: Sequence[str] = MEASURES
+) -> dict[str, dict[str, Interval]]:
     """Means over scans, with intervals.
 
     Args:
-        scores: (N, rows, 5) from ``localize``; names: of the rows.
+        scores: (N, rows, measures) from ``localize`` or ``score_map``; names: of the rows.
 
     Returns:
         row → measure → ``Interval``.
     """
-    values = bootstrap.values(lambda weights: weighted_mean(weights, scores))  # (1 + R, rows, 5)
+    values = bootstrap.values(lambda weights: weighted_mean(weights, scores))  # (1 + R, rows, measures)
     return {
-        name: {measure: bootstrap.interval(values[:, i, j]) for j, measure in enumerate(MEASURES)}
+        name: {measure: bootstrap.interval(values[:, i, j]) for j, measure in enumerate(measures)}
         for i, name in enumerate(names)
     }
 
@@ -136,6 +146,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Exa
     names: list[str] = []
     chosen: dict[str, int] = {}
     test_attention: dict[str, list[np.ndarray]] = {}
+    shown: list[list[np.ndarray]] = [[] for _ in test]  # every row's map of each test scan
     for which, network in networks.items():
         val_attention, attention = (
             attention_maps(network.backbone, [data.scans[i] for i in positions], short_side, device)
@@ -148,10 +159,17 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Exa
         parts.append(scores[:, [head, -1]])
         names += [f"{which}: {CHOSEN}", f"{which}: {MEAN}"]
         test_attention[which] = [maps[head] for maps in attention]
-    parts.append(
-        np.stack([localize(control_maps(data.scans[i], *mask), *mask) for i, mask in zip(test, masks, strict=True)])
-    )
+        for rows_of_scan, maps, mask in zip(shown, attention, masks, strict=True):
+            rows_of_scan += list(enlarge(with_mean(maps)[[head, -1]], mask[0].shape))
+    controls = [control_maps(data.scans[i], *mask) for i, mask in zip(test, masks, strict=True)]
+    parts.append(np.stack([localize(maps, *mask) for maps, mask in zip(controls, masks, strict=True)]))
     names += CONTROLS
+    agreement = np.stack(
+        [
+            [score_map(values, lesion) for values in (*maps, *control)]
+            for maps, control, (lesion, _) in zip(shown, controls, masks, strict=True)
+        ]
+    )
     scores = np.concatenate(parts, axis=1)
 
     bootstrap = PatientBootstrap(index.patients[test], options.bootstrap, options.seed)
@@ -169,13 +187,15 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Exa
             "head_chosen_on": "val",
             "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
         },
-        "units": "means over scans; energies: share of the map, 0 to 1; enrichments and their ratio: 1 if uniform",
+        "units": "means over scans; energies: share of the map, 0 to 1; enrichments and their ratio: 1 if uniform; "
+        "agreement with the lesion mask, 0 to 1 (see map_scores.score_map)",
         "area": {
             "lesion": bootstrap.mean(np.array([lesion.mean() for lesion, _ in masks])),
             "retina": bootstrap.mean(np.array([retina.mean() for _, retina in masks])),
         },
         "chosen_head": chosen,
         "rows": rows,
+        "agreement": summarise(agreement, names, bootstrap, SCORES),
         "lesion_over_retina_of_single_scans": {
             name: {"median": float(np.nanmedian(column)), "share_above_1": float((column > 1).mean())}
             for name, column in zip(names, scores[..., RATIO].T, strict=True)
@@ -324,7 +344,16 @@ def report(result: dict[str, Any]) -> str:
         label = f"{name} ({result['chosen_head'][which]})" if which != name else name
         rows.append([label, *shares, *(show(row[measure], 2) for measure in MEASURES[2:])])
     resamples = result["settings"]["bootstrap"]["resamples"]
-    lines += [table(header, rows), f"[95 % interval, {resamples} resamples of patients]", ""]
+    scores = [
+        [name, *(show(_percent(row[score])) for score in _AGREEMENT)] for name, row in result["agreement"].items()
+    ]
+    lines += [
+        table(header, rows),
+        "",
+        table(["agreement with the lesion, %", *_AGREEMENT.values()], scores),
+        f"[95 % interval, {resamples} resamples of patients]",
+        "",
+    ]
     return "\n".join([*lines, *result["statements"], *(f"note: {note}" for note in result["notes"])])
 
 

@@ -104,6 +104,10 @@ def test_localization(trained, command):
     assert rows["uniform"]["energy_lesion"]["point"] == pytest.approx(result["area"]["lesion"]["point"])
     assert rows["retina band"]["lesion_over_retina"] == {"point": 1, "low": 1, "high": 1}
     assert rows["the mask itself"]["energy_lesion"]["point"] == 1
+    agreement = result["agreement"]
+    assert agreement["uniform"]["auprc"]["point"] == pytest.approx(result["area"]["lesion"]["point"])
+    assert agreement["random"]["rank_accuracy"]["point"] == pytest.approx(result["area"]["lesion"]["point"], abs=0.05)
+    assert agreement["the mask itself"]["iou_otsu"]["point"] == agreement["the mask itself"]["pointing"]["point"] == 1
     assert (
         0 < rows["model: chosen head"]["energy_lesion"]["point"] < rows["model: chosen head"]["energy_retina"]["point"]
     )
