@@ -19,9 +19,6 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from dino_oct.cli import run_command
-from dino_oct.data.borders import find_borders, neutralise
-from dino_oct.data.decode import BadScan, decode_grey
-from dino_oct.data.index import DatasetConfig, patient_of
 from dino_oct.errors import InputError
 from dino_oct.models.attention import check_transformer, cls_attention
 from dino_oct.models.backbone import patch_size
@@ -29,6 +26,7 @@ from dino_oct.models.network import normalise
 from dino_oct.monitor import fit_short_side
 from evaluation.attention_maps import MEASURES, draw_page, mass_mask, spread
 from evaluation.bootstrap import Interval, PatientBootstrap, weighted_mean
+from evaluation.chosen_scans import Chosen, from_files, from_split
 from evaluation.lesion_scores import with_mean
 from evaluation.reports import heading, make_folder, show, table, write_json
 from evaluation.runs import (
@@ -40,7 +38,7 @@ from evaluation.runs import (
     open_source,
     starting_weights,
 )
-from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
+from evaluation.scan_data import PHANTOM_NOTICE, open_data
 
 MODEL, START = "model", "start"
 MEAN = "mean of heads"
@@ -76,61 +74,12 @@ class Options(EvaluationOptions):
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """A scan (H, W) uint8 to look at: its file, patient, and class (None where unknown)."""
-
-    file: str
-    patient: str
-    label: str | None
-    scan: np.ndarray
-
-
-@dataclass(frozen=True)
 class Maps:
     """Attention of one scan: network → (heads, rows, columns) float32, of the input image (H, W) uint8."""
 
     chosen: Chosen
     image: np.ndarray
     maps: dict[str, np.ndarray]
-
-
-def take_turns(positions: np.ndarray, labels: np.ndarray, patients: np.ndarray, n: int) -> list[int]:
-    """``n`` positions in turns through the classes; within a class new patients first, else in the given order.
-
-    Args:
-        positions: (M,) into ``labels`` and ``patients`` (N,).
-    """
-    queues = []
-    for c in np.unique(labels[positions]):
-        members = positions[labels[positions] == c].tolist()
-        seen: dict[str, int] = {}
-        rank = []
-        for i in members:
-            rank.append(seen.get(patients[i], 0))
-            seen[patients[i]] = rank[-1] + 1
-        queues.append([members[j] for j in np.argsort(rank, kind="stable")])
-    turns = (queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue))
-    return [int(i) for i, _ in zip(turns, range(n), strict=False)]
-
-
-def read_scan(file: str, settings: DatasetConfig) -> Chosen:
-    """Read one image file as the cache of scans would.
-
-    Args:
-        settings: ``max_side`` and ``neutralise_borders`` are used.
-
-    Raises:
-        InputError: no such file, or not usable as a scan.
-    """
-    if not Path(file).is_file():
-        raise InputError(f"{file}: no such file; give image files, or none to use --split")
-    try:
-        scan = decode_grey(file, settings.max_side)
-    except (BadScan, OSError) as reason:
-        raise InputError(f"{file}: {reason}") from None
-    if settings.neutralise_borders:
-        scan = neutralise(scan, find_borders(scan))
-    return Chosen(file, patient_of(file), None, scan)
 
 
 def check_input(backbone: torch.nn.Module, block: int, size: int) -> None:
@@ -171,7 +120,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Map
         What the JSON file holds (numbers as ``Interval``), and the maps of each scan.
 
     Raises:
-        InputError: as ``check_input``, ``read_scan``, ``open_data`` or ``load_backbone``.
+        InputError: as ``check_input``, ``from_files``, ``open_data`` or ``load_backbone``.
     """
     device = default_device()
     networks = {MODEL: load_frozen(source.name, device, heads=options.heads)}
@@ -232,53 +181,9 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Map
 def _choose(source: Source, options: Options) -> tuple[list[Chosen], dict[str, Any]]:
     """The scans, and what the JSON file says about them."""
     if options.scans:
-        settings = source.config.dataset if source.config else DatasetConfig()
-        given = options.dataset
-        cleaned = settings.neutralise_borders if given.neutralise_borders is None else given.neutralise_borders
-        max_side = settings.max_side if given.max_side is None else given.max_side
-        if max_side < 1:
-            raise InputError(f"max_side is {max_side}; give a positive number of pixels")
-        reading = DatasetConfig(neutralise_borders=cleaned, max_side=max_side)
-        chosen = [read_scan(file, reading) for file in options.scans]
-        notes = []
-        if source.run is not None:
-            notes.append("image files: whether the run was trained on these patients is not known")
-        if any(one.patient == patient_of(one.file) == one.file for one in chosen):
-            notes.append("file names without a patient number: each such file counts as one patient")
-        return chosen, {
-            "folder": None,
-            "split": None,
-            "synthetic": any(_is_phantom(file) for file in options.scans),
-            "dataset": {"neutralise_borders": cleaned, "max_side": max_side},
-            "scans": len(chosen),
-            "patients": len({one.patient for one in chosen}),
-            "notes": notes,
-        }
+        return from_files(options.scans, source, options.dataset)
     data = open_data(source.config, options.data, options.dataset, options.phantom, print)
-    index = data.index
-    positions = take_turns(index.positions(options.split), index.labels, index.patients, options.n)
-    if not positions:
-        raise InputError(f"{index.root}: no scans in the {options.split} split; choose another --split")
-    chosen = [
-        Chosen(index.files[i], str(index.patients[i]), _label(data, i), np.asarray(data.scans[i])) for i in positions
-    ]
-    described = data.describe(chosen=np.array(positions))
-    counts = described.pop("sets")["chosen"]
-    notes = list(described["notes"])
-    if seen := data.seen_among(np.array(positions)):
-        notes.append(f"{seen} of {counts['patients']} patients were seen in pretraining")
-    if len(positions) < options.n:
-        notes.append(f"the {options.split} split has {len(positions)} scans only")
-    return chosen, {**described, **counts, "split": options.split, "notes": notes}
-
-
-def _is_phantom(file: str) -> bool:
-    return any((folder / "phantom.json").is_file() for folder in Path(file).resolve().parents)
-
-
-def _label(data: ScanData, i: int) -> str | None:
-    label = int(data.index.labels[i])
-    return data.index.class_names[label] if label >= 0 else None
+    return from_split(data, options.split, options.n)
 
 
 def _names(maps: np.ndarray) -> list[str]:

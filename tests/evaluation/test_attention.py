@@ -16,7 +16,7 @@ from dino_oct.models.attention import cls_attention
 from dino_oct.models.backbone import load_backbone, save_export
 from dino_oct.models.network import normalise
 from dino_oct.monitor import fit_short_side
-from evaluation import attention
+from evaluation import attention, chosen_scans
 from evaluation.attention_maps import mass_mask, spread
 from evaluation.runs import load_frozen
 
@@ -87,10 +87,10 @@ def test_scans_take_turns_through_classes_and_patients():
     labels = np.array([0, 0, 0, 1, 1, 0, 1])
     patients = np.array(["1", "1", "2", "3", "3", "1", "4"])
     positions = np.arange(7)
-    assert attention.take_turns(positions, labels, patients, 4) == [0, 3, 2, 6]
-    assert attention.take_turns(positions, labels, patients, 99) == [0, 3, 2, 6, 1, 4, 5]
-    assert attention.take_turns(positions[2:4], labels, patients, 8) == [2, 3]
-    assert attention.take_turns(positions[:0], labels, patients, 8) == []
+    assert chosen_scans.take_turns(positions, labels, patients, 4) == [0, 3, 2, 6]
+    assert chosen_scans.take_turns(positions, labels, patients, 99) == [0, 3, 2, 6, 1, 4, 5]
+    assert chosen_scans.take_turns(positions[2:4], labels, patients, 8) == [2, 3]
+    assert chosen_scans.take_turns(positions[:0], labels, patients, 8) == []
 
 
 def test_a_run_is_shown_beside_its_start(run, capsys):
@@ -150,10 +150,10 @@ def test_white_borders_are_neutralised_as_in_the_cache(scan_file):
         scan = np.array(image)
     scan[:, :20] = 255
     Image.fromarray(scan).save(scan_file)
-    data = attention.DatasetConfig()
-    assert attention.read_scan(str(scan_file), data).scan[:, :16].max() < 240
+    data = chosen_scans.DatasetConfig()
+    assert chosen_scans.read_scan(str(scan_file), data).scan[:, :16].max() < 240
     data.neutralise_borders = False
-    assert np.array_equal(attention.read_scan(str(scan_file), data).scan, scan)
+    assert np.array_equal(chosen_scans.read_scan(str(scan_file), data).scan, scan)
 
 
 def test_a_real_scan(tmp_path, capsys):

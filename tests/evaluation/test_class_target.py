@@ -1,0 +1,97 @@
+"""Every source as a classifier: its own, or a linear head fitted on frozen features and put into the model."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import REFERENCE
+from PIL import Image
+
+from dino_oct.errors import InputError
+from dino_oct.features import squash_all
+from evaluation.class_target import ClassTargetOptions, open_classifier, put_head
+from evaluation.probes import LinearClassifier
+from evaluation.runs import open_source
+from evaluation.scan_data import open_data
+from supervised.zoo import build, load_classifier
+
+
+@pytest.fixture
+def images(trained, cache_root, monkeypatch):
+    """Test scans of the tiny runs, and their classes."""
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    source, options = open_source(str(trained)), ClassTargetOptions()
+    data = open_data(source.config, None, options.dataset, options.phantom, lambda text: None)
+    positions = data.labelled("val")
+    return squash_all((data.scans[i] for i in positions), (32, 32)), data.index.labels[positions]
+
+
+def logits(classifier, images):
+    with torch.no_grad():
+        return classifier.model(classifier.prepare(images))
+
+
+def test_a_supervised_run_brings_its_own_classifier(fitted, images):
+    found = open_classifier(open_source(str(fitted)), ClassTargetOptions())
+    assert (found.head, found.class_names) == ("own", ("CNV", "DME", "DRUSEN", "NORMAL"))
+    assert not found.model.training
+    assert torch.equal(logits(found, images[0]), logits(load_classifier(str(fitted)), images[0]))
+    with pytest.raises(InputError, match=r"class AMD: .* has CNV, DME, DRUSEN, NORMAL"):
+        found.class_index("AMD")
+
+
+@pytest.mark.parametrize("head", ["probe", "prototype"])
+def test_a_dino_run_gets_a_head_that_is_linear_in_its_features(head, trained, images):
+    found = open_classifier(open_source(str(trained)), ClassTargetOptions(classifier=head))
+    assert (found.head, found.input_size, found.model.training) == (head, (32, 32), False)
+    grey, labels = images
+    scores = logits(found, grey)
+    classifier = found.model.get_classifier()
+    with torch.no_grad():
+        expected = found.embed(found.prepare(grey)) @ classifier.weight.T + classifier.bias
+    torch.testing.assert_close(scores, expected)
+    # The accuracy that is told is that of the model as it stands.
+    correct = scores.argmax(dim=1).numpy() == labels
+    balanced = 100 * np.mean([correct[labels == c].mean() for c in np.unique(labels)])
+    assert found.fitted["val_balanced_accuracy"] == pytest.approx(balanced)
+    assert f"validation balanced accuracy {balanced:.1f} %" in found.target
+
+
+def test_prototypes_order_classes_by_cosine(trained, images):
+    found = open_classifier(open_source(str(trained)), ClassTargetOptions(classifier="prototype"))
+    with torch.no_grad():
+        features = found.embed(found.prepare(images[0]))
+    directions = found.model.get_classifier().weight
+    cosines = torch.nn.functional.cosine_similarity(features[:, None], directions[None], dim=2)
+    assert torch.equal(cosines.argmax(dim=1), logits(found, images[0]).argmax(dim=1))
+    lengths = directions.norm(dim=1)
+    torch.testing.assert_close(lengths, lengths[:1].expand(4))  # no class is favoured
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "deit_tiny_distilled_patch16_224"])
+def test_a_head_fits_every_kind_of_classifier(name):
+    """Also the one of distilled models, which average two."""
+    args = {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3} if "deit" in name else None
+    zoo = build(name, 1, image_size=(32, 32), pretrained=False, model_args=args)
+    zoo.model.eval()
+    images = zoo.prepare(torch.rand(2, 1, 32, 32))
+    with torch.no_grad():
+        features = zoo.embed(images)
+    head = LinearClassifier(torch.randn(3, features.shape[1]), torch.randn(3))
+    put_head(zoo.model, head)
+    with torch.no_grad():
+        torch.testing.assert_close(zoo.model(images), features @ head.weight.T + head.bias, rtol=1e-4, atol=1e-4)
+
+
+def test_without_labels_the_way_out_is_named(trained, tmp_path, cache_root, monkeypatch):
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    file = str(REFERENCE / "backbone_final.pth")
+    with pytest.raises(InputError, match=r"has no classifier of OCT classes.*--data DIR.*supervised run"):
+        open_classifier(open_source(file), ClassTargetOptions(heads=3))
+    for i in range(8):
+        pixels = np.random.default_rng(i).integers(0, 90, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    with pytest.raises(InputError, match=r"none can be fitted.*--data DIR") as error:
+        open_classifier(open_source(str(trained)), ClassTargetOptions(data=str(tmp_path)))
+    assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(InputError, match="no classifier of its own; use --classifier probe"):
+        open_classifier(open_source(str(trained)), ClassTargetOptions(classifier="own"))
