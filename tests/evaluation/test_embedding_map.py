@@ -16,7 +16,7 @@ from sklearn.metrics import silhouette_samples
 
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
-from evaluation import embedding_map, embedding_page
+from evaluation import embedding_map, embedding_page, embedding_results
 from evaluation.embedding_figures import Frame, Panel, marks
 from evaluation.embeddings import agreement, aligned, chance_purity, nearest, purity, silhouette, umap_map
 from evaluation.projector import write_projector
@@ -305,7 +305,7 @@ def test_a_page_of_many_scans_is_bounded(trained, own_cache, monkeypatch, tmp_pa
     source = open_source(str(trained))
     options = parse_options(embedding_map.Options, ["--model", str(trained), "--seeds", "1", "--bootstrap", "20"])
     result, maps = embedding_map.evaluate(source, options)
-    monkeypatch.setattr(embedding_map, "MOST_SHOWN", 10)
+    monkeypatch.setattr(embedding_results, "MOST_SHOWN", 10)
     embedding_map.write_results(result, maps, tmp_path, projector=False)
     page = Scripts((tmp_path / "maps.html").read_text())
     assert {len(column) for column in page.data["scans"].values()} == {10}
