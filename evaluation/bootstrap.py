@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from dino_oct.errors import InputError
 
@@ -114,3 +115,24 @@ def weighted_mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     count = weights @ known.reshape(len(values), -1).astype(float)
     with np.errstate(invalid="ignore"):
         return ((weights @ flat) / np.where(count > 0, count, np.nan)).reshape(len(weights), *values.shape[1:])
+
+
+def paired_p_value(differences: np.ndarray, n_patients: int) -> float:
+    """Two-sided p value of a paired difference against 0, from its patient-bootstrap standard error.
+
+    The difference over its standard error is referred to a t distribution of n_patients − 1 degrees of freedom. Counting
+    resamples beyond 0 instead could give nothing below 1 / resamples, which a correction for many tests needs.
+
+    Args:
+        differences: (1 + resamples,) from ``PatientBootstrap.values``.
+
+    Returns:
+        NaN where it is undefined: fewer than two patients or resamples.
+    """
+    point, drawn = differences[0], differences[1:][np.isfinite(differences[1:])]
+    if n_patients < 2 or len(drawn) < 2 or not np.isfinite(point):
+        return float("nan")
+    error = drawn.std(ddof=1)
+    if error == 0:
+        return 1.0 if point == 0 else 0.0
+    return float(2 * student_t.sf(abs(point) / error, n_patients - 1))

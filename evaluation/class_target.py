@@ -14,7 +14,7 @@ from torch import nn
 
 from dino_oct.data.cache import cache_root
 from dino_oct.errors import InputError
-from dino_oct.features import extract
+from dino_oct.features import extract, squash
 from dino_oct.models.backbone import classifier_tensors
 from dino_oct.monitor import MonitorConfig
 from evaluation.feature_cache import Extraction, FeatureCache, of_network
@@ -64,6 +64,13 @@ class Classifier(ZooModel):
         if self.head == "probe":
             return f"logit of a linear probe (C {self.fitted['setting']:.3g}, {accuracy})"
         return f"cosine to class prototypes, × {self.fitted['setting']:.3g} ({accuracy})"
+
+    @torch.no_grad()
+    def logits(self, scan: np.ndarray) -> np.ndarray:
+        """Logits (K,) float64 of a grey scan (H, W) uint8, squashed to the input size."""
+        device = next(self.model.parameters()).device
+        images = squash(scan, self.input_size)[None].to(device)
+        return self.model(self.prepare(images))[0].double().cpu().numpy()
 
     def class_index(self, name: str) -> int:
         """The logit of a class.

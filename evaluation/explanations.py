@@ -23,10 +23,10 @@ from evaluation.chosen_scans import Chosen, from_files, from_split
 from evaluation.class_target import Classifier, ClassTargetOptions, open_classifier
 from evaluation.reports import table, write_json
 from evaluation.runs import Source, open_source
-from evaluation.scan_data import PHANTOM_NOTICE, open_data
+from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
 
 _TILE, _WIDEST, _GAP = 220, 420, 8  # pixels: short side of a picture, its longer side at most, between pictures
-_LABEL, _CAPTION, _TITLE, _FOOT = 150, 44, 56, 34  # pixels of margins and captions
+_LABEL, _CAPTION, _TITLE, _FOOT = 150, 44, 56, 40  # pixels of margins and captions
 _DPI = 100
 _OUTLINE = (255, 140, 0)
 
@@ -121,21 +121,43 @@ def open_models(
             ``from_files`` and ``from_split``.
     """
     sources = [source, *(open_source(name) for name in options.beside)]
-    if len({one.name for one in sources}) < len(sources):
-        raise InputError(f"beside {' '.join(options.beside)}: a source is given twice")
+    short_names(sources)  # a source given twice costs no time
     data = None
     if options.scans:
         chosen, about = from_files(options.scans, source, options.dataset)
     else:
         data = open_data(source.config, options.data, options.dataset, options.phantom, print)
         chosen, about = from_split(data, options.split, options.n)
-    short = [_short(one) for one in sources]
-    names = short if len(set(short)) == len(short) else [one.name for one in sources]
-    models = {name: open_classifier(one, options, data) for name, one in zip(names, sources, strict=True)}
+    models = open_each(sources, options, data)
     for model in models.values():
         if options.target not in ("predicted", "true"):
             model.class_index(options.target)
     return models, chosen, about
+
+
+def open_each(
+    sources: Sequence[Source], options: ClassTargetOptions, data: ScanData | None = None
+) -> dict[str, Classifier]:
+    """The classifiers of some sources by a short name.
+
+    Raises:
+        InputError: a source given twice, or as ``open_classifier``.
+    """
+    names = short_names(sources)
+    return {name: open_classifier(one, options, data) for name, one in zip(names, sources, strict=True)}
+
+
+def short_names(sources: Sequence[Source]) -> list[str]:
+    """A name for each source that a table has room for: the run's where these are unique.
+
+    Raises:
+        InputError: a source given twice.
+    """
+    given = [one.name for one in sources]
+    if len(set(given)) < len(given):
+        raise InputError(f"{' '.join(given)}: a source is given twice")
+    short = [_short(one) for one in sources]
+    return short if len(set(short)) == len(short) else given
 
 
 def _short(source: Source) -> str:
@@ -151,10 +173,7 @@ def ask(classifier: Classifier, chosen: Chosen, target: str = "predicted") -> As
     Raises:
         InputError: the true class of a scan is asked for that has none, or a class that the model does not have.
     """
-    image = squash(chosen.scan, classifier.input_size)
-    device = next(classifier.model.parameters()).device
-    with torch.no_grad():
-        logits = classifier.model(classifier.prepare(image[None].to(device)))[0].double().cpu().numpy()
+    image, logits = squash(chosen.scan, classifier.input_size), classifier.logits(chosen.scan)
     if target == "predicted":
         index = int(logits.argmax())
     elif target == "true" and chosen.label is None:
@@ -242,12 +261,17 @@ def signed_overlay(scan: np.ndarray, values: np.ndarray, limit: float) -> np.nda
 
 def outlined(shape: tuple[int, int], image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """An image (h, w) uint8 in the size of a page's scan of ``shape``, with the outline of a mask (h, w)."""
-    size = picture_size(shape)
-    picture = np.repeat(squash(image, size)[0].numpy()[..., None], 3, axis=-1)
-    inside = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=size, mode="nearest")
-    edge = inside[0, 0].bool() & (-F.max_pool2d(-inside, 5, 1, 2) < 0.5)[0, 0]
-    picture[edge.numpy()] = _OUTLINE
-    return picture
+    picture = np.repeat(squash(image, picture_size(shape))[0].numpy()[..., None], 3, axis=-1)
+    return with_outline(picture, mask, _OUTLINE, 5)
+
+
+def with_outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], width: int = 3) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with the inner edge of a mask (h, w) bool in a colour, about half ``width`` pixels."""
+    inside = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=picture.shape[:2], mode="nearest")
+    edge = inside[0, 0].bool() & (-F.max_pool2d(-inside, width, 1, width // 2) < 0.5)[0, 0]
+    drawn = picture.copy()
+    drawn[edge.numpy()] = colour
+    return drawn
 
 
 def _blend(grey: np.ndarray, colours: np.ndarray, opacity: np.ndarray) -> np.ndarray:

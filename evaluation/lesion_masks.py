@@ -1,52 +1,158 @@
-"""Masks of lesion and retina beside the scans, as phantoms have them."""
+"""Masks of lesion and retina: those of phantoms, or a folder of PNG files beside any scans."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 
-from dino_oct.data.index import ScanIndex
+from dino_oct.data.tissue import tissue_mask
 from dino_oct.errors import InputError
+from evaluation.scan_data import ScanData
 
-LESION, RETINA = 255, 128  # values in a mask file; 0 is outside the retina
-
-
-def mask_file(index: ScanIndex, position: int) -> Path:
-    """``masks/SPLIT/CLASS/NAME.png`` beside the split folders of scan ``position``."""
-    parts = PurePosixPath(index.files[position]).with_suffix(".png").parts
-    return Path(index.root).joinpath(*parts[:-3], "masks", *parts[-3:])
+LESION, RETINA = 255, 128  # values in a phantom's mask; 0 is outside the retina
+_PHANTOM_VALUES = {0, RETINA, LESION}
 
 
-def read_mask(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Lesion and whole retina (lesion included), each (H, W) bool.
+@dataclass(frozen=True)
+class Mask:
+    """Lesion and whole retina (lesion included) of one scan, each (H, W) bool."""
+
+    lesion: np.ndarray
+    retina: np.ndarray
+
+
+class LesionMasks:
+    """Where the masks of an index of scans are, and what their values mean.
+
+    A scan ``SPLIT/CLASS/NAME.jpeg`` has its mask in ``SPLIT/CLASS/NAME.png``, ``CLASS/NAME.png`` or ``NAME.png`` of the
+    folder, in the size of the scan's file.
+
+    Args:
+        data: the scans.
+        folder: of the masks; unset: ``masks`` beside the split folders, as phantoms have it.
+        lesion_values: values of the lesion, any of several labels; unset: 255 for phantoms, else every value but 0
+            that is not of the retina.
+        retina_values: values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from
+            the scan (``data.tissue``).
 
     Raises:
-        InputError: unreadable, or values other than 0, 128 and 255.
+        InputError: no such folder, or a value that is given for both.
+    """
+
+    def __init__(
+        self,
+        data: ScanData,
+        folder: str | None = None,
+        lesion_values: Sequence[int] = (),
+        retina_values: Sequence[int] = (),
+    ):
+        self.data, self._given = data, folder is not None
+        self.folder = Path(folder) if folder else Path(data.index.root) / "masks"
+        if not self.folder.is_dir():
+            raise InputError(
+                f"{self.folder}: no such folder of lesion masks; give one with --masks DIR (DIR/SPLIT/CLASS/NAME.png), "
+                "or use phantoms, which have them (--data phantom)"
+            )
+        both = set(lesion_values) & set(retina_values)
+        if both:
+            raise InputError(f"mask value {both.pop()} is given for the lesion and for the retina; give it once")
+        self._phantom = data.is_phantom and not self._given
+        self.lesion_values = tuple(lesion_values) or ((LESION,) if self._phantom else ())
+        self.retina_values = tuple(retina_values) or ((RETINA,) if self._phantom else ())
+
+    @property
+    def estimates_retina(self) -> bool:
+        """Whether the retina comes from the scan's brightness and not from the mask."""
+        return not self.retina_values
+
+    def file(self, i: int) -> Path | None:
+        """The mask file of scan ``i``; None where there is none."""
+        parts = PurePosixPath(self.data.index.files[i]).with_suffix(".png").parts
+        places = (self.folder.joinpath(*parts[-n:]) for n in range(min(len(parts), 3), 0, -1))
+        return next((place for place in places if place.is_file()), None)
+
+    def read(self, i: int) -> Mask:
+        """The mask of scan ``i``.
+
+        Raises:
+            InputError: no mask, unreadable, in colours, of another size than its scan, or with a value that has no
+                meaning.
+        """
+        file = self.file(i)
+        if file is None:
+            raise InputError(f"{self.data.index.files[i]}: no mask in {self.folder} (SPLIT/CLASS/NAME.png)")
+        values = read_values(file)
+        size = tuple(self.data.scans.original_sizes[i].tolist())
+        scan = self.data.scans[i]
+        if values.shape not in (size, scan.shape):
+            raise InputError(
+                f"{file}: a mask of {values.shape[0]} × {values.shape[1]} px for a scan of {size[0]} × {size[1]}; give "
+                "masks in the size of their scans (nearest neighbour keeps labels), or remove this one"
+            )
+        if self._phantom and (wrong := sorted(set(np.unique(values).tolist()) - _PHANTOM_VALUES)):
+            raise InputError(
+                f"{file}: value {wrong[0]} in a mask; expected 0 outside, {RETINA} retina, {LESION} lesion"
+            )
+        if self.lesion_values:
+            lesion = np.isin(values, self.lesion_values)
+        else:
+            lesion = (values != 0) & ~np.isin(values, self.retina_values)
+        if self.retina_values:
+            return Mask(lesion, lesion | np.isin(values, self.retina_values))
+        return Mask(lesion, lesion | _nearest(tissue_mask(np.asarray(scan)), values.shape))
+
+    def with_lesion(self, split: str) -> np.ndarray:
+        """Positions of the scans of a split whose mask has lesion pixels.
+
+        Raises:
+            InputError: there is none.
+        """
+        positions = [int(i) for i in self.data.index.positions(split) if self.file(int(i)) is not None]
+        if not positions:
+            raise InputError(
+                f"{self.folder}: no lesion masks of the {split} split (SPLIT/CLASS/NAME.png); give masks of its scans, "
+                "another split of the data, or, for phantoms, 12 patients or more"
+            )
+        found = [i for i in positions if self.read(i).lesion.any()]
+        if not found:
+            values = f"value {' or '.join(map(str, self.lesion_values))}" if self.lesion_values else "any value but 0"
+            raise InputError(
+                f"{self.folder}: no scan of the {split} split has a lesion ({values}) in its mask; give --lesion-values"
+                ", or more patients"
+            )
+        return np.array(found, dtype=np.int64)
+
+
+def read_values(file: Path) -> np.ndarray:
+    """Labels of a one-channel or palette PNG, (H, W) int.
+
+    Raises:
+        InputError: unreadable, or in colours.
     """
     try:
         with Image.open(file) as image:
-            values = np.asarray(image.convert("L"))
+            values = np.asarray(image).astype(np.int64)
     except OSError as error:
         raise InputError(f"{file}: not a readable mask ({error})") from None
-    wrong = sorted(set(np.unique(values).tolist()) - {0, RETINA, LESION})
-    if wrong:
-        raise InputError(f"{file}: value {wrong[0]} in a mask; expected 0 outside, {RETINA} retina, {LESION} lesion")
-    return values == LESION, values > 0
+    if values.ndim != 2:
+        raise InputError(f"{file}: a mask in colours; give one channel (or a palette) whose values are labels")
+    return values
 
 
-def scans_with_lesion(index: ScanIndex, split: str) -> np.ndarray:
-    """Positions of the scans of a split whose mask has lesion pixels.
+def read_boundaries(data: ScanData) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Layer boundaries beside the scans, ``layers.npz`` as phantoms have it: names (L,) from the vitreous down, and
+    file → rows (L, W) in pixels; both empty where there is no such file."""
+    file = Path(data.index.root) / "layers.npz"
+    if not file.is_file():
+        return (), {}
+    with np.load(file) as found:
+        return tuple(found["names"].tolist()), dict(zip(found["files"].tolist(), found["rows"], strict=True))
 
-    Raises:
-        InputError: no masks, or no scan with a lesion in this split.
-    """
-    positions = [int(i) for i in index.positions(split) if mask_file(index, i).is_file()]
-    if not (Path(index.root) / "masks").is_dir() or not positions:
-        raise InputError(
-            f"{index.root}: no lesion masks of the {split} split (masks/SPLIT/CLASS/NAME.png); phantoms have them: "
-            "--data phantom, with 12 patients or more"
-        )
-    found = [i for i in positions if read_mask(mask_file(index, i))[0].any()]
-    if not found:
-        raise InputError(f"{index.root}: no scan of the {split} split has a lesion in its mask; give more patients")
-    return np.array(found, dtype=np.int64)
+
+def _nearest(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    if mask.shape == size:
+        return mask
+    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape, strict=True))
+    return mask[rows][:, columns]

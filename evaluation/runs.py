@@ -71,6 +71,17 @@ class Source:
         """Whether these are a run's final weights rather than one of its checkpoints."""
         return self.run is not None and Path(self.name) in (self.run, self.run / "export")
 
+    @property
+    def kind(self) -> str:
+        """What the weights are: self-supervised, supervised, starting weights, random weights or other weights."""
+        if self.name.startswith("random:"):
+            return "random weights"
+        if self.run is None:
+            return "other weights"
+        if Path(self.name) == self.run / "checkpoints" / "start":
+            return "starting weights"
+        return "self-supervised" if self.monitor else "supervised"
+
     def results_folder(self, name: str, out: str | None) -> Path:
         """Where results of evaluation ``name`` go; a run's checkpoints do not overwrite its final results."""
         if out:

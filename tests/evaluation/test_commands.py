@@ -90,30 +90,71 @@ def test_knn_of_a_file_that_is_no_run_on_a_folder(command, tmp_path):
     failed(command(*args, "--k", 15, "--exclude-same-patient", "True"), "k = 15: must be from 1 to 14")
 
 
-def test_localization(trained, command):
-    finished = command("evaluation/localization.py", "--model", trained, "--bootstrap", 200)
+def test_localization(trained, fitted, command):
+    finished = command(
+        "evaluation/localization.py", "--model", trained, "--beside", fitted, "--bootstrap", 200, "--n", 12,
+        "--faithfulness", 2, "--sanity", 2, "--pages", 2, timeout=240,
+    )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    for words in ("PHANTOMS: synthetic scans", "% on lesion", "% on retina", "model: chosen head (",
-                  "start: chosen head (", "the mask itself", "Lesion over retina of the chosen head",
-                  "12 scans with lesions of 3 validation patients", "not a segmentation"):  # fmt: skip
+    for words in ("PHANTOMS: synthetic scans", "average precision %", "lesion / retina",
+                  "tiny: attention (block 1 head", "start: attention (block 1 head",
+                  "supervised: gradcam", "every model: ensemble", "the mask itself",
+                  "validation patients", "not a segmentation", "Does self-supervised attention localise better",
+                  "deletion, blur", "upper half", "EZ to RPE", "a control"):  # fmt: skip
         assert words in finished.stdout, finished.stdout
     folder = trained / "evaluation" / "localization"
     result = json.loads((folder / "localization.json").read_text())
     rows = result["rows"]
-    assert rows["uniform"]["enrichment_lesion"]["point"] == pytest.approx(1)
-    assert rows["uniform"]["energy_lesion"]["point"] == pytest.approx(result["area"]["lesion"]["point"])
-    assert rows["retina band"]["lesion_over_retina"] == {"point": 1, "low": 1, "high": 1}
-    assert rows["the mask itself"]["energy_lesion"]["point"] == 1
-    agreement = result["agreement"]
-    assert agreement["uniform"]["auprc"]["point"] == pytest.approx(result["area"]["lesion"]["point"])
-    assert agreement["random"]["rank_accuracy"]["point"] == pytest.approx(result["area"]["lesion"]["point"], abs=0.05)
-    assert agreement["the mask itself"]["iou_otsu"]["point"] == agreement["the mask itself"]["pointing"]["point"] == 1
-    assert (
-        0 < rows["model: chosen head"]["energy_lesion"]["point"] < rows["model: chosen head"]["energy_retina"]["point"]
+    assert set(rows) >= {"random", "centre", "retina band", "brightness", "the mask itself"}
+    perfect = rows["the mask itself"]["scores"]
+    assert perfect["energy"]["point"] == perfect["iou_otsu"]["point"] == perfect["pointing"]["point"] == 1
+    area = result["area"]["lesion"]["point"]
+    assert rows["random"]["scores"]["auprc"]["point"] == pytest.approx(area, rel=0.3)
+    assert rows["retina band"]["scores"]["lesion_over_retina"] == {"point": 1, "low": 1, "high": 1}
+    for name in ("tiny: attention", "supervised: occlusion", "tiny: relevance"):
+        assert rows[name]["ms"] > 0
+        assert rows[name]["mb"] > 0
+        assert 0 < rows[name]["scores"]["energy"]["point"] < 1
+    assert set(rows["tiny: attention"]["classes"]) == {"CNV", "DME", "DRUSEN"}
+    assert rows["tiny: attention"]["candidate"] == result["heads"]["tiny"]["name"]
+    assert result["faithfulness"]["models"]["supervised"]["supervised: gradcam"]["deletion_mean"]["point"] < 1
+    assert set(result["sanity"]["models"]) == {"tiny", "supervised"}
+    assert len(result["scans"]) == 2
+    for page in result["scans"]:
+        with Image.open(folder / page["page"]) as image:
+            assert min(image.size) > 500
+    arrays = np.load(folder / "localization.npz")
+    assert arrays["scan0_tiny_attention"].shape[0] == 2
+    assert arrays["scan0_supervised_gradcam"].ndim == 3
+
+
+def test_side_by_side(trained, fitted, command, tmp_path):
+    finished = command(
+        "evaluation/side_by_side.py", "--model", trained, "--beside", fitted, "--n", 2, "--out", tmp_path
     )
-    assert set(result["classes"]) == {"CNV", "DME", "DRUSEN"}
-    with Image.open(folder / "localization.png") as image:
-        assert min(image.size) > 500
+    assert finished.returncode == 0, finished.stderr
+    result = json.loads((tmp_path / "side_by_side.json").read_text())
+    assert [page["class"] for page in result["scans"]] == ["CNV", "DME"]
+    arrays = np.load(tmp_path / "side_by_side.npz")
+    assert {key.removeprefix("scan1_tiny_") for key in arrays if key.startswith("scan1_tiny_")} == {
+        "attention", "relevance", "gradcam", "occlusion", "ensemble", "disagreement",
+    }  # fmt: skip
+    assert (arrays["scan0_tiny_occlusion"] < 0).any()  # signed
+    files = sorted(tmp_path.glob("*.png"))
+    assert len(files) == 2
+
+
+@pytest.mark.parametrize(
+    ("figure", "keys"),
+    [("5", {"tiny_gradcam"}), ("6", {"tiny_occlusion"}), ("7", {"tiny_lrp"}),
+     ("9", {"tiny block 1 head 0_attention", "tiny block 1 head 1_attention"})],
+)  # fmt: skip
+def test_figures_of_the_paper(figure, keys, trained, cache_root, monkeypatch, tmp_path):
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    module = importlib.import_module("evaluation.side_by_side")
+    args = ["--model", str(trained), "--figure", figure, "--n", "1", "--out", str(tmp_path)]
+    module.main(parse_options(module.Options, args))
+    assert {key.removeprefix("scan0_") for key in np.load(tmp_path / "side_by_side.npz")} == keys
 
 
 @pytest.mark.parametrize(
@@ -126,6 +167,12 @@ def test_localization(trained, command):
         ("knn", ["--split", "train"], "split"),
         ("localization", ["--attention-size", "0"], "attention-size"),
         ("localization", ["--phantom.patients", "8"], "no lesion masks of the val split"),
+        ("localization", ["--methods", "gradcam", "gradcam"], "each once"),
+        ("localization", ["--masks", "nowhere"], "nowhere: no such folder of lesion masks"),
+        ("localization", ["--lesion-values", "9"], "value 9"),
+        ("side_by_side", ["--target", "GLAUCOMA"], "class GLAUCOMA: "),
+        ("side_by_side", ["--every-head", "True"], "give --methods attention"),
+        ("side_by_side", ["--figure", "8"], "figure"),
     ],
 )
 def test_wrong_settings_are_one_line(script, args, message, trained, cache_root, monkeypatch):
@@ -151,7 +198,10 @@ def folders(tmp_path):
 
 def test_wrong_input_exits_with_status_2(trained, command, folders):
     failed(command("evaluation/knn.py", "--model", trained, "--k", 9999), "k = 9999")
-    failed(command("evaluation/localization.py", "--model", trained, "--data", folders["labelled"]), "no lesion masks")
+    failed(
+        command("evaluation/localization.py", "--model", trained, "--data", folders["labelled"]),
+        "folder of lesion masks",
+    )
 
 
 @pytest.mark.parametrize(
@@ -173,6 +223,11 @@ def test_wrong_input_exits_with_status_2(trained, command, folders):
                 "--phantom.size",
                 "64",
                 "64",
+                "--image-size",
+                "32",
+                "32",
+                "--methods",
+                "attention",
             ],
             "has no CLS token",
         ),

@@ -7,10 +7,12 @@ from scipy.stats import rankdata
 
 from evaluation.map_scores import (
     SCORES,
+    THRESHOLDS,
     deletion_insertion,
     fill_of,
     holm,
     iou_at,
+    iou_curve,
     otsu,
     rank_accuracy,
     score_map,
@@ -100,10 +102,17 @@ def test_otsu_parts_two_groups():
 
 def test_a_threshold_is_tuned_on_the_scans_that_have_a_lesion():
     blurred = np.where(MASK, 0.8, 0.3) + 0.2 * np.eye(10)
-    share = tune_threshold([blurred, blurred], [MASK, np.zeros_like(MASK)])
+    curves = np.stack([iou_curve(blurred, MASK), iou_curve(blurred, np.zeros_like(MASK))])
+    share = tune_threshold(curves)
     assert iou_at(blurred, MASK, share) == 1
     with pytest.raises(ValueError, match="no map with a lesion"):
-        tune_threshold([blurred], [np.zeros_like(MASK)])
+        tune_threshold(curves[1:])
+
+
+def test_the_curve_of_overlaps_is_that_of_single_thresholds():
+    values = np.random.default_rng(0).random((10, 10)).round(1)  # many ties, some on a threshold
+    found = iou_curve(values, MASK)
+    np.testing.assert_allclose(found, [iou_at(values, MASK, share) for share in THRESHOLDS])
 
 
 def test_deletion_and_insertion_by_hand():

@@ -1,0 +1,266 @@
+"""The localization result in words: tables for the terminal, and what the numbers let one say."""
+
+from typing import Any
+
+from evaluation.bootstrap import Interval
+from evaluation.lesion_scores import CONTROLS, SIMPLE
+from evaluation.map_league import ALPHA
+from evaluation.map_rows import ATTENTION
+from evaluation.randomisation import LIMIT, STAGES
+from evaluation.reports import heading, show, table
+
+_PERCENT = ("pointing", "energy", "rank_accuracy", "auprc", "iou_otsu", "iou_mass", "iou_tuned", "energy_retina")
+_TITLES = {
+    "auprc": "average precision %",
+    "pointing": "pointing game %",
+    "rank_accuracy": "rank accuracy %",
+    "lesion_over_retina": "lesion / retina",
+    "energy": "energy on lesion %",
+    "energy_retina": "on retina %",
+    "enrichment": "enrichment",
+    "iou_otsu": "IoU (Otsu) %",
+    "iou_mass": "IoU (60 % of mass) %",
+    "iou_tuned": "IoU (tuned) %",
+}
+_MAIN = ("auprc", "pointing", "rank_accuracy", "lesion_over_retina")
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as text: what was used, tables, and what they let one say."""
+    sets, area, score = result["data"]["sets"], result["area"], result["score"]
+    of_test = ", ".join(f"{name} {n['scans']}" for name, n in sets["test"]["classes"].items() if n["scans"])
+    lines = [
+        *heading("maps on lesions", result),
+        *(_model_line(name, model) for name, model in result["models"].items()),
+        f"data: {result['data']['folder']} · heads and thresholds chosen on {sets['validation']['scans']} scans of "
+        f"{sets['validation']['patients']} validation patients · scored on {sets['test']['scans']} scans of "
+        f"{sets['test']['patients']} test patients ({of_test})",
+        f"area: lesion {100 * area['lesion'].point:.1f} %, retina {100 * area['retina'].point:.1f} % of the pixels "
+        f"({result['data']['retina']})",
+    ]
+    if result["heads"]:
+        chosen = ", ".join(f"{name} {found['name']}" for name, found in result["heads"].items())
+        lines.append(f"attention heads, by {_TITLES[score].removesuffix(' %')} on validation patients: {chosen}")
+    lines += ["", _ranking(result), "", _further(result), "", _by_class(result)]
+    if result["faithfulness"]:
+        lines += ["", _faithfulness(result["faithfulness"])]
+    if result["sanity"]:
+        lines += ["", _sanity(result["sanity"])]
+    if any("layers" in row for row in result["rows"].values()):
+        lines += ["", _layers(result)]
+    resamples = result["settings"]["bootstrap"]["resamples"]
+    lines += [f"[95 % interval, {resamples} resamples of patients]", ""]
+    return "\n".join([*lines, *result["statements"], *(f"note: {note}" for note in result["notes"])])
+
+
+def _model_line(name: str, model: dict[str, Any]) -> str:
+    size = f"{model['input_size'][0]} × {model['input_size'][1]} px"
+    attention = f", attention at {model['attention_size']} px" if model["attention_size"] else ""
+    target = f" · {model['target']}" if model["target"] else ""
+    return f"{name}: {model['kind']}, {model['architecture']}, {size}{attention}{target}"
+
+
+def shown(value: Interval, score: str) -> str:
+    """A score as the tables show it: shares in per cent, ratios with two digits."""
+    return show(percent(value)) if score in _PERCENT else show(value, 2)
+
+
+def percent(share: Interval) -> Interval:
+    """A share as per cent."""
+    return Interval(*(value if value is None else 100 * value for value in (share.point, share.low, share.high)))
+
+
+def _ranked(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of networks from the highest score down, then the maps without one."""
+    ours = [item for item in result["rows"].items() if item[1]["kind"] != "reference"]
+    ours.sort(key=lambda item: -item[1]["scores"][result["score"]].point)
+    return ours + [item for item in result["rows"].items() if item[1]["kind"] == "reference"]
+
+
+def _label(name: str, row: dict[str, Any]) -> str:
+    return f"{name} ({row['candidate']})" if row["candidate"] else name
+
+
+def _ranking(result: dict[str, Any]) -> str:
+    first = result["score"]
+    columns = [first, *(name for name in _MAIN if name != first)]
+    header = ["map", *(_TITLES[name] for name in columns), "beyond simple maps", "randomisation", "ms", "MB"]
+    rows = []
+    for name, row in _ranked(result):
+        sanity = result["sanity"].get("models", {}).get(row["model"], {}).get(row["method"])
+        beats = result["beats_simple_maps"].get(name)
+        rows.append(
+            [
+                _label(name, row),
+                *(shown(row["scores"][score], score) for score in columns),
+                "" if beats is None else "yes" if beats else "NOT shown",
+                sanity["verdict"] if sanity else "",
+                "" if row["ms"] is None else f"{row['ms']:.1f}",
+                "" if row["mb"] is None else f"{row['mb']:.0f}",
+            ]
+        )
+    return table(header, rows)
+
+
+def _further(result: dict[str, Any]) -> str:
+    columns = [name for name in _TITLES if name not in (*_MAIN, result["score"])]
+    rows = [
+        [_label(name, row), *(shown(row["scores"][score], score) for score in columns)] for name, row in _ranked(result)
+    ]
+    return table(["further scores", *(_TITLES[name] for name in columns)], rows)
+
+
+def _by_class(result: dict[str, Any]) -> str:
+    score = result["score"]
+    classes = sorted({label for row in result["rows"].values() for label in row["classes"]})
+    rows = [
+        [_label(name, row), *(shown(row["classes"][label][score], score) for label in classes)]
+        for name, row in _ranked(result)
+    ]
+    return table([f"{_TITLES[score]}, by class", *classes], rows)
+
+
+def _faithfulness(found: dict[str, Any]) -> str:
+    names = ("deletion_mean", "insertion_mean", "deletion_blur", "insertion_blur")
+    rows = [
+        [model, row.removeprefix(f"{model}: "), *(show(values[name], 3) for name in names)]
+        for model, by_row in found["models"].items()
+        for row, values in by_row.items()
+    ]
+    header = ["model", "map", "deletion, mean", "insertion, mean", "deletion, blur", "insertion, blur"]
+    about = f"probability of the class as pixels are hidden or shown ({found['scans']} scans; deletion: low is good)"
+    return about + "\n" + table(header, rows)
+
+
+def _sanity(found: dict[str, Any]) -> str:
+    rows = [
+        [model, method, *(show(values["correlation"][stage], 2) for stage in STAGES), values["verdict"]]
+        for model, by_method in found["models"].items()
+        for method, values in by_method.items()
+    ]
+    about = (
+        f"rank correlation of maps before and after weights are randomised from the classifier down ({found['scans']} "
+        f"scans); passed: below {LIMIT:g} with all of them"
+    )
+    return about + "\n" + table(["model", "map", *STAGES, "verdict"], rows)
+
+
+def _layers(result: dict[str, Any]) -> str:
+    shown_rows = [
+        (_label(name, row), row["layers"]) for name, row in _ranked(result) if row["kind"] == "map" or name in CONTROLS
+    ]
+    bands = list(shown_rows[0][1])
+    rows = [[name, *(f"{layers[band].point:.2f}" for band in bands)] for name, layers in shown_rows]
+    return "density by retinal layer, relative to the whole retina (1: as everywhere)\n" + table(["map", *bands], rows)
+
+
+def statements(result: dict[str, Any]) -> list[str]:
+    """What the numbers let one say, in plain words."""
+    rows, score = result["rows"], result["score"]
+    title = _TITLES[score].removesuffix(" %")
+    best, equal = result["best"], result["equal_to_best"]
+    said = [
+        f"Highest {title}: {best} ({shown(rows[best]['scores'][score], score)})."
+        + (
+            f" Not shown to be worse: {', '.join(equal)} (paired by patient, Holm over {len(result['between_maps'])} "
+            "pairs)."
+            if equal
+            else " Every other map is shown to be worse (paired by patient, Holm)."
+        )
+    ]
+    doubtful = [name for name, beats in result["beats_simple_maps"].items() if not beats]
+    if doubtful:
+        said.append(f"NOT shown to exceed every map without a network ({', '.join(SIMPLE)}): {', '.join(doubtful)}.")
+    said += _attention_statements(result)
+    said += _between_kinds(result, title)
+    failed = [
+        f"{model}: {method}"
+        for model, by_method in result["sanity"].get("models", {}).items()
+        for method, found in by_method.items()
+        if found["verdict"] == "FAILED"
+    ]
+    if failed:
+        said.append(
+            f"FAILED the randomisation test (the map hardly changes with random weights, so it shows the scan rather "
+            f"than the network): {', '.join(failed)}."
+        )
+    empty = [f"{name} {row['maps_of_zeros']}" for name, row in rows.items() if row["maps_of_zeros"]]
+    if empty:
+        said.append(f"Maps with nothing positive, counted as uniform ones: {', '.join(empty)}.")
+    energy, area = rows[best]["scores"]["energy"].point, result["area"]["lesion"].point
+    said.append(
+        f"{100 * energy:.1f} % of the best map lies on lesions, which cover {100 * area:.1f} % of the pixels: a "
+        "tendency, not a segmentation."
+    )
+    return said
+
+
+def _attention_statements(result: dict[str, Any]) -> list[str]:
+    """What the chosen head of each pretrained network may be credited with."""
+    said = []
+    for model, about in result["models"].items():
+        if about["kind"] != "self-supervised" or ATTENTION not in about["methods"]:
+            continue
+        row = result["rows"][f"{model}: {ATTENTION}"]
+        ratio, single = row["scores"]["lesion_over_retina"], row["single_scans"]
+        number = (
+            f"Attention of {model} ({row['candidate']}): lesion over retina {show(ratio, 2)}, median "
+            f"{single['median_lesion_over_retina']:.2f}, above 1 in {100 * single['share_above_1']:.0f} % of the scans"
+        )
+        if ratio.low is None:
+            said.append(f"{number}; without an interval nothing is shown about a preference for lesions.")
+        elif ratio.is_above(1):
+            said.append(f"{number}: on average it attends to lesions more than to the rest of the retina.")
+        elif ratio.is_below(1):
+            said.append(f"{number}: it attends to lesions LESS than to the rest of the retina.")
+        else:
+            said.append(f"{number}: no preference for lesions over the rest of the retina is shown.")
+        for control in (name for name, other in result["models"].items() if other["kind"] == "starting weights"):
+            if f"{control}: {ATTENTION}" in result["rows"]:
+                found = paired(result, f"{model}: {ATTENTION}", f"{control}: {ATTENTION}")
+                said.append(
+                    f"Against the best head before training ({control}): {_difference(found, result['score'])}."
+                )
+    return said
+
+
+def _between_kinds(result: dict[str, Any], title: str) -> list[str]:
+    """Attention of the best self-supervised network against Grad-CAM of the best supervised one, best on validation."""
+    picked = [_best_on_validation(result, kind, method) for kind, method in
+              (("self-supervised", ATTENTION), ("supervised", "gradcam"))]  # fmt: skip
+    if None in picked:
+        return []
+    found = paired(result, *picked)
+    return [
+        f"Does self-supervised attention localise better than supervised Grad-CAM? {picked[0]} against {picked[1]} "
+        f"(each the best of its kind on validation patients), {title}: {_difference(found, result['score'])}."
+    ]
+
+
+def _best_on_validation(result: dict[str, Any], kind: str, method: str) -> str | None:
+    of_kind = {
+        name: row["validation"]
+        for name, row in result["rows"].items()
+        if row["model"] and result["models"][row["model"]]["kind"] == kind and row["method"] == method
+    }
+    return max(of_kind, key=of_kind.get) if of_kind else None
+
+
+def paired(result: dict[str, Any], a: str, b: str) -> dict[str, Any]:
+    """The comparison of row a with row b among ``between_maps``, turned so that the difference is a − b."""
+    for one in result["between_maps"]:
+        if (one["a"], one["b"]) == (a, b):
+            return one
+        if (one["a"], one["b"]) == (b, a):
+            d = one["difference"]
+            turned = Interval(-d.point, None if d.high is None else -d.high, None if d.low is None else -d.low)
+            return {**one, "a": a, "b": b, "difference": turned}
+    raise KeyError(f"{a} − {b}")
+
+
+def _difference(found: dict[str, Any], score: str) -> str:
+    value = found["difference"]
+    number = show(percent(value), signed=True) + " points" if score in _PERCENT else show(value, 2, signed=True)
+    if found["p_holm"] >= ALPHA:
+        return f"{number}, no difference is shown (p {found['p_holm']:.2g} after Holm)"
+    return f"{number}, {'better' if value.point > 0 else 'WORSE'} (p {found['p_holm']:.2g} after Holm)"

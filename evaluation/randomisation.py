@@ -1,0 +1,106 @@
+"""Does a map change when the weights do? Cascading weight randomisation (Adebayo et al. 2018, section 3.1).
+
+A map that stays the same when the network forgets what it learnt shows the scan, not the network. From the classifier
+down, more and more layers get the weights of a freshly initialised network; each time the maps are compared with those
+of the trained one by Spearman's correlation over the pixels.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from dino_oct.models.backbone import classifier_tensors, load_backbone
+from evaluation.class_target import Classifier
+from evaluation.ensembles import rank_correlations, rank_normalise
+from evaluation.map_methods import MapSettings, make_maps
+
+STAGES = ("classifier", "upper half", "all")
+LIMIT = 0.5  # mean correlation with every layer randomised above which a map is said to show the scan
+
+
+def randomised_correlations(
+    model: Classifier,
+    methods: Sequence[str],
+    chosen: dict[str, int],
+    scans: Sequence[np.ndarray],
+    targets: Sequence[int],
+    settings: MapSettings,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Correlation of each map with the one after each of ``STAGES``.
+
+    Args:
+        chosen: method → its candidate; others take their first.
+        seed: of the fresh weights.
+
+    Returns:
+        method → (N scans, 3 stages) float64; NaN where the trained network's map is constant, 0 where only the
+        randomised one's is: nothing is left of it. A method that does not ask for a class does not read the classifier:
+        1 there.
+    """
+
+    def maps() -> dict[str, list[np.ndarray]]:
+        return {
+            name: [rank_normalise(one[chosen.get(name, 0)]) for one in make_maps(model, name, scans, targets, settings)]
+            for name in methods
+        }
+
+    trained = maps()
+    found = {name: np.empty((len(scans), len(STAGES))) for name in methods}
+    fresh = fresh_weights(model.model, seed)
+    for stage, names in enumerate(stage_tensors(model.model)):
+        with replaced(model.model, {name: fresh[name] for name in names}):
+            now = maps()
+        for name in methods:
+            pairs = zip(trained[name], now[name], strict=True)
+            found[name][:, stage] = [_correlation(*pair) for pair in pairs]
+    return found
+
+
+def _correlation(before: np.ndarray, after: np.ndarray) -> float:
+    """Of two rank-normalised maps."""
+    return 0.0 if np.ptp(before) > 0 and np.ptp(after) == 0 else float(rank_correlations([before, after])[0, 1])
+
+
+def verdict(mean: float, low: float | None, high: float | None, limit: float = LIMIT) -> str:
+    """``passed`` where the interval of the mean correlation lies below the limit, ``FAILED`` where the mean does not
+    and ``not shown`` between; also ``not shown`` without an interval."""
+    if not np.isfinite(mean):
+        return "not shown"
+    if mean >= limit:
+        return "FAILED"
+    return "passed" if low is not None and high is not None and high < limit else "not shown"
+
+
+def fresh_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
+    """A state of the same architecture as timm initialises it, running statistics included."""
+    hub, classes = model.hub_config, model.num_classes if classifier_tensors(model) else 0
+    fresh = load_backbone(
+        f"random:{hub['architecture']}", model_args=hub["model_args"], num_classes=classes, seed=seed
+    ).state_dict()
+    like = model.state_dict()
+    return {name: fresh[name].to(tensor.device, tensor.dtype) for name, tensor in like.items()}
+
+
+def stage_tensors(model: nn.Module) -> list[list[str]]:
+    """Names of the state's tensors that each of ``STAGES`` randomises, each more than the one before.
+
+    The order is that in which timm registers layers: from the input to the classifier.
+    """
+    names, classifier = list(model.state_dict()), set(classifier_tensors(model))
+    below = [name for name in names if name not in classifier]
+    return [list(classifier), [*below[len(below) // 2 :], *classifier], names]
+
+
+@contextlib.contextmanager
+def replaced(model: nn.Module, tensors: dict[str, torch.Tensor]) -> Iterator[None]:
+    """The model with some tensors of its state replaced; they come back at the end."""
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items() if name in tensors}
+    try:
+        model.load_state_dict(tensors, strict=False)
+        yield
+    finally:
+        model.load_state_dict(kept, strict=False)
