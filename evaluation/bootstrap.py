@@ -120,8 +120,8 @@ def weighted_mean(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
 def paired_p_value(differences: np.ndarray, n_patients: int) -> float:
     """Two-sided p value of a paired difference against 0, from its patient-bootstrap standard error.
 
-    The difference over its standard error is referred to a t distribution of n_patients − 1 degrees of freedom. Counting
-    resamples beyond 0 instead could give nothing below 1 / resamples, which a correction for many tests needs.
+    The difference over its standard error is referred to a t distribution of n_patients − 1 degrees of freedom.
+    Counting resamples beyond 0 instead gives nothing below 1 / resamples, which a correction for many tests needs.
 
     Args:
         differences: (1 + resamples,) from ``PatientBootstrap.values``.

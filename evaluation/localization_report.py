@@ -9,8 +9,8 @@ from evaluation.map_rows import ATTENTION
 from evaluation.randomisation import LIMIT, STAGES
 from evaluation.reports import heading, show, table
 
-_PERCENT = ("pointing", "energy", "rank_accuracy", "auprc", "iou_otsu", "iou_mass", "iou_tuned", "energy_retina")
-_TITLES = {
+PERCENT = ("pointing", "energy", "rank_accuracy", "auprc", "iou_otsu", "iou_mass", "iou_tuned", "energy_retina")
+TITLES = {
     "auprc": "average precision %",
     "pointing": "pointing game %",
     "rank_accuracy": "rank accuracy %",
@@ -40,7 +40,7 @@ def report(result: dict[str, Any]) -> str:
     ]
     if result["heads"]:
         chosen = ", ".join(f"{name} {found['name']}" for name, found in result["heads"].items())
-        lines.append(f"attention heads, by {_TITLES[score].removesuffix(' %')} on validation patients: {chosen}")
+        lines.append(f"attention heads, by {TITLES[score].removesuffix(' %')} on validation patients: {chosen}")
     lines += ["", _ranking(result), "", _further(result), "", _by_class(result)]
     if result["faithfulness"]:
         lines += ["", _faithfulness(result["faithfulness"])]
@@ -62,7 +62,7 @@ def _model_line(name: str, model: dict[str, Any]) -> str:
 
 def shown(value: Interval, score: str) -> str:
     """A score as the tables show it: shares in per cent, ratios with two digits."""
-    return show(percent(value)) if score in _PERCENT else show(value, 2)
+    return show(percent(value)) if score in PERCENT else show(value, 2)
 
 
 def percent(share: Interval) -> Interval:
@@ -84,7 +84,7 @@ def _label(name: str, row: dict[str, Any]) -> str:
 def _ranking(result: dict[str, Any]) -> str:
     first = result["score"]
     columns = [first, *(name for name in _MAIN if name != first)]
-    header = ["map", *(_TITLES[name] for name in columns), "beyond simple maps", "randomisation", "ms", "MB"]
+    header = ["map", *(TITLES[name] for name in columns), "beyond simple maps", "randomisation", "ms", "MB"]
     rows = []
     for name, row in _ranked(result):
         sanity = result["sanity"].get("models", {}).get(row["model"], {}).get(row["method"])
@@ -103,11 +103,11 @@ def _ranking(result: dict[str, Any]) -> str:
 
 
 def _further(result: dict[str, Any]) -> str:
-    columns = [name for name in _TITLES if name not in (*_MAIN, result["score"])]
+    columns = [name for name in TITLES if name not in (*_MAIN, result["score"])]
     rows = [
         [_label(name, row), *(shown(row["scores"][score], score) for score in columns)] for name, row in _ranked(result)
     ]
-    return table(["further scores", *(_TITLES[name] for name in columns)], rows)
+    return table(["further scores", *(TITLES[name] for name in columns)], rows)
 
 
 def _by_class(result: dict[str, Any]) -> str:
@@ -117,7 +117,7 @@ def _by_class(result: dict[str, Any]) -> str:
         [_label(name, row), *(shown(row["classes"][label][score], score) for label in classes)]
         for name, row in _ranked(result)
     ]
-    return table([f"{_TITLES[score]}, by class", *classes], rows)
+    return table([f"{TITLES[score]}, by class", *classes], rows)
 
 
 def _faithfulness(found: dict[str, Any]) -> str:
@@ -157,7 +157,7 @@ def _layers(result: dict[str, Any]) -> str:
 def statements(result: dict[str, Any]) -> list[str]:
     """What the numbers let one say, in plain words."""
     rows, score = result["rows"], result["score"]
-    title = _TITLES[score].removesuffix(" %")
+    title = TITLES[score].removesuffix(" %")
     best, equal = result["best"], result["equal_to_best"]
     said = [
         f"Highest {title}: {best} ({shown(rows[best]['scores'][score], score)})."
@@ -260,7 +260,7 @@ def paired(result: dict[str, Any], a: str, b: str) -> dict[str, Any]:
 
 def _difference(found: dict[str, Any], score: str) -> str:
     value = found["difference"]
-    number = show(percent(value), signed=True) + " points" if score in _PERCENT else show(value, 2, signed=True)
+    number = show(percent(value), signed=True) + " points" if score in PERCENT else show(value, 2, signed=True)
     if found["p_holm"] >= ALPHA:
         return f"{number}, no difference is shown (p {found['p_holm']:.2g} after Holm)"
     return f"{number}, {'better' if value.point > 0 else 'WORSE'} (p {found['p_holm']:.2g} after Holm)"
