@@ -1,5 +1,6 @@
 """What commands that explain classifiers share: models and scans, the class that is explained, pages and files."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -310,6 +311,15 @@ def draw_page(rows: Sequence[tuple[str, Sequence[Tile]]], title: str, foot: str,
     plt.close(figure)
 
 
+def _earlier_pages(folder: Path, name: str) -> list[Path]:
+    """Pages that the result in a folder names; none where there is no result."""
+    try:
+        scans = json.loads((folder / f"{name}.json").read_text())["scans"]
+        return [folder / Path(scan["page"]).name for scan in scans]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
 def write_pages(result: dict[str, Any], pages: Sequence[Page], subtitle: str, foot: str, folder: Path) -> None:
     """Write one PNG a scan, ``NAME.npz``, ``NAME.json`` and TensorBoard images into a folder, NAME the evaluation's.
 
@@ -321,8 +331,9 @@ def write_pages(result: dict[str, Any], pages: Sequence[Page], subtitle: str, fo
     name, arrays, files = result["evaluation"], {}, []
     notice = f"{PHANTOM_NOTICE} · " if result["data"]["synthetic"] else ""
     try:
-        for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
-            old.unlink()  # else TensorBoard would show an earlier evaluation's images as well
+        # An earlier evaluation's pages and TensorBoard images would pass for this one's.
+        for old in [*_earlier_pages(folder, name), *(folder / "tensorboard").glob("events.out.tfevents.*")]:
+            old.unlink(missing_ok=True)
         for i, page in enumerate(pages):
             files.append(folder / f"{i + 1:02d}_{Path(page.chosen.file).stem.replace(' ', '_')}.png")
             label = f" (true class {page.chosen.label})" if page.chosen.label else ""
