@@ -306,7 +306,8 @@ def main(options: Options) -> None:
     print(report(result))
     folder = make_folder(sources[0].results_folder("localization", options.out))
     write_pages(result, pages, "test scan of median score of its class", FOOT, folder)
-    print(f"written: localization.json, {len(pages)} pages, localization.npz and tensorboard/ in {folder}")
+    count = f"{len(pages)} page{'' if len(pages) == 1 else 's'}"
+    print(f"written: {count}, localization.npz, localization.json and tensorboard/ in {folder}")
 
 
 if __name__ == "__main__":
