@@ -44,7 +44,7 @@ def compare_scores(
         InputError: no query.
     """
     resampled = PatientBootstrap(queries.patients, bootstrap, seed)
-    alone = _classes_of_one_patient(queries, class_names)
+    alone = classes_of_one_patient(queries, class_names)
     rows: dict[str, dict[Setting, Any]] = {}
     values: dict[str, dict[Setting, np.ndarray]] = {}
     for name, votes in scores.items():
@@ -90,7 +90,8 @@ def _recall(bootstrap: PatientBootstrap, members: np.ndarray, hit: np.ndarray) -
     return Interval(interval.point) if bootstrap.patients_of(members) < 2 else interval
 
 
-def _classes_of_one_patient(queries: ScanSet, class_names: tuple[str, ...]) -> list[str]:
+def classes_of_one_patient(queries: ScanSet, class_names: tuple[str, ...]) -> list[str]:
+    """Classes whose scans are all of one patient: no interval can be given for what depends on them."""
     counts = [len(set(queries.patients[queries.labels == c].tolist())) for c in range(len(class_names))]
     return [name for name, count in zip(class_names, counts, strict=True) if count == 1]
 
@@ -102,7 +103,7 @@ def _class_notes(reference: ScanSet, queries: ScanSet, class_names: tuple[str, .
         notes.append(
             f"no scan to classify of {', '.join(absent)}: balanced accuracy and AUROC are over the other classes"
         )
-    if alone := _classes_of_one_patient(queries, class_names):
+    if alone := classes_of_one_patient(queries, class_names):
         notes.append(f"one patient only of {', '.join(alone)}: no intervals for balanced accuracy and AUROC")
     unknown = [name for c, name in enumerate(class_names) if not (reference.labels == c).any()]
     if unknown:

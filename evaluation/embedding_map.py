@@ -115,10 +115,10 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], Maps]:
     networks = {name: load_frozen(name, default_device(), heads=options.heads) for name in options.beside}
     found = extract_features(source, options, data, {"scans": chosen})
     features = dict(found.by_set["scans"])
-    pixels = features.pop(PIXELS)
+    pixels = {PIXELS: features.pop(PIXELS)} if PIXELS in features else {}
     for name, network in networks.items():
         features[name] = _features(open_source(name), network, options, data, chosen)
-    features[PIXELS] = pixels
+    features |= pixels
     weights = {**found.weights, **{name: network.weights for name, network in networks.items()}}
     drawn = {name: _maps_of_seeds(name, one, n_neighbours, options) for name, one in features.items()}
     near = {name: nearest(one, patients, k) for name, one in features.items()} if k else {}

@@ -3,7 +3,7 @@
  *
  * root: an element to fill. data: {classes: [{name, colour, shape}], k, scans: {label, file, patient, split, image},
  * panels: [{title, near, frames: [{caption, x, y}]}]}; scans are columns, images base64 JPEGs, x and y from 0 to 10000,
- * near each scan's nearest scans or null. Names are only ever set as text.
+ * near each scan's nearest scans or null; heading, if given, the tag of a panel's title. Names are only ever set as text.
  * Returns {select(i)}: show scan i, or none for −1. */
 function embeddingMaps(root, data) {
   const {classes, scans, panels} = data;
@@ -52,7 +52,7 @@ function embeddingMaps(root, data) {
 
   function panelOf(panel) {
     const box = make("section", grid, "map");
-    make("h2", box, "", panel.title);
+    make(data.heading || "h2", box, "", panel.title);
     const caption = make("p", box, "caption");
     const plot = make("div", box, "plot");
     const points = make("canvas", plot), over = make("canvas", plot);
@@ -204,7 +204,9 @@ function embeddingMaps(root, data) {
   const grid = make("div", root, "maps");
   const card = make("div", root, "card");
   card.hidden = true;
-  const image = make("img", card), title = make("strong", card), details = make("p", card);
+  const image = make("img", card);
+  if (scans.image.length) image.src = `data:image/jpeg;base64,${scans.image[0]}`; // an image without one counts as broken
+  const title = make("strong", card), details = make("p", card);
   const drawn = panels.map(panelOf);
   drawn.forEach((panel) => panel.draw());
   new ResizeObserver(() => drawn.forEach((panel) => panel.draw())).observe(grid);

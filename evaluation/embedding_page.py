@@ -45,7 +45,7 @@ def page_data(
             {
                 "title": panel.title,
                 "near": None if panel.near is None else panel.near.tolist(),
-                "frames": _frames(panel),
+                "frames": scaled_frames(panel),
             }
             for panel in panels
         ],
@@ -59,7 +59,7 @@ def page(title: str, notice: str | None, notes: Sequence[str], data: dict[str, A
     return template.render(title=title, notice=notice, notes=notes, data=data)
 
 
-def _frames(panel: Panel) -> list[dict[str, Any]]:
+def scaled_frames(panel: Panel) -> list[dict[str, Any]]:
     """Frames with coordinates from 0 to 10,000, in one square for all frames of the panel."""
     every = np.concatenate([frame.points for frame in panel.frames])
     low, high = every.min(axis=0), every.max(axis=0)

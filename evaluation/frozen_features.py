@@ -35,6 +35,8 @@ class FeatureOptions(EvaluationOptions):
     """Of features 'blocks'."""
     precision: Precision = "fp32"
     """Of the extraction; bf16 is faster where the processor has it, and changes features slightly."""
+    controls: bool = True
+    """Also evaluate what the model must beat: its starting weights, random weights and raw pixels."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -76,7 +78,8 @@ def extract_features(
     positions: dict[str, np.ndarray],
     default_kind: Kind | None = IMAGE_FEATURE,
 ) -> FrozenFeatures:
-    """Features of the model, its starting weights, random weights and raw pixels; read from the cache where they are.
+    """Features of the model and, unless ``options.controls`` is off, of its starting weights, random weights and raw
+    pixels; read from the cache where they are.
 
     Args:
         positions: set → positions of its scans in ``data``.
@@ -86,7 +89,10 @@ def extract_features(
         InputError: an image size that does not fit, features that the network does not have, or as ``load_backbone``.
     """
     device = default_device()
-    networks, notes = load_with_controls(source, options, device)
+    if options.controls:
+        networks, notes = load_with_controls(source, options, device)
+    else:
+        networks, notes = {MODEL: load_frozen(source.name, device, heads=options.heads)}, []
     backbone = networks[MODEL].backbone
     preprocessing = choose_preprocessing(options, source, backbone)
     kind = options.kind() or default_kind or protocol_kind(backbone)
@@ -94,7 +100,8 @@ def extract_features(
     extractions = {
         name: of_network(network, device, batch_size, kind, options.precision) for name, network in networks.items()
     }
-    extractions[PIXELS] = of_pixels()
+    if options.controls:
+        extractions[PIXELS] = of_pixels()
     cache = FeatureCache(cache_root(data.dataset))
     return FrozenFeatures(
         {name: cache.get(data.scans, chosen, preprocessing, extractions) for name, chosen in positions.items()},

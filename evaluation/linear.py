@@ -122,6 +122,21 @@ def probe(
     return choice, choice.classifier.probabilities(ready(features.queries))
 
 
+def fit_probe(
+    features: Features,
+    train: ScanSet,
+    val: ScanSet,
+    chosen: np.ndarray,
+    options: Options,
+    n_classes: int,
+    standardise: bool = True,
+) -> tuple[Choice, np.ndarray]:
+    """``probe`` by the protocol of the options, on the device of evaluations."""
+    return probe(
+        features, train, val, chosen, _fit(options), n_classes, standardise=standardise, device=default_device()
+    )
+
+
 def label_curves(
     fit_row: Callable[[str, np.ndarray], tuple[Choice, np.ndarray]],
     names: list[str],
@@ -179,12 +194,12 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
     default_kind = None if options.protocol == "dino" else IMAGE_FEATURE
     found = extract_features(source, options, data, positions, default_kind)
     features = {name: Features(*(rows[name] for rows in found.by_set.values())) for name in found.by_set["train"]}
-    fit, names, device = _fit(options), data.index.class_names, default_device()
+    names = data.index.class_names
 
     def fit_row(name: str, chosen: np.ndarray) -> tuple[Choice, np.ndarray]:
         # SGD's learning rate is made for a backbone's features as they are; grey values need scaling.
         standardise = options.protocol == "fast" or name == PIXELS
-        return probe(features[name], train, val, chosen, fit, len(names), standardise=standardise, device=device)
+        return fit_probe(features[name], train, val, chosen, options, len(names), standardise)
 
     fitted = {name: fit_row(name, np.arange(len(train.labels))) for name in features}
     compared = compare_scores(

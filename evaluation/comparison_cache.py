@@ -1,0 +1,98 @@
+"""Finished steps of a long evaluation on disk, so that an interrupted one goes on where it stopped."""
+
+import contextlib
+import hashlib
+import json
+import sys
+import uuid
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+_IDENTITY = "__identity__"
+
+
+class StepCache:
+    """Arrays of finished steps, one ``.npz`` each in a folder.
+
+    An entry is found by what the step depends on, appears whole or not at all, and is made again if it is damaged. A
+    folder that cannot be written costs the next evaluation its time, not this one its result.
+
+    Attributes:
+        made: steps that were computed, in their order; those read from disk are not among them.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self.made: list[str] = []
+
+    def arrays(self, step: str, identity: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
+        """The arrays of a step: read from disk, or made and kept.
+
+        Args:
+            step: its name, for people.
+            identity: plain values; everything that the result depends on.
+        """
+        text = json.dumps({"step": step, **identity}, sort_keys=True, default=str)
+        label = "".join(c if c.isalnum() or c in "-_" else "_" for c in step)[:60]
+        file = self.folder / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
+        found = _read(file, text)
+        if found is None:
+            found = make()
+            self.made.append(step)
+            self._write(file, {_IDENTITY: np.array(text), **found})
+        return found
+
+    def json(self, step: str, identity: dict[str, Any], make: Callable[[], Any]) -> Any:
+        """As ``arrays``, for a result of plain values; it comes back as JSON gives it, the first time too."""
+
+        def as_array() -> Arrays:
+            return {"json": np.array(json.dumps(make(), default=_plain))}
+
+        return json.loads(str(self.arrays(step, identity, as_array)["json"]))
+
+    def _write(self, file: Path, arrays: Arrays) -> None:
+        partial = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}.npz")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            np.savez_compressed(partial, **arrays)
+            partial.replace(file)
+        except OSError as error:
+            print(f"step not kept: {file}: {error.strerror or error}", file=sys.stderr, flush=True)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def digest(*arrays: np.ndarray) -> str:
+    """The first 16 digits of the sha256 of some arrays' shapes and contents."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()[:16]
+
+
+def _read(file: Path, identity: str) -> Arrays | None:
+    if not file.exists():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in stored.files}  # each is checked against its CRC
+        if str(found.pop(_IDENTITY)) == identity:
+            return found
+        reason = "it describes another step"
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+    print(f"kept step damaged, made again: {file}: {reason}", file=sys.stderr, flush=True)
+    return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (np.generic, np.ndarray)):
+        return value.tolist()
+    return str(value)

@@ -1,0 +1,258 @@
+"""The table of a comparison: every number of every model on the same test scans, and which differences are shown."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from evaluation.bootstrap import Interval, PatientBootstrap, weighted_mean
+from evaluation.classification import METRICS, auroc, calibration_error, confusion, score_all
+from evaluation.comparison import ScanSet, classes_of_one_patient
+from evaluation.comparison_cache import digest
+from evaluation.comparison_measures import Answers, Setting
+from evaluation.comparison_models import Model
+
+URGENT, ROUTINE = frozenset({"cnv", "dme"}), frozenset({"drusen", "normal"})
+RULE = (
+    "bold: the best of its column where the 95 % interval of its paired difference to every other model excludes 0 "
+    "(same resamples of patients for all models; not corrected for the number of comparisons)"
+)
+_KNN, _LINEAR, _CLASSIFIER = "k-NN", "linear probe", "classifier"
+_URGENT, _RECALL, _COST = "urgent against routine", "recall of the classifier", "cost"
+_TITLES = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "macro_auroc": "macro AUROC"}
+_HELP = {
+    "accuracy": "share of the test scans classified right",
+    "balanced_accuracy": "mean of the classes' recalls",
+    "macro_auroc": "area under the ROC curve of each class against the rest, mean over classes; chance is 50",
+    "calibration_error": "mean distance of the stated probability from the accuracy, over 15 bins; 0 is calibrated",
+}
+_EITHER = "of the classifier: the model's own, or a linear probe in its place (see the models)"
+
+
+class Column(NamedTuple):
+    """A column of the table; ``values`` are in ``unit``."""
+
+    key: str
+    title: str
+    group: str
+    help: str
+    unit: str = "%"
+    digits: int = 1
+    higher_is_better: bool | None = True
+
+
+Values = dict[str, np.ndarray]  # column or metric → (1 + resamples,), row 0 the scans as they are
+
+
+def columns(ks: Sequence[int], class_names: Sequence[str]) -> list[Column]:
+    """The table's columns."""
+    found = [
+        Column(
+            f"knn_{k}", f"k = {k}", _KNN, f"accuracy of the weighted vote of the {k} nearest training scans by features"
+        )
+        for k in ks
+    ]
+    for group, prefix in ((_LINEAR, "linear"), (_CLASSIFIER, "classifier")):
+        whose = {
+            _LINEAR: "logistic regression on frozen features, its strength chosen on validation patients",
+            _CLASSIFIER: "the model's own classifier, trained with labels",
+        }[group]
+        found += [
+            Column(f"{prefix}_{metric}", _TITLES[metric], group, f"{whose}: {_HELP[metric]}") for metric in METRICS
+        ]
+        found.append(
+            Column(
+                f"{prefix}_calibration_error",
+                "calibration error",
+                group,
+                f"{whose}: {_HELP['calibration_error']}",
+                higher_is_better=False,
+            )
+        )
+    found += [
+        Column(f"recall_{name}", name, _RECALL, f"share of the {name} scans that are called {name}, {_EITHER}")
+        for name in class_names
+    ]
+    if is_urgency_known(class_names):
+        urgent = " or ".join(name for name in class_names if name.casefold() in URGENT)
+        routine = " or ".join(name for name in class_names if name.casefold() in ROUTINE)
+        found += [
+            Column("urgent_sensitivity", "sensitivity", _URGENT, f"share of {urgent} scans called {urgent}, {_EITHER}"),
+            Column(
+                "urgent_specificity", "specificity", _URGENT, f"share of {routine} scans called {routine}, {_EITHER}"
+            ),
+            Column("urgent_auroc", "AUROC", _URGENT, f"of the summed probability of {urgent}, {_EITHER}; chance is 50"),
+        ]
+    return [
+        *found,
+        Column("parameters", "parameters", _COST, "of the network with its classifier", "M", 2, None),
+        Column("ms_per_scan", "ms per scan", _COST, "one pass in batches of 16 on this machine", "ms", 2, None),
+    ]
+
+
+def is_urgency_known(class_names: Sequence[str]) -> bool:
+    """Whether every class is one of the urgent or the routine ones, and each kind is there."""
+    names = {name.casefold() for name in class_names}
+    return names <= URGENT | ROUTINE and bool(names & URGENT) and bool(names & ROUTINE)
+
+
+def resampled(answers: Answers, model: Model, shared: Setting) -> Values:
+    """Every metric of a model for the scans as they are and for each resample of patients, in per cent."""
+    queries = shared.set_of("test")
+    given = [*answers.knn.values(), answers.probe, answers.classifier]
+    scores = digest(*(one for one in given if one is not None))
+    resampling = {"bootstrap": shared.bootstrap, "seed": shared.seed}
+    identity = {"scores": scores, "own": model.has_own, "k": list(answers.knn), **resampling}
+
+    def make() -> Values:
+        bootstrap = PatientBootstrap(queries.patients, shared.bootstrap, shared.seed)
+        return _resampled(answers, model.has_own, queries, shared.class_names, bootstrap)
+
+    return shared.cache.arrays(f"resamples {model.key}", shared.identity(**identity), make)
+
+
+def _resampled(
+    answers: Answers, has_own: bool, queries: ScanSet, names: Sequence[str], bootstrap: PatientBootstrap
+) -> Values:
+    labels = queries.labels
+
+    def metrics(prefix: str, scores: np.ndarray) -> Values:
+        found = bootstrap.values(partial(score_all, labels=labels, scores=scores))
+        return {f"{prefix}_{metric}": found[:, i] for i, metric in enumerate(METRICS)}
+
+    values: Values = {}
+    for k, votes in answers.knn.items():
+        of_k = metrics(f"knn_{k}", votes)
+        values |= {f"knn_{k}": of_k[f"knn_{k}_accuracy"], **of_k}
+    for prefix, scores in (("linear", answers.probe), ("classifier", answers.classifier if has_own else None)):
+        if scores is not None:
+            values |= metrics(prefix, scores)
+            calibration = partial(calibration_error, labels=labels, scores=scores)
+            values[f"{prefix}_calibration_error"] = bootstrap.values(calibration)
+    if answers.classifier is not None:
+        called = answers.classifier.argmax(axis=1)
+        for c, name in enumerate(names):
+            values[f"recall_{name}"] = _share(bootstrap, labels == c, called == c)
+        if is_urgency_known(names):
+            urgent = np.array([name.casefold() in URGENT for name in names])
+            is_urgent, called_urgent = urgent[labels], urgent[called]
+            summed = answers.classifier[:, urgent].sum(axis=1)
+            values["urgent_sensitivity"] = _share(bootstrap, is_urgent, called_urgent)
+            values["urgent_specificity"] = _share(bootstrap, ~is_urgent, ~called_urgent)
+            values["urgent_auroc"] = 100 * bootstrap.values(
+                lambda weights: auroc(weights, is_urgent.astype(float), summed)
+            )
+    return values
+
+
+def _share(bootstrap: PatientBootstrap, members: np.ndarray, hit: np.ndarray) -> np.ndarray:
+    shares = np.where(members, 100.0 * hit, np.nan)
+    return bootstrap.values(lambda weights: weighted_mean(weights, shares))
+
+
+class Intervals:
+    """Intervals of columns and of their differences, none where a class that they depend on is of one patient."""
+
+    def __init__(self, queries: ScanSet, class_names: tuple[str, ...], resamples: int, seed: int):
+        self.bootstrap = PatientBootstrap(queries.patients, resamples, seed)
+        alone = classes_of_one_patient(queries, class_names)
+        self._without = {f"recall_{name}" for name in alone}
+        if alone:
+            self._without |= {"balanced_accuracy", "macro_auroc", "urgent_sensitivity", "urgent_specificity"}
+
+    def of(self, column: str, values: np.ndarray) -> Interval:
+        """The interval of ``values`` (1 + resamples,) of a column, or of a difference of two."""
+        found = self.bootstrap.interval(values)
+        if any(column == name or column.endswith(f"_{name}") for name in self._without):
+            return Interval(found.point)
+        return found
+
+
+def make_table(
+    models: dict[str, Model], answers: dict[str, Answers], values: dict[str, Values], ks: Sequence[int], shared: Setting
+) -> dict[str, Any]:
+    """``results["table"]``."""
+    intervals = Intervals(shared.set_of("test"), shared.class_names, shared.bootstrap, shared.seed)
+    wanted = columns(ks, shared.class_names)
+    rows: dict[str, dict[str, Interval | None]] = {}
+    for key in models:
+        rows[key] = {
+            column.key: intervals.of(column.key, values[key][column.key]) if column.key in values[key] else None
+            for column in wanted
+        }
+        if about := answers[key].facts:
+            rows[key]["parameters"] = Interval(about["parameters"] / 1e6)
+            rows[key]["ms_per_scan"] = Interval(about["ms_per_scan"])
+    best: dict[str, str | None] = {}
+    differences: dict[str, dict[str, Interval]] = {}
+    for column in wanted:
+        best[column.key], differences[column.key] = _compare(column, values, intervals)
+    return {
+        "columns": [column._asdict() for column in wanted],
+        "rows": rows,
+        "best": best,
+        "rule": RULE,
+        "differences": {column: found for column, found in differences.items() if found},
+    }
+
+
+def _compare(column: Column, values: dict[str, Values], intervals: Intervals) -> tuple[str | None, dict[str, Interval]]:
+    """The best model of a column if it is shown to be, and its paired differences to each other one."""
+    found = {
+        key: of_model[column.key]
+        for key, of_model in values.items()
+        if column.key in of_model and np.isfinite(of_model[column.key][0])
+    }
+    if column.higher_is_better is None or len(found) < 2:
+        return None, {}
+    sign = 1 if column.higher_is_better else -1
+    first = max(found, key=lambda key: sign * found[key][0])
+    differences = {
+        f"{first} − {other}": intervals.of(column.key, found[first] - found[other]) for other in found if other != first
+    }
+    shown = all(one.is_above(0) if column.higher_is_better else one.is_below(0) for one in differences.values())
+    return first if shown else None, differences
+
+
+def single_results(
+    models: dict[str, Model], answers: dict[str, Answers], values: dict[str, Values], shared: Setting
+) -> dict[str, Any]:
+    """What the single evaluations of each model say: metrics, recall and confusion, for ``results["evaluations"]``."""
+    queries, names = shared.set_of("test"), shared.class_names
+    intervals = Intervals(queries, names, shared.bootstrap, shared.seed)
+    found: dict[str, Any] = {}
+    for key, model in models.items():
+        one, of_model = answers[key], values[key]
+        asked = {f"knn_{k}": votes for k, votes in one.knn.items()} | {"linear": one.probe}
+        asked |= {"classifier": one.classifier} if model.has_own else {}
+        found[key] = {
+            name: {
+                **{metric: intervals.of(metric, of_model[f"{name}_{metric}"]) for metric in METRICS},
+                "confusion": confusion(queries.labels, scores.argmax(axis=1), len(names)),
+                **(one.probe_about if name == "linear" else {}),
+            }
+            for name, scores in asked.items()
+            if scores is not None
+        }
+    return found
+
+
+def confusions(answers: dict[str, Answers], shared: Setting) -> dict[str, Any]:
+    """``results["confusions"]``: of the classifier, with the test scans behind each wrong pair, as positions in the
+    test."""
+    labels, n = shared.set_of("test").labels, len(shared.class_names)
+    found = {}
+    for key, one in answers.items():
+        if one.classifier is None:
+            continue
+        called = one.classifier.argmax(axis=1)
+        counts = confusion(labels, called, n)
+        wrong = [(true, other) for true in range(n) for other in range(n) if true != other and counts[true, other]]
+        wrong.sort(key=lambda pair: -counts[pair])
+        pairs = [
+            {"true": true, "called": other, "scans": np.flatnonzero((labels == true) & (called == other))}
+            for true, other in wrong
+        ]
+        found[key] = {"counts": counts, "pairs": pairs}
+    return found

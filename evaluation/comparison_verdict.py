@@ -1,0 +1,156 @@
+"""What a comparison lets one say, in plain sentences: who wins, by how much, on how many patients, and what is not
+shown."""
+
+from typing import Any
+
+import numpy as np
+
+from dino_oct.data.cache import cache_root
+from dino_oct.knn import knn_votes
+from evaluation.bootstrap import Interval
+from evaluation.classification import METRICS, score_all
+from evaluation.comparison_measures import Answers, Setting
+from evaluation.comparison_models import Model
+from evaluation.comparison_table import Intervals, Values
+from evaluation.feature_cache import FeatureCache, of_pixels
+from evaluation.frozen_features import FeatureOptions, choose_preprocessing
+from evaluation.reports import show
+from evaluation.runs import load_frozen
+
+SELF, SUPERVISED, START = "self-supervised", "supervised", "starting weights"
+
+
+def best_on_validation(scores: dict[str, float | None]) -> str | None:
+    """The model of highest score on validation scans, None where no score is known; ties: the first named."""
+    known = {key: score for key, score in scores.items() if score is not None}
+    return max(known, key=known.__getitem__) if known else None
+
+
+def verdict(
+    models: dict[str, Model], answers: dict[str, Answers], values: dict[str, Values], ks: tuple[int, ...],
+    temperature: float, shared: Setting,
+) -> dict[str, Any]:  # fmt: skip
+    """``results["verdict"]``."""
+    queries = shared.set_of("test")
+    intervals = Intervals(queries, shared.class_names, shared.bootstrap, shared.seed)
+    patients, scans = len(set(queries.patients.tolist())), len(queries.labels)
+    where = f"{scans:,} test scans of {patients:,} patients"
+    a, b = (
+        best_on_validation({key: answers[key].validation for key, model in models.items() if model.kind == kind})
+        for kind in (SELF, SUPERVISED)
+    )
+    difference, sentences = None, []
+    accuracy = {
+        key: values[key]["classifier_accuracy" if models[key].is_judged_by_own else "linear_accuracy"]
+        for key in (a, b)
+        if key is not None
+    }
+    said = {key: f"{show(intervals.bootstrap.interval(found))} %" for key, found in accuracy.items()}
+    chosen_by = "chosen by balanced accuracy on validation patients, never on the test"
+    if a and b:
+        difference = intervals.bootstrap.interval(accuracy[a] - accuracy[b])
+        headline = _headline(a, b, difference, where)
+        sentences += [
+            f"{a} with {_protocol(models[a])}: {said[a]} of the test scans right; {b} with {_protocol(models[b])}: "
+            f"{said[b]} (95 % intervals by patient).",
+            f"{a} − {b}: {show(difference, signed=True)} points, paired on the same scans of {patients:,} patients. "
+            f"Each is the best of its kind, {chosen_by}.",
+        ]
+        counts = {kind: sum(model.kind == kind for model in models.values()) for kind in (SELF, SUPERVISED)}
+        sentences.append(
+            f"Compared were {counts[SELF]} self-supervised and {counts[SUPERVISED]} supervised, one training each: "
+            "another seed of the training may change the order."
+        )
+    elif a or b:
+        one, missing = (a, SUPERVISED) if a else (b, SELF)
+        headline = f"{one} with {_protocol(models[one])} classifies {said[one]} of {where} right; there is no {missing} model to compare with."
+        sentences.append(f"Self-supervised against supervised is NOT shown: no {missing} model was given.")
+    else:
+        headline = (
+            f"No self-supervised and no supervised model is among the {len(models)} compared: no verdict on {where}."
+        )
+    if a:
+        sentences += _knn_sentences(a, models, values, ks, temperature, intervals, shared)
+    for key in accuracy:
+        if both := len((models[key].seen or set()) & set(queries.patients.tolist())):
+            sentences.insert(0, f"NOT a fair test: {key} was trained on scans of {both} of these patients.")
+    sentences += [f"Note: {note}." for note in intervals.bootstrap.notes()]
+    if shared.data.is_phantom:
+        headline = f"On phantoms (synthetic scans): {headline}"
+        sentences.append("These are synthetic scans: nothing here says how the models do on patients.")
+    return {
+        "headline": headline[0].upper() + headline[1:] if headline.startswith("the ") else headline,
+        "sentences": sentences,
+        "patients": patients,
+        "scans": scans,
+        "difference": difference,
+        "a": a,
+        "b": b,
+    }
+
+
+def _protocol(model: Model) -> str:
+    return "its own classifier" if model.is_judged_by_own else "a linear probe on frozen features"
+
+
+def _headline(a: str, b: str, difference: Interval, where: str) -> str:
+    points = f"{abs(difference.point):.1f} points of accuracy"
+    span = "" if difference.low is None else f" (95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
+    lead = "" if difference.low is None else f" (95 % interval {-difference.high:.1f} to {-difference.low:.1f})"
+    if difference.is_above(0):
+        return (
+            f"the self-supervised {a} is better than the supervised {b} by {points}{span.replace('+', '')}, on {where}."
+        )
+    if difference.is_below(0):
+        return f"the supervised {b} is better than the self-supervised {a} by {points}{lead}, on {where}."
+    return (
+        f"A difference between the self-supervised {a} and the supervised {b} is NOT shown: {difference.point:+.1f} "
+        f"points of accuracy{span}, on {where}."
+    )
+
+
+def _knn_sentences(
+    a: str, models: dict[str, Model], values: dict[str, Values], ks: tuple[int, ...], temperature: float,
+    intervals: Intervals, shared: Setting,
+) -> list[str]:  # fmt: skip
+    """k-NN of the self-supervised model against raw pixels and its own starting weights."""
+    k = ks[0]
+    if f"knn_{k}" not in values[a]:
+        return []
+    others = {"raw pixels": _pixels(models[a], k, temperature, intervals, shared)}
+    for key, model in models.items():
+        if model.kind == START and model.source.run == models[a].source.run and f"knn_{k}" in values[key]:
+            others[f"its starting weights ({key})"] = values[key][f"knn_{k}"]
+    said = []
+    for name, found in others.items():
+        difference = intervals.bootstrap.interval(values[a][f"knn_{k}"] - found)
+        numbers = f"{show(difference, signed=True)} points of k-NN accuracy, k = {k}"
+        if difference.is_above(0):
+            said.append(f"{a} beats {name}: {numbers}.")
+        elif difference.is_below(0):
+            said.append(f"{a} is WORSE than {name}: {numbers}.")
+        else:
+            said.append(f"That {a} beats {name} is NOT shown: {numbers}.")
+    return said
+
+
+def _pixels(model: Model, k: int, temperature: float, intervals: Intervals, shared: Setting) -> np.ndarray:
+    """Resampled k-NN accuracy of raw pixels at the model's image size, as ``evaluation/knn.py`` measures them."""
+
+    def make() -> dict[str, np.ndarray]:
+        backbone = load_frozen(model.source.name, "cpu").backbone
+        preprocessing = choose_preprocessing(FeatureOptions(), model.source, backbone)
+        cache, scans = FeatureCache(cache_root(shared.data.dataset)), shared.data.scans
+        train, test = (
+            cache.get(scans, shared.positions[split], preprocessing, {"": of_pixels()})[""]
+            for split in ("train", "test")
+        )
+        votes = knn_votes(train, shared.set_of("train").labels, test, [k], len(shared.class_names), temperature)
+        return {"votes": votes[k]}
+
+    votes = shared.cache.arrays(f"pixels {model.key}", shared.identity(model, k=k, temperature=temperature), make)[
+        "votes"
+    ]
+    labels = shared.set_of("test").labels
+    found = intervals.bootstrap.values(lambda weights: score_all(weights, labels, votes))
+    return found[:, METRICS.index("accuracy")]

@@ -1,0 +1,176 @@
+"""What flatters or weakens a comparison: the audit of the data first, then what each model has seen."""
+
+import dataclasses
+from collections import Counter
+from typing import Any, Literal, NamedTuple
+
+from dino_oct.data.audit import audit
+from evaluation.bootstrap import PatientBootstrap
+from evaluation.comparison import ScanSet, classes_of_one_patient
+from evaluation.comparison_measures import Setting
+from evaluation.comparison_models import Model
+
+_FEW_OF_CLASS = 5  # test patients
+
+
+class Warned(NamedTuple):
+    """A warning; serious where it may overturn a result."""
+
+    kind: Literal["leak", "duplicates", "shortcut", "files", "size", "model", "other"]
+    serious: bool
+    text: str
+
+
+def warnings(models: dict[str, Model], shared: Setting) -> list[Warned]:
+    """``results["warnings"]``: of the data, then of the patients, then of the models."""
+    identity = {"dataset": dataclasses.asdict(shared.data.dataset), "folder": str(shared.data.index.root.resolve())}
+    report = shared.cache.json(
+        "audit",
+        shared.identity(**identity),
+        lambda: audit(shared.data.index.root, shared.data.dataset, progress=False),
+    )
+    return [*of_data(report), *_of_patients(shared), *_of_models(models, shared)]
+
+
+def of_data(report: dict[str, Any]) -> list[Warned]:
+    """What ``dino_oct.data.audit.audit`` found that a reader must know; one line where it found nothing."""
+    found = [*_leaks(report), *_duplicates(report), *_shortcuts(report), *_files(report)]
+    counted = f"{report['scans']['usable']:,} scans of {report['patients']['count']:,} patients"
+    if not found:
+        text = (
+            f"data audit of {counted}: no patient in two splits, no duplicates, nothing left out, and neither image "
+            "size nor white border tells the class"
+        )
+        return [Warned("other", False, text)]
+    return found
+
+
+def _leaks(report: dict[str, Any]) -> list[Warned]:
+    found = []
+    for where, shared in report["patients"]["shared_between_splits"].items():
+        split, _, pair = where.partition(": ")
+        if split == "used" and (patients := shared["patients"]):
+            scans = ", ".join(f"{count:,} {part} scans" for part, count in shared["scans"].items())
+            text = f"{len(patients):,} patients have scans in {pair} ({scans}); use --dataset.split patient"
+            found.append(Warned("leak", "test" in pair, text))
+    several = report["patients"]["in_several_classes"]
+    if several:
+        found.append(Warned("leak", False, f"{len(several):,} patients have scans in more than one class"))
+    return found
+
+
+def _duplicates(report: dict[str, Any]) -> list[Warned]:
+    found = []
+    exact, near = report["duplicates"]["exact"], report["duplicates"]["near"]
+    if exact["surplus_scans"]:
+        text = f"{exact['surplus_scans']:,} scans are exact copies of others ({len(exact['groups']):,} groups)"
+        found.append(Warned("duplicates", False, text))
+    if near["pairs"]:
+        text = f"{len(near['pairs']):,} pairs of scans are nearly the same (copies, or one place imaged twice)"
+        found.append(Warned("duplicates", False, text))
+    for name, group in (("exact", exact), ("near", near)):
+        for across, meaning in (
+            ("across_splits_used", "lie in different splits"),
+            ("across_patients", "carry different patient numbers"),
+            ("across_classes", "carry different classes: at least one label is wrong"),
+        ):
+            if pairs := group.get(across):
+                serious = across == "across_splits_used" or (name, across) == ("exact", "across_classes")
+                text = f"{len(pairs):,} pairs of {name} duplicates {meaning} (e.g. {pairs[0][0]} and {pairs[0][1]})"
+                found.append(Warned("duplicates", serious, text))
+    return found
+
+
+def _shortcuts(report: dict[str, Any]) -> list[Warned]:
+    found = []
+    cured = report["borders"]["neutralised"]
+    for one in report["shortcut"]["results"]:
+        if not one["better_than_chance"]:
+            continue
+        percent = [100 * one[name] for name in ("balanced_accuracy", "low", "high", "chance")]
+        text = (
+            f"{one['features']} alone tells the class with {percent[0]:.1f} % [{percent[1]:.1f}, {percent[2]:.1f}] "
+            f"balanced accuracy (chance {percent[3]:.1f} %), without looking at the retina"
+        )
+        if "border" in one["features"]:
+            text += "; white borders " + ("are neutralised here" if cured else "are NOT neutralised here")
+        found.append(Warned("shortcut", not (cured and one["features"] == "border"), text))
+    if left_out := report["shortcut"]["classes_left_out"]:
+        text = f"shortcut check without {', '.join(left_out)}: fewer than five patients"
+        found.append(Warned("shortcut", False, text))
+    if not report["shortcut"]["results"]:
+        found.append(
+            Warned("shortcut", False, "shortcut check not possible: it takes two classes of five patients each")
+        )
+    return found
+
+
+def _files(report: dict[str, Any]) -> list[Warned]:
+    found = []
+    if left_out := report["left_out"]:
+        reasons = Counter(one["reason"] for one in left_out).most_common(3)
+        said = "; ".join(f"{count:,} × {reason}" for reason, count in reasons)
+        found.append(Warned("files", False, f"{len(left_out):,} files were left out ({said})"))
+    if wrong := report["mislabelled"]:
+        text = (
+            f"{len(wrong):,} files are named after another class than their folder (the folder's is used): {wrong[0]}"
+        )
+        found.append(Warned("files", True, text))
+    return found + [Warned("files", False, note) for note in report["notes"]]
+
+
+def _of_patients(shared: Setting) -> list[Warned]:
+    queries, names = shared.set_of("test"), shared.class_names
+    found = [Warned("size", True, note) for note in PatientBootstrap(queries.patients, 0).notes()]
+    if alone := classes_of_one_patient(queries, names):
+        text = f"one test patient only of {', '.join(alone)}: no intervals for what depends on that class"
+        found.append(Warned("size", True, text))
+    counts = {name: _patients(queries, c) for c, name in enumerate(names)}
+    few = [f"{name} {count}" for name, count in counts.items() if 1 < count < _FEW_OF_CLASS]
+    if few:
+        found.append(Warned("size", False, f"few test patients of {', '.join(few)}: their recalls are rough"))
+    absent = [name for name, count in counts.items() if not count]
+    if absent:
+        text = f"no test scan of {', '.join(absent)}: balanced accuracy and AUROC are over the other classes"
+        found.append(Warned("size", True, text))
+    known = set(shared.set_of("train").labels.tolist())
+    untrained = [name for c, name in enumerate(names) if c not in known]
+    if untrained:
+        text = f"no training scan of {', '.join(untrained)}: probes and k-NN cannot classify such scans right"
+        found.append(Warned("size", True, text))
+    tested = set(queries.patients.tolist())
+    for split in ("train", "val"):
+        if both := len(tested & set(shared.set_of(split).patients.tolist())):
+            text = f"{both} of {len(tested)} test patients also have labelled {split} scans, which flatters every model"
+            found.append(Warned("leak", split == "train", text))
+    return found
+
+
+def _patients(scans: ScanSet, label: int) -> int:
+    return len(set(scans.patients[scans.labels == label].tolist()))
+
+
+def _of_models(models: dict[str, Model], shared: Setting) -> list[Warned]:
+    tested = set(shared.set_of("test").patients.tolist())
+    found, unknown = [], []
+    for key, model in models.items():
+        if model.kind in ("starting weights", "random weights"):
+            continue
+        seen = model.seen
+        if seen is None:
+            unknown.append(key)
+        elif both := len(tested & seen):
+            text = (
+                f"{key} was trained on scans of {both} of the {len(tested)} test patients: not a test on new patients"
+            )
+            found.append(Warned("model", True, text))
+    if unknown:
+        text = f"{', '.join(unknown)}: trained on other data, so whether they saw these patients is not known"
+        found.append(Warned("model", False, text))
+    if elsewhere := [key for key in unknown if models[key].has_own]:
+        text = (
+            f"{', '.join(elsewhere)}: the classifier was not trained on these scans, so its answers say how it carries "
+            "over; the verdict compares a linear probe of its features instead"
+        )
+        found.append(Warned("model", True, text))
+    return found

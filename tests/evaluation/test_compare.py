@@ -1,0 +1,238 @@
+"""The comparison report: numbers equal to those of the single commands, gaps with reasons, and steps done once."""
+
+import contextlib
+import csv
+import importlib
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_oct.cli import parse_options
+from dino_oct.errors import InputError
+from evaluation import compare, comparison_measures
+from evaluation.reports import plain
+
+BOOTSTRAP = 60
+COMMON = ["--bootstrap", BOOTSTRAP, "--seed", 3]
+SMALL = ["--k", 3, "--cases", 8, "--league", 2, "--methods", "attention", "gradcam"]
+
+
+def said(module: str, args: list[object]) -> str:
+    """What a command prints."""
+    command = importlib.import_module(f"evaluation.{module}")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        command.main(parse_options(command.Options, [str(arg) for arg in args]))
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def own_cache(cache_root):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DINO_OCT_CACHE", str(cache_root))
+        yield
+
+
+@pytest.fixture(scope="module")
+def models(trained, fitted):
+    return [trained, trained / "checkpoints" / "start", fitted]
+
+
+@pytest.fixture(scope="module")
+def folder(models, own_cache, tmp_path_factory):
+    """One whole report of three tiny models on a few phantoms."""
+    out = tmp_path_factory.mktemp("report") / "new"
+    printed = said("compare", [*models, *SMALL, *COMMON, "--out", out])
+    (out / "printed.txt").write_text(printed)
+    return out
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_numbers_equal_those_of_the_single_commands(results, trained, tmp_path):
+    """Accuracy, interval, recall and confusion of k-NN and linear probe."""
+    shared = ["--model", trained, *COMMON, "--controls", False, "--out", tmp_path]
+    said("knn", [*shared, "--k", 3])
+    said("linear", [*shared, "--fractions", 1])
+    knn = json.loads((tmp_path / "knn_test.json").read_text())["rows"]
+    linear = json.loads((tmp_path / "linear_fast_test.json").read_text())["rows"]
+    assert list(knn) == list(linear) == ["model"]  # no controls were asked for
+    key = trained.name
+    row, single = results["table"]["rows"][key], results["evaluations"][key]
+    assert row["knn_3"] == knn["model"]["3"]["accuracy"]
+    assert single["knn_3"]["confusion"] == knn["model"]["3"]["confusion"]
+    for metric in ("accuracy", "balanced_accuracy", "macro_auroc"):
+        assert row[f"linear_{metric}"] == linear["model"][metric]
+    assert single["linear"]["setting"] == linear["model"]["setting"]
+    # The probe in a classifier's place is the same probe.
+    assert results["confusions"][key]["counts"] == linear["model"]["confusion"]
+    for name, recall in linear["model"]["recall"].items():
+        assert row[f"recall_{name}"] == recall
+
+
+def test_a_classifier_scores_as_in_its_own_test(fitted, own_cache, tmp_path):
+    """A supervised run and an untrained network, on the supervised run's own scans."""
+    models, nothing = [fitted, "random:test_resnet"], ["--cases", 0, "--league", 0]
+    printed = said("compare", [*models, "--k", 3, *nothing, "--seed", 0, "--out", tmp_path])
+    results = json.loads((tmp_path / "results.json").read_text())
+    tested = json.loads((fitted / "evaluation" / "supervised" / "supervised_test.json").read_text())
+    row, expected = results["table"]["rows"][fitted.name], tested["rows"]["classifier"]
+    for metric in ("accuracy", "balanced_accuracy", "macro_auroc", "calibration_error"):
+        for end, value in expected[metric].items():
+            assert row[f"classifier_{metric}"][end] == (value if value is None else pytest.approx(value, abs=1e-4))
+    assert results["confusions"][fitted.name]["counts"] == expected["confusion"]
+    assert results["models"]["random:test_resnet"]["kind"] == "random weights"
+    assert "there is no self-supervised model to compare with" in results["verdict"]["headline"]
+    assert not [one for one in results["warnings"] if one["kind"] == "model"]
+    assert "Self-supervised against supervised is NOT shown" in printed
+
+
+def test_every_part_of_the_report_is_there(results, folder, trained, fitted):
+    start = f"{trained.name}/start"
+    kinds = {key: one["kind"] for key, one in results["models"].items()}
+    assert kinds == {trained.name: "self-supervised", start: "starting weights", fitted.name: "supervised"}
+    assert results["models"][fitted.name]["classifier"] == "own"
+    assert results["models"][trained.name]["classifier"] == results["models"][start]["classifier"] == "probe"
+    columns = [one["key"] for one in results["table"]["columns"]]
+    for key, row in results["table"]["rows"].items():
+        assert list(row) == columns
+        gaps = results["models"][key]["gaps"]
+        groups = {one["key"]: one["group"] for one in results["table"]["columns"]}
+        for column, value in row.items():  # a gap has its reason
+            assert value is not None or column in gaps or groups[column] in gaps, (key, column)
+    assert results["table"]["rows"][trained.name]["classifier_accuracy"] is None
+    verdict = results["verdict"]
+    assert (verdict["a"], verdict["b"]) == (trained.name, fitted.name)
+    assert f"{verdict['patients']} patients" in verdict["headline"]
+    assert "synthetic" in verdict["headline"]
+    assert any("raw pixels" in text for text in verdict["sentences"])
+    assert any("starting weights" in text for text in verdict["sentences"])
+    kinds_of_warnings = [one["kind"] for one in results["warnings"]]
+    assert kinds_of_warnings.index("size") > 0  # the audit of the data comes first
+    of_models = [one["text"] for one in results["warnings"] if one["kind"] == "model"]
+    # The supervised run learnt from other phantoms: its classifier is no match for a probe fitted on these.
+    assert of_models[0] == f"{fitted.name}: trained on other data, so whether they saw these patients is not known"
+    assert "not trained on these scans" in of_models[1]
+    assert f"{fitted.name} with a linear probe" in " ".join(verdict["sentences"])
+    assert {panel["model"] for panel in results["embedding"]["panels"]} == set(kinds)
+    assert results["severity"]["measure"] == "phantom severity"
+    assert results["league"]["best"] in [row["name"] for row in results["league"]["rows"]]
+    assert [case["rule"] for case in results["cases"]] == [
+        rule for rule in ("seeded random", "best", "median", "worst") for _ in range(2)
+    ]
+    shown = len(results["scans"]["file"])
+    assert len(set(results["scans"]["file"])) == shown
+    for case in results["cases"]:
+        assert set(case["models"]) == set(kinds)
+        assert set(case["models"][fitted.name]["maps"]) >= {"attention", "gradcam"}
+    for one in results["suspects"]["found"]:
+        given = results["scans"]["label"][one["scan"]]
+        assert given == one["given"] != one["suggested"]
+        own = results["scans"]["patient"][one["scan"]]
+        assert all(results["scans"]["patient"][near["scan"]] != own for near in one["neighbours"])
+    printed = (folder / "printed.txt").read_text()
+    assert verdict["headline"] in printed
+    assert not [word for word in ("Traceback", "nan") if word in printed]
+
+
+def test_confusions_and_answers_open_the_scans_behind_them(results):
+    labels = results["scans"]["label"]
+    for key, found in results["confusions"].items():
+        answers = results["answers"][key]
+        assert sum(map(sum, found["counts"])) == len(answers["scans"]) == results["verdict"]["scans"]
+        for pair in found["pairs"]:
+            assert len(pair["scans"]) == found["counts"][pair["true"]][pair["called"]] > 0
+            assert all(labels[i] == pair["true"] and answers["called"][i] == pair["called"] for i in pair["scans"])
+        wrong = sum(len(pair["scans"]) for pair in found["pairs"])
+        assert wrong == len(answers["scans"]) - sum(found["counts"][c][c] for c in range(len(found["counts"])))
+
+
+def test_csv_and_figures_hold_the_same_numbers(results, folder):
+    with (folder / "results.csv").open() as stream:
+        rows = {row["model"]: row for row in csv.DictReader(stream)}
+    assert list(rows) == list(results["models"])
+    for key, row in rows.items():
+        value = results["table"]["rows"][key]["linear_accuracy"]
+        found = [float(row[f"linear_accuracy{end}"]) for end in ("", "_low", "_high")]
+        assert found == [value["point"], value["low"], value["high"]]
+    for figure in results["figures"]:
+        with Image.open(folder / figure["file"]) as image:
+            assert min(image.size) > 200
+        assert (folder / figure["file"]).with_suffix(".svg").read_text().startswith("<?xml")
+    assert (folder / "report.html").read_text().count(results["verdict"]["headline"]) >= 1
+
+
+def test_an_interrupted_report_goes_on_and_a_damaged_step_is_made_again(
+    models, folder, results, own_cache, tmp_path, monkeypatch, capsys
+):
+    args = [*map(str, models), *map(str, SMALL), *map(str, COMMON), "--out", str(tmp_path)]
+    options = parse_options(compare.Options, args)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "severity", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            compare.compare(options)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").glob("*.npz")}
+    assert len(kept) > 3 * 5
+    assert not (tmp_path / "results.json").exists()
+    damaged = next(file for file in kept if file.name.startswith("linear_"))
+    damaged.write_bytes(damaged.read_bytes()[:-200])
+    for name in ("_knn", "_classify"):
+        monkeypatch.setattr(comparison_measures, name, lambda *_: pytest.fail("a finished step was repeated"))
+    found, _, cache = compare.compare(options)
+    assert [step.split()[0] for step in cache.made if step.split()[0] in ("linear", "knn", "embedding")] == ["linear"]
+    assert "damaged, made again" in capsys.readouterr().err
+    assert all(file.stat().st_mtime_ns == time for file, time in kept.items() if file != damaged)
+    again = plain(found)
+    for section in ("table", "confusions", "suspects", "severity", "embedding", "cases", "warnings"):
+        if section == "table":  # the time of a pass is measured, not computed
+            for row in (*again["table"]["rows"].values(), *results["table"]["rows"].values()):
+                row.pop("ms_per_scan", None)
+        assert again[section] == results[section], section
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "no model to compare"),
+        (["RUN", "RUN/export"], "the same model as"),
+        (["RUN", "RUN"], "name every model once"),
+        (["RUN", "nowhere"], "nowhere: no such file or folder"),
+        (["RUN", "--k", "999"], "k = 999: must be from 1 to"),
+        (["RUN", "--cases", "-1"], "cases -1"),
+        (["RUN", "--data", "ONE"], "needs at least two class folders"),
+        (["RUN", "--masks", "nowhere"], "no such folder of lesion masks"),
+        (["RUN", "--methods", "gradcam", "gradcam"], "each once"),
+    ],
+)
+def test_wrong_use_is_one_line(args, message, trained, own_cache, tmp_path):
+    one = tmp_path / "one" / "CNV"
+    one.mkdir(parents=True)
+    for i in range(4):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (32, 32), dtype=np.uint8)).save(
+            one / f"CNV-{i}-1.png"
+        )
+    given = [arg.replace("RUN", str(trained)).replace("ONE", str(one.parent)) for arg in args]
+    with pytest.raises(InputError) as error:
+        said("compare", [*given, "--out", tmp_path / "out"])
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_one_model_alone_gives_a_report_that_says_what_is_missing(trained, own_cache, tmp_path):
+    said("compare", [trained, "--k", 3, "--cases", 0, "--league", 0, "--bootstrap", 20, "--out", tmp_path])
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert "there is no supervised model to compare with" in found["verdict"]["headline"]
+    assert any("NOT shown" in text for text in found["verdict"]["sentences"])
+    assert set(found["table"]["best"].values()) == {None}
+    assert found["cases"] == []
+    assert found["league"] is None
+    assert {text.split(":")[0] for text in found["gaps"]} == {"explanations", "cases"}

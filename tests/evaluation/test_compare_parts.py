@@ -1,0 +1,151 @@
+"""Parts of the comparison on data whose answer is known."""
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from evaluation.comparison_cache import StepCache
+from evaluation.comparison_cases import RULES, choose_cases
+from evaluation.comparison_severity import rank_correlation
+from evaluation.comparison_suspects import LIMIT, cross_validated, find_suspects, margins, nearest_of_others
+from evaluation.comparison_table import columns, is_urgency_known
+from evaluation.comparison_warnings import of_data
+
+
+@pytest.fixture
+def groups():
+    """Features of 3 classes that are told apart, 60 patients of 4 scans each."""
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(60).astype(str), 4)
+    labels = np.repeat(np.arange(60) % 3, 4)
+    features = 4 * np.eye(3, 8)[labels] + rng.normal(size=(240, 8))
+    return features.astype(np.float32), labels, patients
+
+
+def test_flipped_labels_come_first(groups):
+    features, labels, patients = groups
+    flipped = np.array([5, 77, 130, 201])
+    given = labels.copy()
+    given[flipped] = (labels[flipped] + 1) % 3
+    found, about = find_suspects(features, given, patients, 3, c=1.0)
+    assert {one.scan for one in found[:4]} == set(flipped.tolist())
+    assert [one.margin for one in found] == sorted(one.margin for one in found)
+    assert all(one.margin < LIMIT for one in found)
+    assert about["below"] == len(found)
+    for one in found[:4]:
+        assert (one.given, one.suggested) == (given[one.scan], labels[one.scan])
+        assert len(one.near) == 5
+        assert patients[one.scan] not in patients[one.near]
+        assert (labels[one.near] == labels[one.scan]).mean() > 0.7
+        assert one.similarities == sorted(one.similarities, reverse=True)
+
+
+def test_cross_validation_never_saw_the_patient(groups):
+    """Where every patient has its own features and a random class, nothing can be learnt from others."""
+    _, _, patients = groups
+    rng = np.random.default_rng(1)
+    features = np.repeat(rng.normal(size=(60, 40)), 4, axis=0).astype(np.float32)
+    labels = np.repeat(rng.integers(0, 2, 60), 4)
+    found = cross_validated(features, labels, patients, 2, c=100.0)
+    assert 0.2 < (found.argmax(axis=1) == labels).mean() < 0.8
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
+def test_margin_by_hand():
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
+    np.testing.assert_allclose(margins(probabilities, np.array([0, 1])), [0.5, -0.3])
+
+
+def test_neighbours_are_of_other_patients(groups):
+    features, _, patients = groups
+    similarity, near = nearest_of_others(features, patients, np.array([3, 100]), 7)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    for row, i in enumerate((3, 100)):
+        cosine = np.where(patients == patients[i], -2, unit @ unit[i])
+        assert near[row].tolist() == np.argsort(-cosine)[:7].tolist()
+        np.testing.assert_allclose(similarity[row], np.sort(cosine)[::-1][:7], atol=1e-5)
+
+
+def test_rank_correlation_of_a_resample_is_that_of_its_scans():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=50)
+    b = a + rng.normal(size=50)
+    (plain,) = rank_correlation(np.ones((1, 50)), a, b)
+    assert plain == pytest.approx(spearmanr(a, b).statistic)
+    order = np.arange(50.0)
+    weights = rng.integers(0, 3, (4, 50)).astype(float)
+    np.testing.assert_allclose(rank_correlation(weights, order, order), 1)
+    np.testing.assert_allclose(rank_correlation(weights, order, -order), -1)
+    assert np.isnan(rank_correlation(np.ones((1, 50)), a, np.zeros(50)))
+
+
+def test_cases_follow_their_rules_and_spread(groups):
+    _, labels, patients = groups
+    right = np.random.default_rng(2).random(240)
+    cases = choose_cases(right, labels, patients, 9, seed=0, model="M")
+    assert [case.rule for case in cases] == [RULES[0]] * 3 + [rule for rule in RULES[1:] for _ in range(2)]
+    by_rule = {rule: [case.scan for case in cases if case.rule == rule] for rule in RULES}
+    taken = by_rule["seeded random"]
+    free = np.setdiff1d(np.arange(240), np.flatnonzero(np.isin(patients, patients[taken])))
+    assert by_rule["best"][0] == free[right[free].argmax()]
+    assert right[by_rule["worst"]].max() < 0.1 < 0.9 < right[by_rule["best"]].min()
+    assert np.abs(right[by_rule["median"]] - np.median(right)).max() < 0.1
+    for scans in by_rule.values():
+        assert len(set(labels[scans].tolist())) == len(scans)
+    assert len({patients[case.scan] for case in cases}) == 9
+    assert cases == choose_cases(right, labels, patients, 9, seed=0, model="M")
+    assert len(choose_cases(right[:3], labels[:3], patients[:3], 8, seed=0, model="M")) == 3
+
+
+def test_steps_are_kept_by_what_they_depend_on(tmp_path, capsys):
+    cache = StepCache(tmp_path / "new")
+    made = [cache.json("a step", {"x": x}, lambda x=x: {"value": x}) for x in (1, 2, 1)]
+    assert made == [{"value": 1}, {"value": 2}, {"value": 1}]
+    assert cache.made == ["a step", "a step"]
+    for file in cache.folder.glob("*.npz"):
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 255
+        file.write_bytes(content)
+    assert cache.json("a step", {"x": 1}, lambda: {"value": 1}) == {"value": 1}
+    assert len(cache.made) == 3
+    assert "damaged, made again" in capsys.readouterr().err
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert StepCache(blocked).json("s", {}, lambda: 5) == 5  # costs time, not the result
+
+
+def test_urgent_columns_need_classes_of_both_kinds():
+    assert is_urgency_known(("CNV", "DME", "DRUSEN", "NORMAL"))
+    assert is_urgency_known(("cnv", "normal"))
+    assert not is_urgency_known(("CNV", "DME"))
+    assert not is_urgency_known(("CNV", "AMD", "NORMAL"))
+    assert not [one for one in columns((5,), ("AMD", "NORMAL")) if one.key.startswith("urgent")]
+
+
+def test_leaks_and_wrong_labels_are_serious():
+    report = {
+        "scans": {"usable": 10},
+        "patients": {
+            "count": 5,
+            "shared_between_splits": {
+                "used: train and test": {"patients": ["7"], "scans": {"train": 2, "test": 1}},
+                "published: train and test": {"patients": ["7"], "scans": {"train": 2, "test": 1}},
+            },
+            "in_several_classes": [],
+        },
+        "duplicates": {
+            "exact": {"groups": [["a", "b"]], "surplus_scans": 1, "across_classes": [["a", "b"]]},
+            "near": {"pairs": []},
+        },
+        "borders": {"neutralised": True},
+        "shortcut": {"results": [], "classes_left_out": []},
+        "left_out": [{"file": "x", "reason": "not an image"}],
+        "mislabelled": [],
+        "notes": [],
+    }
+    found = of_data(report)
+    assert [one.kind for one in found] == ["leak", "duplicates", "duplicates", "shortcut", "files"]
+    serious = [one.text for one in found if one.serious]
+    assert "1 patients have scans in train and test" in serious[0]
+    assert "at least one label is wrong" in serious[1]
+    assert len(serious) == 2
