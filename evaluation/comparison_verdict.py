@@ -63,7 +63,10 @@ def verdict(
         )
     elif a or b:
         one, missing = (a, SUPERVISED) if a else (b, SELF)
-        headline = f"{one} with {_protocol(models[one])} classifies {said[one]} of {where} right; there is no {missing} model to compare with."
+        how = _protocol(models[one])
+        headline = (
+            f"{one} with {how} classifies {said[one]} of {where} right; there is no {missing} model to compare with."
+        )
         sentences.append(f"Self-supervised against supervised is NOT shown: no {missing} model was given.")
     else:
         headline = (
