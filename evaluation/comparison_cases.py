@@ -20,6 +20,7 @@ from evaluation.lesion_scores import lesion_over_retina
 from evaluation.map_methods import METHODS, candidates, enlarge, make_maps, usable
 from evaluation.map_scores import SCORES, score_map
 
+CHOSEN_HEAD = "attention, chosen head"  # of each model; the league names it
 RULES = ("seeded random", "best", "median", "worst")
 _SIDE, _QUALITY = 384, 88  # of a scan on the page: pixels of its short side at most, and JPEG quality
 
@@ -155,7 +156,7 @@ def _ask(
             stacks = [made[f"map{i}"] for i in range(len(scans))]
             maps[method] = [one.mean(axis=0) for one in stacks]
             if method == "attention" and head in (names_of := candidates(model.classifier, method, model.map_settings)):
-                maps[f"attention, {head}"] = [one[names_of.index(head)] for one in stacks]
+                maps[CHOSEN_HEAD] = [one[names_of.index(head)] for one in stacks]
         except InputError as reason:
             reasons[method] = str(reason)
     probabilities = softmax(logits)
