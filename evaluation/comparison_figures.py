@@ -11,6 +11,7 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from dino_oct.errors import InputError
 from evaluation.bootstrap import Interval
@@ -25,6 +26,7 @@ KIND_COLOURS = {
     "other": "#009E73",
 }
 _DPI = 150
+_LEAGUE_COLOURS = {"map": "#0072B2", "ensemble": "#009E73", "reference": "#999999"}
 _MOST_BARS = 30
 
 
@@ -173,7 +175,11 @@ def _league(results: dict[str, Any], where: str) -> tuple[Figure, str] | None:
     score = found["score"]
     about = next(one for one in found["scores"] if one["key"] == score)
     factor = 100 if about.get("percent") else 1
-    rows = [row for row in found["rows"] if row["scores"].get(score) is not None][:_MOST_BARS]
+    ranked = [row for row in found["rows"] if row["scores"].get(score) is not None]
+    # The maps without a network are what the others are read against, so they are never cut; nor is the axis stretched
+    # by the mask itself.
+    controls = [row for row in ranked if row["kind"] == "reference" and row["name"] != "the mask itself"]
+    rows = [row for row in ranked if row["kind"] != "reference"][: _MOST_BARS - len(controls)] + controls
     figure = Figure(figsize=(8, 0.26 * len(rows) + 1.4), layout="constrained")
     axes = figure.subplots()
     for y, row in enumerate(rows):
@@ -181,15 +187,20 @@ def _league(results: dict[str, Any], where: str) -> tuple[Figure, str] | None:
         point, low, high = (None if v is None else factor * v for v in _parts(value))
         if point is None:
             continue
-        colour = {"reference": "0.6", "ensemble": "#009E73"}.get(row["kind"], "#0072B2")
-        axes.barh(y, point, color=colour, height=0.7)
+        axes.barh(y, point, color=_LEAGUE_COLOURS[row["kind"]], height=0.7)
         if low is not None and high is not None:
             axes.plot([low, high], [y, y], color="black", linewidth=1.2)
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7.5)
     axes.invert_yaxis()
     axes.set_xlabel(f"{about['title']}{' %' if about.get('percent') else ''}")
     axes.grid(axis="x", alpha=0.25)
-    figure.suptitle(f"{found['scans']:,} scans with a lesion of {found['patients']:,} patients", fontsize=9)
+    names = {"map": "one map", "ensemble": "ensemble", "reference": "no network"}
+    handles = [Patch(color=_LEAGUE_COLOURS[kind], label=name) for kind, name in names.items()]
+    axes.legend(handles=handles, loc="lower right", fontsize=8)
+    notice = f"{results['notice']} · " if results["notice"] else ""
+    figure.suptitle(
+        f"{notice}{found['scans']:,} scans with a lesion of {found['patients']:,} patients, 95 % intervals", fontsize=9
+    )
     return figure, f"League of explanation maps by {about['title']}"
 
 
