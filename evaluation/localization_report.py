@@ -173,7 +173,8 @@ def statements(result: dict[str, Any]) -> list[str]:
     if sure:
         said.append(f"Shown to exceed every map without a network ({', '.join(SIMPLE)}): {', '.join(sure)}.")
     if doubtful:
-        which = ", ".join(doubtful) if len(doubtful) <= _LISTED else f"the {len(doubtful)} other maps"
+        some = f"the {len(doubtful)} other maps" if sure else f"all {len(doubtful)} maps"
+        which = ", ".join(doubtful) if len(doubtful) <= _LISTED else some
         said.append(f"NOT shown to exceed every map without a network ({', '.join(SIMPLE)}): {which}.")
     said += _attention_statements(result)
     said += _between_kinds(result, title)
