@@ -2,7 +2,7 @@
 # From a fresh clone to the report, on a CPU: DINO and three supervised networks trained on phantoms (synthetic scans),
 # compared with the weights before training and with a random network.
 #   bash launch/compare_phantoms.sh [options of evaluation/compare.py, e.g. --out report]
-# 15 to 25 minutes on two cores, install included. Networks that are already trained are kept: run it again to go on where it stopped.
+# About 15 minutes on two cores, install included. Networks that are already trained are kept: run it again to go on where it stopped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
