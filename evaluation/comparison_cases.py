@@ -123,6 +123,8 @@ def show_cases(
         for i, (result, maps) in enumerate(_ask(model, methods, heads.get(key), scans, shared)):
             results[i]["models"][key] = result
             media[i]["maps"][key] = {method: _png(_grey(one)) for method, one in maps.items()}
+            if heads and "attention" in result["gaps"]:
+                result["gaps"] = {**result["gaps"], CHOSEN_HEAD: result["gaps"]["attention"]}
             for method, one in maps.items():
                 result["maps"][method] |= _scores(one, found[i])
     return results, media
