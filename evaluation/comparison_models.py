@@ -61,8 +61,7 @@ class Model:
     @property
     def map_settings(self) -> MapSettings:
         """How its maps are made: as ``evaluation/localization.py`` makes them without further options."""
-        monitor = self.source.monitor
-        return MapSettings(monitor.attention_size if monitor else None, window=WINDOW, stride=STRIDE)
+        return MapSettings(self.source.attention_size, window=WINDOW, stride=STRIDE)
 
     @property
     def identity(self) -> dict[str, Any]:

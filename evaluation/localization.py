@@ -131,19 +131,18 @@ def _without_classifier(network: Frozen) -> Classifier:
 
 
 def _settings(source: Source, options: Options) -> MapSettings:
-    side = options.attention_size or (source.monitor.attention_size if source.monitor else None)
+    side = options.attention_size or source.attention_size
     return MapSettings(side, options.attention_blocks, options.window, options.stride, options.fill)
 
 
 def choose_cases(
-    data: ScanData, masks: LesionMasks, split: str, n: int, models: Sequence[MapModel], target: str
+    data: ScanData, masks: LesionMasks, positions: np.ndarray, n: int, models: Sequence[MapModel], target: str
 ) -> list[Case]:
-    """Scans of a split that have a lesion, in turns through classes and patients, with the class to explain.
+    """``n`` of the scans at ``positions`` in turns through classes and patients (0: all), with the class to explain.
 
     Raises:
-        InputError: there are none, or a class that a model does not have.
+        InputError: a class that a model does not have.
     """
-    positions = masks.with_lesion(split)
     index = data.index
     if n:
         positions = np.array(take_turns(positions, index.labels, index.patients, n))
@@ -192,13 +191,13 @@ def evaluate(
     if data is None:
         data = open_data(sources[0].config, options.data, options.dataset, options.phantom, print)
     masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values)
-    for split in ("val", "test"):
-        masks.with_lesion(split)  # before models are opened: a missing mask costs no time
+    # Before models are opened: a missing mask costs no time.
+    with_lesion = {split: masks.with_lesion(split) for split in ("val", "test")}
     if classifiers is None:
         classifiers = open_each(sources, options, data)
     models, notes = map_models(sources, classifiers, options)
     test, val = (
-        choose_cases(data, masks, split, n, models, options.target)
+        choose_cases(data, masks, with_lesion[split], n, models, options.target)
         for split, n in (("test", options.n), ("val", -(-options.n // 2)))
     )
     names, _ = read_boundaries(data)

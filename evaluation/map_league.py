@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from evaluation.bootstrap import Interval, PatientBootstrap, paired_p_value, weighted_mean
+from evaluation.bootstrap import PatientBootstrap, paired_p_value, weighted_mean
 from evaluation.class_target import Classifier
 from evaluation.ensembles import rank_correlations, rank_normalise
 from evaluation.lesion_scores import SIMPLE, layer_densities, lesion_over_retina
@@ -354,11 +354,6 @@ def _sanity(
             stages = {stage: resampled.mean(values[:, s]) for s, stage in enumerate(STAGES)}
             result["models"][model.name][method] = {
                 "correlation": stages,
-                "verdict": sanity_verdict(stages[STAGES[-1]]),
+                "verdict": verdict(stages[STAGES[-1]]),
             }
     return result
-
-
-def sanity_verdict(correlation: Interval) -> str:
-    """``randomisation.verdict`` of an interval."""
-    return verdict(correlation.point, correlation.low, correlation.high)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dino_oct.models.backbone import classifier_tensors, load_backbone
+from evaluation.bootstrap import Interval
 from evaluation.class_target import Classifier
 from evaluation.ensembles import rank_correlations, rank_normalise
 from evaluation.map_methods import MapSettings, make_maps
@@ -65,14 +66,12 @@ def _correlation(before: np.ndarray, after: np.ndarray) -> float:
     return 0.0 if np.ptp(before) > 0 and np.ptp(after) == 0 else float(rank_correlations([before, after])[0, 1])
 
 
-def verdict(mean: float, low: float | None, high: float | None, limit: float = LIMIT) -> str:
+def verdict(correlation: Interval) -> str:
     """``passed`` where the interval of the mean correlation lies below the limit, ``FAILED`` where the mean does not
     and ``not shown`` between; also ``not shown`` without an interval."""
-    if not np.isfinite(mean):
-        return "not shown"
-    if mean >= limit:
+    if correlation.point >= LIMIT:
         return "FAILED"
-    return "passed" if low is not None and high is not None and high < limit else "not shown"
+    return "passed" if correlation.is_below(LIMIT) else "not shown"
 
 
 def fresh_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:

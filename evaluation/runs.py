@@ -67,6 +67,11 @@ class Source:
         return self.config.monitor if isinstance(self.config, TrainConfig) else None
 
     @property
+    def attention_size(self) -> int | None:
+        """Short side in pixels that a pretraining looked at attention with; None for other sources."""
+        return self.monitor.attention_size if self.monitor else None
+
+    @property
     def is_final(self) -> bool:
         """Whether these are a run's final weights rather than one of its checkpoints."""
         return self.run is not None and Path(self.name) in (self.run, self.run / "export")

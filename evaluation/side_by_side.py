@@ -125,7 +125,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Pag
 def _models(sources: Sequence[Source], classifiers: dict[str, Classifier], options: Options) -> list[MapModel]:
     models = []
     for source, (name, classifier) in zip(sources, classifiers.items(), strict=True):
-        side = options.attention_size or (source.monitor.attention_size if source.monitor else None)
+        side = options.attention_size or source.attention_size
         able, gaps = usable(classifier, options.methods)
         models.append(MapModel(name, source.kind, classifier, MapSettings(side), tuple(able), gaps))
     if not any(model.methods for model in models):

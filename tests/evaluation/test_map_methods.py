@@ -6,6 +6,7 @@ import torch
 
 from dino_oct.errors import InputError
 from dino_oct.features import squash
+from evaluation.bootstrap import Interval
 from evaluation.class_target import Classifier
 from evaluation.ensembles import disagreement, ensemble, rank_correlations, rank_normalise
 from evaluation.gradcam_maps import gradcam
@@ -198,7 +199,7 @@ def test_a_map_that_vanishes_has_changed(cnn, monkeypatch):
     ],
 )
 def test_verdicts_of_the_randomisation_test(interval, expected):
-    assert verdict(*interval) == expected
+    assert verdict(Interval(*interval)) == expected
 
 
 def test_peak_memory_counts_what_is_held_at_once(capfd):
