@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dino_oct import checkpoint, processes
+from dino_oct import checkpoint, processes, provenance
 from dino_oct.augment import MultiCrop
 from dino_oct.cli import one_line_errors
 from dino_oct.config import TrainConfig, load_config
@@ -45,16 +45,17 @@ def train(config: TrainConfig) -> None:
     stop = StopSignal()
 
     # ---- data ------------------------------------------------------------------------------------------------------
+    run = Path(config.out)
+    check_run_folder(run)
+    resume_file = checkpoint.find_resume(run, config.resume)
+    table = provenance.table_of(resume_file)
     with accelerator.local_main_process_first():
-        index, scans = load_scans(config.data, config.dataset, config.phantom, say)
+        index, scans = load_scans(config.data, config.dataset, config.phantom, say, table)
     train_index = index.positions("train")
     n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
     share = shares(config.optim.batch_size, config.optim.accumulate)
 
     # ---- networks --------------------------------------------------------------------------------------------------
-    run = Path(config.out)
-    check_run_folder(run)
-    resume_file = checkpoint.find_resume(run, config.resume)
     state = checkpoint.read_training_state(resume_file, STATE) if resume_file else None
     if state and state["step"] >= config.optim.epochs * n_steps_per_epoch:
         return say(f"{run} is already complete ({state['step']} steps); --out another folder, or --resume never")
@@ -85,6 +86,7 @@ def train(config: TrainConfig) -> None:
     # ---- run folder ------------------------------------------------------------------------------------------------
     if main_process:
         prepare_run_folder(run, config, resume_file, say)
+        provenance.record(run, index, scans.digests, config.init, resume_file)
         if step == 0:
             save_export(learner.teacher.backbone, run / "checkpoints" / "start")
     accelerator.wait_for_everyone()

@@ -182,7 +182,7 @@ def _choose(source: Source, options: Options) -> tuple[list[Chosen], dict[str, A
     """The scans, and what the JSON file says about them."""
     if options.scans:
         return from_files(options.scans, source, options.dataset)
-    data = open_data(source.config, options.data, options.dataset, options.phantom, print)
+    data = open_data(source, options.data, options.dataset, options.phantom, print)
     return from_split(data, options.split, options.n)
 
 

@@ -54,8 +54,11 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
     }
 
 
-def from_split(data: ScanData, split: str, n: int) -> tuple[list[Chosen], dict[str, Any]]:
+def from_split(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -> tuple[list[Chosen], dict[str, Any]]:
     """``n`` scans of a split by ``take_turns``, and what a result says about them.
+
+    Args:
+        beside: further SOURCEs that are shown with the model.
 
     Raises:
         InputError: the split has none.
@@ -69,9 +72,7 @@ def from_split(data: ScanData, split: str, n: int) -> tuple[list[Chosen], dict[s
     ]
     described = data.describe(chosen=np.array(positions))
     counts = described.pop("sets")["chosen"]
-    notes = list(described["notes"])
-    if seen := data.seen_among(np.array(positions)):
-        notes.append(f"{seen} of {counts['patients']} patients were seen in training")
+    notes = [*data.index.notes, *data.training_notes(np.array(positions), beside)]
     if len(positions) < n:
         notes.append(f"the {split} split has {len(positions)} scans only")
     return chosen, {**described, **counts, "split": split, "notes": notes}

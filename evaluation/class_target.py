@@ -117,7 +117,7 @@ def open_classifier(source: Source, options: ClassTargetOptions, data: ScanData 
                 f"{source.name} has no classifier of OCT classes, and without labelled scans none can be fitted; give "
                 "them with --data DIR, or name a supervised run with --model"
             )
-        data = open_data(source.config, options.data, options.dataset, options.phantom, print)
+        data = open_data(source, options.data, options.dataset, options.phantom, print)
     return _with_fitted_head(source, options, data, device)
 
 

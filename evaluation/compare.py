@@ -97,7 +97,7 @@ def compare(options: Options, say: Callable[[str], None] = print) -> tuple[dict[
     folder = make_folder(options.out)
     # ---- data and models -------------------------------------------------------------------------------------------
     first = next((source for source in map(open_source, options.models) if source.run is not None), None)
-    data = open_data(first and first.config, options.data, options.dataset, options.phantom, say)
+    data = open_data(first, options.data, options.dataset, options.phantom, say)
     positions = {split: data.labelled(split) for split in SPLITS}
     index = data.index
     for split in ("train", "test"):

@@ -1,7 +1,5 @@
 """The models of a comparison: what each is, what it can answer, and what it costs."""
 
-import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,9 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from dino_oct.config import RunSettings
-from dino_oct.data.index import index_scans
 from dino_oct.errors import InputError
+from dino_oct.provenance import Seen
 from evaluation.class_target import Classifier, ClassTargetOptions, open_classifier
 from evaluation.comparison import MODEL
 from evaluation.explanations import short_names
@@ -37,7 +34,7 @@ class Model:
         key: short and unique.
         identity: what identifies its weights, for the cache of steps; sha256: their first 16 digits.
         has_own: whether it has a trained classifier of the data's classes.
-        seen: patients of the data whose scans it was trained on; None where that is not known.
+        seen: what is known of the data's patients and its training; None where nothing is.
         gaps: column, group or section of the report → why this model has none.
     """
 
@@ -47,7 +44,7 @@ class Model:
     architecture: str
     sha256: str
     has_own: bool
-    seen: set[str] | None
+    seen: Seen | None
     data: ScanData
     positions: dict[str, np.ndarray]
     gaps: dict[str, str] = field(default_factory=dict)
@@ -56,7 +53,7 @@ class Model:
     def is_judged_by_own(self) -> bool:
         """Whether a comparison judges it by its own classifier: one trained on these scans, as a probe is fitted on
         them; a linear probe of its features otherwise."""
-        return self.has_own and self.seen is not None
+        return self.has_own and self.seen is not None and self.seen.is_home
 
     @property
     def map_settings(self) -> MapSettings:
@@ -141,7 +138,7 @@ def _open(key: str, source: Source, data: ScanData, positions: dict[str, np.ndar
         architecture=backbone.hub_config["architecture"],
         sha256=network.weights["sha256"],
         has_own="classifier" not in gaps,
-        seen=trained_on(source.config, data),
+        seen=data.seen_by(source.name),
         data=data,
         positions=positions,
         gaps=gaps,
@@ -183,27 +180,3 @@ def in_class_order(probabilities: np.ndarray, names: Sequence[str], class_names:
     for column, name in enumerate(names):
         found[:, list(class_names).index(name)] = probabilities[:, column]
     return found
-
-
-def trained_on(config: RunSettings | None, data: ScanData) -> set[str] | None:
-    """Patients of ``data`` whose scans a run was trained on; None where that is not known, as for a run on other data
-    and for weights that are not from a run."""
-    if config is None or not _same_scans(config, data):
-        return None
-    # Unlabelled folders of other scans do not matter here; those that are gone cannot be read.
-    settings = dataclasses.replace(config.dataset, unlabelled=[])
-    index = index_scans(data.index.root, settings)
-    return set(index.patients[index.positions("train")].tolist())
-
-
-def _same_scans(config: RunSettings, data: ScanData) -> bool:
-    """Whether a run was trained on the folder (or the phantoms) of ``data``."""
-    root = Path(data.index.root)
-    if config.data != "phantom":
-        return Path(config.data).resolve() == root.resolve()
-    about = root / "phantom.json"
-    if not about.is_file():
-        return False
-    drawn = json.loads(about.read_text())["config"]
-    asked = dataclasses.asdict(config.phantom)
-    return {name: np.array(value).tolist() for name, value in asked.items()} == drawn

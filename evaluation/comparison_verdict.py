@@ -75,7 +75,8 @@ def verdict(
     if a:
         sentences += _knn_sentences(a, models, values, ks, temperature, intervals, shared)
     for key in accuracy:
-        if both := len((models[key].seen or set()) & set(queries.patients.tolist())):
+        seen = models[key].seen
+        if both := len(seen.patients & set(queries.patients.tolist())) if seen else 0:
             sentences.insert(0, f"NOT a fair test: {key} was trained on scans of {both} of these patients.")
     sentences += [f"Note: {note}." for note in intervals.bootstrap.notes()]
     if shared.data.is_phantom:

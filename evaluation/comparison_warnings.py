@@ -154,20 +154,18 @@ def _of_models(models: dict[str, Model], shared: Setting) -> list[Warned]:
     tested = set(shared.set_of("test").patients.tolist())
     found, unknown = [], []
     for key, model in models.items():
-        if model.kind in ("starting weights", "random weights"):
-            continue
-        seen = model.seen
-        if seen is None:
+        if model.seen is None or model.seen.unknown:
             unknown.append(key)
-        elif both := len(tested & seen):
+        if model.seen is not None and (both := len(tested & model.seen.patients)):
             text = (
-                f"{key} was trained on scans of {both} of the {len(tested)} test patients: not a test on new patients"
+                f"{key} was trained on scans of {both} of the {len(tested)} test patients, in its run or one that it "
+                "started from: not a test on new patients"
             )
             found.append(Warned("model", True, text))
     if unknown:
-        text = f"{', '.join(unknown)}: trained on other data, so whether they saw these patients is not known"
+        text = f"{', '.join(unknown)}: what these weights were trained on is not known, so they may know these patients"
         found.append(Warned("model", False, text))
-    if elsewhere := [key for key in unknown if models[key].has_own]:
+    if elsewhere := [key for key, model in models.items() if model.has_own and not model.is_judged_by_own]:
         text = (
             f"{', '.join(elsewhere)}: the classifier was not trained on these scans, so its answers say how it carries "
             "over; the verdict compares a linear probe of its features instead"

@@ -103,7 +103,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], Maps]:
     repeated = {MODEL, START, RANDOM, PIXELS, source.name} & set(options.beside)
     if repeated or len(set(options.beside)) < len(options.beside):
         raise InputError("beside: every model once, and not the --model itself")
-    data = open_data(source.config, options.data, options.dataset, options.phantom, print)
+    data = open_data(source, options.data, options.dataset, options.phantom, print)
     chosen, notes = _choose(data, options)
     patients = data.index.patients[chosen]
     comparable, label_notes = comparable_scans(data.index.labels[chosen], patients, data.index.class_names)
@@ -129,7 +129,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], Maps]:
         maps = dataclasses.replace(maps, frames=frames)
         notes += frame_notes
     measured = _measure(maps, k, options)
-    notes += [*k_notes, *label_notes, *measured["notes"], *_patient_notes(source, options, data, chosen), *found.notes]
+    notes += [*k_notes, *label_notes, *measured["notes"], *data.training_notes(chosen, options.beside), *found.notes]
     return {
         "evaluation": "embedding_map",
         "model": {"source": source.name, "run": source.run, "chosen": source.chosen},
@@ -325,19 +325,6 @@ def _measure(maps: Maps, k: int, options: Options) -> dict[str, Any]:
         "chance": 100 * float(chance_purity(labels, patients).mean()) if bootstrap else None,
         "notes": notes + (bootstrap.notes() if bootstrap else []),
     }
-
-
-def _patient_notes(source: Source, options: Options, data: ScanData, chosen: np.ndarray) -> list[str]:
-    notes = [note for note in data.notes if note not in data.index.notes]  # the index's were printed when it was read
-    n_patients = len(set(data.index.patients[chosen].tolist()))
-    if seen := data.seen_among(chosen):
-        notes.append(f"{seen} of {n_patients} patients were seen in pretraining: not a test on new patients")
-    own = source.config
-    for name in options.beside:
-        other = open_source(name).config
-        if other and own and (other.data, other.dataset, other.phantom) != (own.data, own.dataset, own.phantom):
-            notes.append(f"{name}: trained with other data settings; whether it saw these patients is not known")
-    return notes
 
 
 def main(options: Options) -> None:

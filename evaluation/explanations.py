@@ -127,8 +127,8 @@ def open_models(
     if options.scans:
         chosen, about = from_files(options.scans, source, options.dataset)
     else:
-        data = open_data(source.config, options.data, options.dataset, options.phantom, print)
-        chosen, about = from_split(data, options.split, options.n)
+        data = open_data(source, options.data, options.dataset, options.phantom, print)
+        chosen, about = from_split(data, options.split, options.n, options.beside)
     models = open_each(sources, options, data)
     for model in models.values():
         if options.target not in ("predicted", "true"):

@@ -18,7 +18,7 @@ from evaluation.comparison import MODEL, PIXELS, START, ScanSet, compare_scores,
 from evaluation.frozen_features import FeatureOptions, extract_features
 from evaluation.reports import closing, heading, make_folder, recall_table, show, table, write_json
 from evaluation.runs import Source, open_source
-from evaluation.scan_data import OTHER_DATA, ScanData, open_data
+from evaluation.scan_data import ScanData, open_data
 
 
 @dataclass
@@ -76,7 +76,7 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
     Raises:
         InputError: no run, no labels, k out of range, an image size that does not fit, or as ``load_backbone``.
     """
-    data = open_data(source.config, options.data, options.dataset, options.phantom, print)
+    data = open_data(source, options.data, options.dataset, options.phantom, print)
     reference, queries = data.labelled("train"), data.labelled(options.split)
     check_k(options.k, len(reference))
     found = extract_features(source, options, data, {"reference": reference, "queries": queries})
@@ -124,18 +124,13 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
 
 def _patient_notes(data: ScanData, reference: np.ndarray, queries: np.ndarray, options: Options) -> list[str]:
     """Whether the classified patients are new: to the vote, and to pretraining."""
-    notes = [OTHER_DATA] if OTHER_DATA in data.notes else []
+    notes = data.training_notes(queries)
     patients = set(data.index.patients[queries].tolist())
     voting = len(patients & set(data.index.patients[reference].tolist()))
     if voting and not options.exclude_same_patient:
         notes.append(
             f"{voting} of {len(patients)} classified patients also have training scans, which flatters every row; use "
             "--dataset.split patient or --exclude-same-patient True"
-        )
-    seen = data.seen_among(queries)
-    if seen:
-        notes.append(
-            f"{seen} of {len(patients)} classified patients were seen in pretraining: not a test on new patients"
         )
     return notes
 

@@ -33,7 +33,7 @@ from evaluation.probes import (
 )
 from evaluation.reports import closing, heading, make_folder, recall_table, show, table, write_json
 from evaluation.runs import Source, default_device, open_source
-from evaluation.scan_data import OTHER_DATA, PHANTOM_NOTICE, ScanData, open_data
+from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
 
 PROBE = "linear"
 # At least one patient of each class makes small draws even between classes, whatever the test's shares: plain accuracy
@@ -185,7 +185,7 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
         InputError: no run, one class only, no validation scans, an image size that does not fit, or as
             ``load_backbone``.
     """
-    data = open_data(source.config, options.data, options.dataset, options.phantom, print)
+    data = open_data(source, options.data, options.dataset, options.phantom, print)
     positions = {"train": data.labelled("train"), "val": data.labelled("val"), "queries": data.labelled(options.split)}
     sets = {name: ScanSet(data.index.labels[p], data.index.patients[p]) for name, p in positions.items()}
     train, val, queries = sets.values()
@@ -272,7 +272,7 @@ def _fit(options: Options) -> Fit:
 def _patient_notes(data: ScanData, positions: dict[str, np.ndarray], options: Options) -> list[str]:
     """Whether the classified patients are new: to the probe, to its choice, and to pretraining."""
     patients = {name: set(data.index.patients[p].tolist()) for name, p in positions.items()}
-    tested, notes = patients["queries"], [OTHER_DATA] if OTHER_DATA in data.notes else []
+    tested, notes = patients["queries"], data.training_notes(positions["queries"])
     if shared := len(tested & patients["train"]):
         notes.append(
             f"{shared} of {len(tested)} classified patients also have training scans, which flatters every row; use "
@@ -282,10 +282,6 @@ def _patient_notes(data: ScanData, positions: dict[str, np.ndarray], options: Op
         notes.append("chosen and judged on the same validation scans: too good; report --split test")
     elif shared := len(tested & patients["val"]):
         notes.append(f"{shared} of {len(tested)} classified patients also have validation scans")
-    if seen := data.seen_among(positions["queries"]):
-        notes.append(
-            f"{seen} of {len(tested)} classified patients were seen in pretraining: not a test on new patients"
-        )
     return notes
 
 

@@ -189,7 +189,7 @@ def evaluate(
             a model does not have, or as ``open_classifier``.
     """
     if data is None:
-        data = open_data(sources[0].config, options.data, options.dataset, options.phantom, print)
+        data = open_data(sources[0], options.data, options.dataset, options.phantom, print)
     masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values)
     # Before models are opened: a missing mask costs no time.
     with_lesion = {split: masks.with_lesion(split) for split in ("val", "test")}
@@ -251,7 +251,7 @@ def evaluate(
             "retina": resampled.mean(np.array([case.mask.retina.mean() for case in test])),
         },
         **rated,
-        "notes": [*resampled.notes(), *_patient_notes(data, positions), *notes, *_method_notes(models, masks)],
+        "notes": [*resampled.notes(), *_patient_notes(data, positions, sources), *notes, *_method_notes(models, masks)],
     }
     result["statements"] = statements(result)
     ours = [r for r, row in enumerate(result["rows"].values()) if row["kind"] == "map"]
@@ -263,13 +263,11 @@ def evaluate(
     return result, pages
 
 
-def _patient_notes(data: ScanData, positions: dict[str, np.ndarray]) -> list[str]:
-    notes = list(data.notes)
+def _patient_notes(data: ScanData, positions: dict[str, np.ndarray], sources: Sequence[Source]) -> list[str]:
+    notes = [*data.index.notes, *data.training_notes(positions["test"], [source.name for source in sources[1:]])]
     patients = {which: set(data.index.patients[found].tolist()) for which, found in positions.items()}
     if shared := len(patients["val"] & patients["test"]):
         notes.append(f"{shared} patients have scans in validation and in test: the choice of heads saw them")
-    if seen := data.seen_among(positions["test"]):
-        notes.append(f"{seen} test patients were seen in training")
     return notes
 
 

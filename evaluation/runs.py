@@ -16,6 +16,7 @@ from dino_oct.config import RunSettings, TrainConfig
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import download, load_backbone
 from dino_oct.monitor import MonitorConfig
+from dino_oct.provenance import run_of
 from evaluation.scan_data import DatasetOptions, PhantomOptions
 
 RUNS = Path("runs")
@@ -120,12 +121,8 @@ def open_source(model: str | None) -> Source:
     if model is None:
         run = newest_run()
         return Source(str(run), run, read_run(run), f"newest under {RUNS}/")
-    path = Path(model)
-    if path.exists():
-        for run in (path, path.parent, path.parent.parent):
-            if (run / "config.yaml").is_file() and (run / "metrics.jsonl").is_file():
-                return Source(model, run, read_run(run))
-    return Source(model)
+    run = run_of(model)
+    return Source(model) if run is None else Source(model, run, read_run(run))
 
 
 def read_run(run: Path) -> RunSettings:

@@ -1,24 +1,29 @@
 """Which scans an evaluation uses, and what it must say about them."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
-from dino_oct.config import RunSettings
 from dino_oct.data.cache import ScanCache
-from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scans
+from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex
 from dino_oct.data.load import load_scans
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.data.shortcut import check_shortcuts
+from dino_oct.data.table import ScanRow, read_rows
 from dino_oct.errors import InputError
+from dino_oct.provenance import TABLE, TRAINED_ON, Seen, seen_in, trained_on
 from evaluation.bootstrap import Interval
 
+if TYPE_CHECKING:
+    from evaluation.runs import Source
+
 PHANTOM_NOTICE = "PHANTOMS: synthetic scans"
-OTHER_DATA = "other data than the run was trained on: whether it saw these patients is not known"
+_SPLITTING = ("split", "split_seed", "val_fraction", "test_fraction")
+_DECODING = ("neutralise_borders", "max_side")
 Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 
 
@@ -27,13 +32,14 @@ class DatasetOptions:
     """How scans are split and cached; unset: as in training."""
 
     split: Literal["patient", "official", "auto"] | None = None
-    """patient: by patient number; official: the folders train/val/test; auto: official for phantoms, else patient."""
+    """official: the folders train/val/test; patient: by a hash of the patient; auto: the folders unless patients are
+    known to be in two of them. Unset, on the run's own data: the run's own table (scans.csv)."""
     split_seed: int | None = None
     """Seed of the patient split."""
     val_fraction: float | None = None
-    """Share of each class's scans kept for validation (patient split)."""
+    """Share of the patients kept for validation (patient split)."""
     test_fraction: float | None = None
-    """Share of each class's scans kept for the test (patient split)."""
+    """Share of the patients kept for the test (patient split)."""
     neutralise_borders: bool | None = None
     """Replace white borders by the scan's own dark background."""
     max_side: int | None = None
@@ -63,14 +69,14 @@ class ScanData:
     """Indexed and decoded scans, aligned, with what a reader must know about them.
 
     Attributes:
-        seen: patients whose scans the run was trained on; None where that is not known.
+        seen: what is known of these patients and the model's training; None where nothing is.
         notes: one line each.
     """
 
     index: ScanIndex
     scans: ScanCache
     dataset: DatasetConfig
-    seen: frozenset[str] | None
+    seen: Seen | None
     notes: tuple[str, ...]
 
     @property
@@ -106,8 +112,36 @@ class ScanData:
         return {"scans": len(positions), "patients": len(set(patients.tolist())), "classes": by_class}
 
     def seen_among(self, positions: np.ndarray) -> int | None:
-        """Patients of these scans that the run was trained on."""
-        return None if self.seen is None else len(self.seen & set(self.index.patients[positions].tolist()))
+        """Patients of these scans that the model was trained on; None where that is not known."""
+        return self.seen and len(self.seen.patients & set(self.index.patients[positions].tolist()))
+
+    def training_notes(self, positions: np.ndarray, others: Sequence[str] = ()) -> list[str]:
+        """What a reader must know of these scans' patients and the training of the model, and of other SOURCEs."""
+        notes = [note for note in self.notes if note not in self.index.notes]  # those were said when it was read
+        notes += self._of_training(self.seen, positions)
+        for name in others:
+            notes += [f"{name}: {note}" for note in self._of_training(self.seen_by(name), positions)]
+        return notes
+
+    def seen_by(self, source: str) -> Seen | None:
+        """What is known of these patients and the training of any SOURCE."""
+        return seen_in(self.index, self.scans.digests, trained_on(source))
+
+    def _of_training(self, seen: Seen | None, positions: np.ndarray) -> list[str]:
+        patients = set(self.index.patients[positions].tolist())
+        if seen is None:
+            return [f"whether the weights were trained on these patients is not known: no {TRAINED_ON} beside them"]
+        notes = []
+        if shared := len(seen.patients & patients):
+            notes.append(
+                f"{shared} of {len(patients)} patients were trained on, in this run or one that it started from: not a "
+                "test on new patients"
+            )
+        if seen.unknown:
+            notes.append(
+                f"training began with {', '.join(seen.unknown)}: whether those weights know these patients is not known"
+            )
+        return notes
 
     def shortcuts(self, positions: np.ndarray) -> list[dict[str, Any]] | None:
         """How well size and white border of the files alone tell the classes of these scans (``data.shortcut``).
@@ -140,46 +174,60 @@ class ScanData:
             "synthetic": self.is_phantom,
             "notice": PHANTOM_NOTICE if self.is_phantom else None,
             "dataset": {name: getattr(self.dataset, name) for name in kept},
+            "split": self.index.split_rule,
             "sets": {name: self.counts(chosen) for name, chosen in positions.items()},
             "notes": self.notes,
         }
 
 
 def open_data(
-    config: RunSettings | None,
+    source: "Source | None",
     data: str | None,
     dataset: DatasetOptions,
     phantom: PhantomOptions,
     say: Callable[[str], None],
 ) -> ScanData:
-    """Open the data of an evaluation: the run's own unless options say otherwise.
+    """Open the data of an evaluation: the run's own, split as its table says, unless options say otherwise.
 
     Args:
-        config: settings of the run; None where the model is not from a run.
+        source: the model that is evaluated.
         say: takes what a reader should know while scans are indexed.
 
     Raises:
         InputError: no data named and no run to take them from; or as ``load_scans``.
     """
+    config = source.config if source else None
     if data is None and config is None:
         raise InputError("the model is not from a run, so it brings no data; give --data DIR or --data phantom")
     data = data or config.data
     trained_dataset = config.dataset if config else DatasetConfig()
     trained_phantom = config.phantom if config else PhantomConfig()
-    own = config is not None and data == config.data
+    chosen_phantom = _changed(trained_phantom, phantom)
+    own = config is not None and _same_data(data, config.data)
+    own &= data != "phantom" or chosen_phantom == trained_phantom
     # Unlabelled folders are not evaluated, but with them the cache that training made serves as it is.
     further = [folder for folder in trained_dataset.unlabelled if own and Path(folder).is_dir()]
     chosen = dataclasses.replace(_changed(trained_dataset, dataset), unlabelled=further)
-    chosen_phantom = _changed(trained_phantom, phantom)
-    index, scans = load_scans(data, chosen, chosen_phantom, say)
-    seen, notes = None, list(index.notes)
-    if own and (data != "phantom" or chosen_phantom == trained_phantom):
-        same = dataclasses.replace(trained_dataset, unlabelled=further)
-        trained = index if chosen == same else index_scans(index.root, same)
-        seen = frozenset(trained.patients[trained.positions("train")].tolist())
-    elif config is not None:
-        notes.append(OTHER_DATA)
+    split_as_run = all(getattr(chosen, name) == getattr(trained_dataset, name) for name in _SPLITTING)
+    table = _table_of(source.run) if own and split_as_run else None
+    same_pixels = all(getattr(chosen, name) == getattr(trained_dataset, name) for name in _DECODING)
+    index, scans = load_scans(data, chosen, chosen_phantom, say, table, same_pixels)
+    notes = list(index.notes)
+    if own and split_as_run and table is None:
+        notes.append(f"{source.run} has no table of its scans ({TABLE}), so the splits are made anew from the folder")
+    seen = seen_in(index, scans.digests, trained_on(source.name)) if source else None
+    if config is not None and seen is not None and not seen.is_home:
+        notes.append("other data than the run was trained on: none of these scans is among its training scans")
     return ScanData(index, scans, chosen, seen, tuple(notes))
+
+
+def _table_of(run: Path) -> list[ScanRow] | None:
+    return read_rows(run / TABLE) if (run / TABLE).is_file() else None
+
+
+def _same_data(one: str, other: str) -> bool:
+    """Whether two ``data`` settings mean the same scans."""
+    return one == other or ("phantom" not in (one, other) and Path(one).resolve() == Path(other).resolve())
 
 
 def _changed(settings: Settings, options: DatasetOptions | PhantomOptions) -> Settings:

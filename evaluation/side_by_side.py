@@ -94,9 +94,9 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Pag
     if options.scans:
         chosen, about = from_files(options.scans, source, options.dataset)
     else:
-        data = open_data(source.config, options.data, options.dataset, options.phantom, print)
+        data = open_data(source, options.data, options.dataset, options.phantom, print)
         masks = _masks(data, options.masks)
-        chosen, about = from_split(data, options.split, options.n)
+        chosen, about = from_split(data, options.split, options.n, options.beside)
     classifiers = open_each(sources, options, data)
     models = _models(sources, classifiers, options)
     result = describe("side_by_side", classifiers, source, about, options)

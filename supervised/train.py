@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dino_oct import checkpoint, processes
+from dino_oct import checkpoint, processes, provenance
 from dino_oct.augment import SingleCrop
 from dino_oct.cli import one_line_errors
 from dino_oct.data.load import load_scans
@@ -35,7 +35,7 @@ from supervised.data import LabelledScans, check_classes, labelled
 from supervised.finetune import set_trainable
 from supervised.judge import final_result, predict, predict_scans, report, validation_metrics
 from supervised.learner import ClassifierLearner
-from supervised.zoo import ZooModel, build
+from supervised.zoo import ZooModel, build, find
 
 STATE = {"model", "optimizer", "step", "best", "losses", "hub_config"}  # what resuming needs
 JUDGED_BY = "val_balanced_accuracy"
@@ -107,8 +107,12 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
     stop = StopSignal()
 
     # ---- data ------------------------------------------------------------------------------------------------------
+    run = Path(config.out)
+    check_run_folder(run)
+    resume_file = checkpoint.find_resume(run, config.resume)
+    table = provenance.table_of(resume_file)
     with accelerator.local_main_process_first():
-        index, scans = load_scans(config.data, config.dataset, config.phantom, say)
+        index, scans = load_scans(config.data, config.dataset, config.phantom, say, table)
     check_classes(index)
     names, train_index, val_index = index.class_names, labelled(index, "train"), labelled(index, "val")
     n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
@@ -116,9 +120,6 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
     share = shares(config.optim.batch_size, config.optim.accumulate)
 
     # ---- model -----------------------------------------------------------------------------------------------------
-    run = Path(config.out)
-    check_run_folder(run)
-    resume_file = checkpoint.find_resume(run, config.resume)
     state = checkpoint.read_training_state(resume_file, STATE) if resume_file else None
     tested = run / "evaluation" / "supervised" / "supervised_test.json"
     if state and (state["step"] >= steps or state["best"]["is_old"]) and (tested.exists() or not config.test):
@@ -144,6 +145,7 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
     # ---- run folder ------------------------------------------------------------------------------------------------
     if main_process:
         prepare_run_folder(run, config, resume_file, say)
+        provenance.record(run, index, scans.digests, find(config.model, config.init == "pretrained")[1], resume_file)
         if step == 0:
             save_export(learner.model, run / "checkpoints" / "start", names)
     accelerator.wait_for_everyone()

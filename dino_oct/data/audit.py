@@ -70,7 +70,7 @@ def audit(folder: str | Path, config: DatasetConfig | None = None, progress: boo
     return {
         "folder": str(folder),
         "scans": {"found": len(found), "usable": len(index), "summary": cache.summary()},
-        "left_out": [{"file": file, "reason": reason} for file, reason in cache.skipped],
+        "left_out": [{"file": file, "reason": reason} for file, reason in (*index.left_out, *cache.skipped)],
         "notes": list(index.notes),
         "mislabelled": list(index.mislabelled),
         "classes": list(index.class_names),

@@ -1,30 +1,30 @@
 """Index of a folder of scans: file, class, patient and split of each, without opening an image.
 
-Understands an OCT2017-style tree (`{train,val,test}/CLASS/CLASS-PATIENT-N.jpeg`, directly or up to two folders down),
-a tree of class folders, and any folder of images without classes. OCT2017's published split shares patients between
-train and test (Kermany et al. 2018 give the data; the overlap shows in the file names), so the default re-splits by
-patient number.
+The folder's layout gives classes and published splits (``layout``); patients are known from patient folders or from
+names of the form CLASS-PATIENT-N. OCT2017's published split shares patients between train and test (Kermany et al. 2018
+give the data; the overlap shows in the file names): there the default splits anew by patient.
 """
 
+import datetime
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
 import numpy as np
 
+from dino_oct.data.layout import Layout, examples, plain, read_layout
 from dino_oct.data.splits import SPLITS, split_patients
 from dino_oct.errors import InputError
 
 UNLABELLED = -1
-IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp"})
 # CLASS-PATIENT-N; the patient is the number alone: CNV-53018-1 and DRUSEN-53018-2 come from one person.
 _SCAN_NAME = re.compile(r"^(?P<label>[^-/]+)-(?P<patient>\d+)-\d+$")
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-_DEEPEST_TREE = 2  # folders between the given one and train/: `OCT2017 /OCT2017/train` occurs
+_DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y", "%y%m%d", "%d%m%y")  # 8 digits, then 6
+_YEARS = range(1990, 2040)  # of plausible dates
 
 
 @dataclass
@@ -32,14 +32,15 @@ class DatasetConfig:
     """Which scans a run sees, how they are split, and how they are cached."""
 
     split: Literal["patient", "official", "auto"] = "auto"
-    """patient: by patient number, stratified by class; official: the folders train/val/test as they are;
-    auto: official for phantoms, patient for everything else."""
+    """official: the folders train/val/test as they are; patient: by a hash of the patient; auto: the folders, unless a
+    patient is known to be in two of them or there are none: then by patient. Without a val folder, auto takes val
+    patients from train."""
     split_seed: int = 0
     """Seed of the patient split."""
     val_fraction: float = 0.1
-    """Share of each class's scans whose patients are kept for validation (patient split)."""
+    """Share of the patients that is kept for validation (patient split)."""
     test_fraction: float = 0.15
-    """Share of each class's scans whose patients are kept for the final test (patient split)."""
+    """Share of the patients that is kept for the final test (patient split)."""
     unlabelled: list[str] = field(default_factory=list)
     """Further folders of scans, for pretraining only. Patients of the validation and test splits are left out."""
     neutralise_borders: bool = True
@@ -58,11 +59,14 @@ class ScanIndex:
         root: the indexed folder.
         files: N paths, relative to ``root`` (absolute for scans of joined folders).
         labels: (N,) int64, position in ``class_names``, or ``UNLABELLED``.
-        patients: (N,) str, the patient number of the file name without leading zeros, else the file's own path.
-        splits: (N,) str, "train", "val" or "test".
+        patients: (N,) str, the patient folder or the patient number of the file name, numbers without leading zeros;
+            else the file's own path.
+        splits: (N,) str, "train", "val" or "test"; "" for scans that no split may use.
         class_names: sorted; empty for unlabelled folders.
         folder_splits: (N,) str, the published split: the folder each file was found in; "" where there is none.
+        split_rule: how ``splits`` came about, why, and the option for another way; one line.
         mislabelled: files whose name says another class than their folder. The folder's label is kept.
+        left_out: (file, reason) of images that do not belong to the folder's layout.
         notes: one line each, what a user should know about how the folder was read.
     """
 
@@ -73,7 +77,9 @@ class ScanIndex:
     splits: np.ndarray
     class_names: tuple[str, ...]
     folder_splits: np.ndarray
+    split_rule: str = ""
     mislabelled: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -111,7 +117,7 @@ class ScanIndex:
 def index_scans(folder: str | Path, config: DatasetConfig | None = None) -> ScanIndex:
     """Find the scans under ``folder`` and give each its class, patient and split.
 
-    Ignored: hidden files and folders, `__MACOSX`, a top-level `masks` folder, files without an image's suffix.
+    Ignored: hidden files and folders, `__MACOSX`, folders of masks, files without an image's suffix.
 
     Raises:
         InputError: missing or empty folder, two data sets in one folder, fractions that leave no training scans,
@@ -120,40 +126,33 @@ def index_scans(folder: str | Path, config: DatasetConfig | None = None) -> Scan
     config = config or DatasetConfig()
     _check_fractions(config)
     folder = Path(folder)
-    found = _image_files(folder)
-    if not found:
-        raise InputError(f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder or below it")
-    files, folder_splits, folder_classes, notes = _read_layout(folder, found)
+    layout = read_layout(folder)
+    if not layout.files:
+        raise InputError(f"{folder}: no images left to use; {'; '.join(layout.notes)}")
     spelling: dict[str, str] = {}
-    for name in sorted(set(filter(None, folder_classes))):
+    for name in sorted(set(filter(None, layout.classes))):
         spelling.setdefault(name.casefold(), name)  # `cnv` in one split and `CNV` in another are one class
     class_names = tuple(sorted(spelling.values()))
     position = {name.casefold(): i for i, name in enumerate(class_names)}
-    labels = np.array([position.get(name.casefold(), UNLABELLED) for name in folder_classes], dtype=np.int64)
+    labels = np.array([position.get(name.casefold(), UNLABELLED) for name in layout.classes], dtype=np.int64)
+    patients, naming_notes = _patients(layout, labels, class_names)
     index = ScanIndex(
         root=folder,
-        files=tuple(files),
+        files=tuple(layout.files),
         labels=labels,
-        patients=np.array([patient_of(file) for file in files], dtype=np.str_),
-        splits=np.array([split or "train" for split in folder_splits], dtype="<U5"),
+        patients=patients,
+        splits=np.array([split or "train" for split in layout.splits], dtype="<U5"),
         class_names=class_names,
-        folder_splits=np.array(folder_splits, dtype="<U5"),
-        mislabelled=tuple(_mislabelled(files, labels, position)),
-        notes=tuple(notes + _naming_notes(files)),
+        folder_splits=np.array(layout.splits, dtype="<U5"),
+        mislabelled=tuple(_mislabelled(layout.files, labels, position)),
+        left_out=tuple(layout.left_out),
+        notes=tuple(layout.notes + naming_notes),
     )
     if index.mislabelled:
         note = f"{len(index.mislabelled)} files named after another class than their folder (folder's class kept)"
-        index = replace(index, notes=(*index.notes, f"{note}: {_examples(index.mislabelled)}"))
-    if _split_kind(folder, config) == "official":
-        if not any(folder_splits):
-            raise InputError(f"{folder}: no train/val/test folders, so no official split; use split: patient")
-        shared = shared_patients(index.patients, index.splits)
-        if shared:
-            note = f"official split: {len(shared):,} patients have scans in more than one split"
-            index = replace(index, notes=(*index.notes, f"{note}: {_examples(shared)}"))
-    else:
-        index = replace(index, splits=_patient_splits(index, config))
-        assert_patients_disjoint(index)
+        index = replace(index, notes=(*index.notes, f"{note}: {examples(index.mislabelled)}"))
+    index = _with_splits(index, config)
+    index = replace(index, notes=(*index.notes, *_missing_from_splits(index)))
     for further in config.unlabelled:
         index = _join_unlabelled(index, Path(further))
     return index
@@ -168,7 +167,7 @@ def assert_patients_disjoint(index: ScanIndex) -> None:
     shared = shared_patients(index.patients, index.splits)
     if shared:
         raise InputError(
-            f"{len(shared)} patients have scans in more than one split ({_examples(shared)}); use split: patient"
+            f"{len(shared)} patients have scans in more than one split ({examples(shared)}); use split: patient"
         )
 
 
@@ -181,9 +180,14 @@ def shared_patients(patients: np.ndarray, groups: np.ndarray) -> list[str]:
 
 
 def patient_of(file: str) -> str:
-    """Patient id of a file: the number in `CLASS-PATIENT-N`, else the path itself (a patient of its own)."""
+    """Patient of a file by its name: the number in `CLASS-PATIENT-N`, else the path itself (a patient of its own).
+
+    An eight-digit date is no patient number.
+    """
     match = _SCAN_NAME.match(PurePosixPath(file).stem)
-    return str(int(match["patient"])) if match else file
+    if match and not (len(match["patient"]) == 8 and _is_date(match["patient"])):
+        return str(int(match["patient"]))
+    return plain(file)
 
 
 def _check_fractions(config: DatasetConfig) -> None:
@@ -194,90 +198,73 @@ def _check_fractions(config: DatasetConfig) -> None:
         raise InputError("val_fraction + test_fraction must stay below 1, so that scans are left to train on")
 
 
-def _image_files(folder: Path) -> list[str]:
-    """Image files below a folder as sorted POSIX paths relative to it; linked folders are followed once."""
-    if not folder.is_dir():
-        problem = "not a folder" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {problem}; give a folder of scans")
-    files, visited = [], {os.path.realpath(folder)}
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        kept = []
-        for name in sorted(folders):
-            target = os.path.realpath(os.path.join(parent, name))
-            if not (name.startswith(".") or name == "__MACOSX" or target in visited):
-                visited.add(target)
-                kept.append(name)
-        folders[:] = kept
-        relative = Path(parent).relative_to(folder)
-        files += [
-            (relative / name).as_posix()
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(files)
+def _patients(layout: Layout, labels: np.ndarray, class_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Patient of each scan, (N,) str, and what a user should know about how they were told."""
+    folders = [str(int(name)) if name.isdecimal() else name for name in layout.patients]
+    patients = [folder or patient_of(file) for file, folder in zip(layout.files, folders, strict=True)]
+    numbers = {file: match["patient"] for file in layout.files if (match := _SCAN_NAME.match(PurePosixPath(file).stem))}
+    dated = {file for file, folder in zip(layout.files, folders, strict=True) if not folder and file in numbers}
+    shared_format = _date_format({numbers[file] for file in dated}, len(dated))
+    notes = []
+    if shared_format:  # every number is a date, six digits and years included
+        patients = [plain(file) if file in dated else name for file, name in zip(layout.files, patients, strict=True)]
+    dated = {file for file, name in zip(layout.files, patients, strict=True) if file in dated and name == plain(file)}
+    unnamed = sum(name == plain(file) for file, name in zip(layout.files, patients, strict=True))
+    own = "each such scan counts as a patient of its own, so one person's scans may be in several splits"
+    if dated:
+        shown = examples(sorted({numbers[file] for file in dated}))
+        notes.append(
+            f"{len(dated):,} of {len(patients):,} file names have a date ({shown}) where CLASS-PATIENT-N has the "
+            f"patient's number: {own}"
+        )
+    if unnamed > len(dated):
+        notes.append(
+            f"{unnamed - len(dated):,} of {len(patients):,} file names carry no patient number (CLASS-PATIENT-N): {own}"
+        )
+    found = np.array(patients, dtype=np.str_)
+    return found, notes + _restart_notes(found, labels, class_names)
 
 
-def _read_layout(folder: Path, found: list[str]) -> tuple[list[str], list[str], list[str], list[str]]:
-    """Files kept, the split folder and the class folder of each ("" for none), and notes."""
-    parts = {file: PurePosixPath(file).parts for file in found}
-    trees = _split_trees(parts.values())
-    if trees:
-        if len(trees) > 1:
-            names = " and ".join(f"'{'/'.join(tree)}'" for tree in trees)
-            raise InputError(f"{folder}: more than one train/val/test tree ({names}); give the folder of one of them")
-        return _read_split_tree(parts, trees[0])
-    prefix = _shared_prefix(list(parts.values()))
-    inside = {file: names for file, names in parts.items() if names[len(prefix)] != "masks"}
-    depths = {len(names) - len(prefix) for names in inside.values()}
-    classes = {names[len(prefix)] for names in inside.values()}
-    if depths == {2} and len(classes) > 1 and not {name.strip().lower() for name in classes} & set(_SPLIT_FOLDERS):
-        return list(inside), [""] * len(inside), [names[len(prefix)].strip() for names in inside.values()], []
-    splits = [_SPLIT_FOLDERS.get(names[len(prefix)].strip().lower(), "") for names in inside.values()]
-    if not all(splits):
-        splits = [""] * len(inside)
-    return list(inside), splits, [""] * len(inside), []
+def _is_date(digits: str) -> bool:
+    """Whether digits are a plausible date."""
+    return any(_parses(digits, form) for form in _DATES)
 
 
-def _split_trees(all_parts: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Folders (as path parts) that hold {train,val,test}/CLASS/file; a copy nested in another one is not listed."""
-    trees: set[tuple[str, ...]] = set()
-    for names in all_parts:
-        for depth in range(min(_DEEPEST_TREE, len(names) - 3) + 1):
-            if names[depth].strip().lower() in _SPLIT_FOLDERS:
-                trees.add(names[:depth])
-                break
-    return sorted(tree for tree in trees if not any(tree[:n] in trees for n in range(len(tree))))
+def _parses(digits: str, form: str) -> bool:
+    if len(digits) != (8 if "%Y" in form else 6):
+        return False
+    try:
+        return datetime.datetime.strptime(digits, form).year in _YEARS
+    except ValueError:
+        return False
 
 
-def _read_split_tree(parts: dict[str, tuple[str, ...]], tree: tuple[str, ...]):
-    files, splits, classes = [], [], []
-    for file, names in parts.items():
-        inside = names[len(tree) :] if names[: len(tree)] == tree else ()
-        split = _SPLIT_FOLDERS.get(inside[0].strip().lower()) if len(inside) >= 3 else None
-        if split:
-            files.append(file)
-            splits.append(split)
-            classes.append(inside[1].strip())
-    masks = sum(names[: len(tree) + 1] == (*tree, "masks") for names in parts.values())
-    outside = len(parts) - len(files) - masks
-    notes = [f"{outside:,} images outside {{train,val,test}}/CLASS folders ignored"] if outside else []
-    return files, splits, classes, notes
+def _date_format(numbers: set[str], n_files: int) -> bool:
+    """Whether all numbers are dates of one form, or a few years over many files; one number alone may be either."""
+    if not numbers:
+        return False
+    if all(len(number) == 4 for number in numbers):
+        return len(numbers) <= 8 and n_files >= 10 * len(numbers) and all(int(number) in _YEARS for number in numbers)
+    return any(all(_parses(number, form) for number in numbers) for form in _DATES)
 
 
-def _shared_prefix(all_parts: list[tuple[str, ...]]) -> tuple[str, ...]:
-    """Leading folders that every file shares, so that `DIR/OCT/{CNV,DME}` reads like `DIR/{CNV,DME}`."""
-    first, last = min(all_parts)[:-1], max(all_parts)[:-1]
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[:length]
-
-
-def _naming_notes(files: Sequence[str]) -> list[str]:
-    unnamed = sum(patient_of(file) == file for file in files)
-    if not unnamed:
+def _restart_notes(patients: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
+    """A note where patient numbers begin anew in every class, so that a number may stand for several people."""
+    of_class = [
+        {int(name) for name in patients[labels == c].tolist() if name.isdecimal()} for c in range(len(class_names))
+    ]
+    of_class = [numbers for numbers in of_class if len(numbers) > 2]
+    if len(of_class) < 2:
+        return []
+    counts = Counter(number for numbers in of_class for number in numbers)
+    repeated = sum(count > 1 for count in counts.values())
+    is_dense = all(max(numbers) - min(numbers) < 3 * len(numbers) for numbers in of_class)
+    if not is_dense or repeated < 0.5 * min(map(len, of_class)):
         return []
     return [
-        f"{unnamed:,} of {len(files):,} file names carry no patient number (CLASS-PATIENT-N): each such scan counts "
-        "as a patient of its own, so one person's scans may be in several splits"
+        f"{repeated:,} patient numbers occur in several classes and numbers follow each other closely, as if numbering "
+        "began anew in each class: equal numbers count as one person; if they are not, put the class into the number "
+        "(CNV 17 as 100017) or the scans of a patient into a folder CLASS/PATIENT/"
     ]
 
 
@@ -291,49 +278,97 @@ def _mislabelled(files: Sequence[str], labels: np.ndarray, position: dict[str, i
     return wrong
 
 
-def _split_kind(folder: Path, config: DatasetConfig) -> str:
-    if config.split != "auto":
-        return config.split
-    return "official" if (folder / "phantom.json").is_file() else "patient"
+def _with_splits(index: ScanIndex, config: DatasetConfig) -> ScanIndex:
+    """The index split as asked for, with the rule in words."""
+    has_folders = bool(np.any(index.folder_splits != ""))
+    if config.split == "official" and not has_folders:
+        raise InputError(f"{index.root}: no train/val/test folders, so no official split; use split: patient")
+    shared = shared_patients(index.patients, index.folder_splits) if has_folders else []
+    by_patient = f"by patient (hash with seed {config.split_seed})"
+    if config.split == "official":
+        rule = "the folders train/val/test as they are, as asked for; --dataset.split patient splits by patient"
+        if shared:
+            note = f"official split: {len(shared):,} patients have scans in more than one split"
+            index = replace(index, notes=(*index.notes, f"{note}: {examples(shared)}"))
+    elif config.split == "patient":
+        rule = f"{by_patient}, as asked for"
+        rule += "; --dataset.split official takes the folders train/val/test" if has_folders else ""
+    elif has_folders and not shared:
+        rule = "the folders train/val/test as they are: no patient is known to be in two of them"
+        is_phantom = (index.root / "phantom.json").is_file()  # few phantom patients have no val on purpose
+        if not np.any(index.folder_splits == "val") and np.any(index.folder_splits == "train") and not is_phantom:
+            split_of = split_patients(index.patients.tolist(), {"val": config.val_fraction}, config.split_seed)
+            held = np.array([split_of[patient] == "val" for patient in index.patients.tolist()])
+            held &= index.splits == "train"
+            index = replace(index, splits=np.where(held, "val", index.splits))
+            rule += f"; without a folder val, {100 * config.val_fraction:g} % of the patients of train validate"
+        rule += "; --dataset.split patient splits by patient"
+    elif has_folders:
+        rule = (
+            f"{by_patient}, because {len(shared):,} patients are in more than one of the folders train/val/test "
+            f"({examples(shared)}); --dataset.split official takes the folders as they are"
+        )
+    else:
+        rule = f"{by_patient}, as there are no folders train/val/test"
+    if rule.startswith(by_patient):
+        fractions = {"val": config.val_fraction, "test": config.test_fraction}
+        split_of = split_patients(index.patients.tolist(), fractions, config.split_seed)
+        splits = np.array([split_of[patient] for patient in index.patients.tolist()], dtype="<U5")
+        index = replace(index, splits=splits)
+        assert_patients_disjoint(index)
+    return replace(index, split_rule=rule)
 
 
-def _patient_splits(index: ScanIndex, config: DatasetConfig) -> np.ndarray:
-    fractions = {"val": config.val_fraction, "test": config.test_fraction}
-    of_patient = split_patients(index.patients, index.labels, fractions, config.split_seed)
-    return np.array([of_patient[patient] for patient in index.patients.tolist()], dtype="<U5")
+def _missing_from_splits(index: ScanIndex) -> list[str]:
+    """Notes on splits, and classes of splits, without any patient."""
+    is_hashed = index.split_rule.startswith("by patient")
+    cure = "; another --dataset.split-seed or larger --dataset.val-fraction or -test-fraction may help"
+    cure = cure if is_hashed else ""
+    notes = []
+    for split in SPLITS:
+        inside = index.splits == split
+        if not inside.any():
+            notes.append(f"no patient in the {split} split{cure}")
+            continue
+        labels = set(index.labels[inside].tolist())
+        absent = [name for c, name in enumerate(index.class_names) if c not in labels]
+        if absent and labels != {UNLABELLED}:
+            notes.append(f"no patient of {', '.join(absent)} in the {split} split{cure}")
+    return notes
 
 
 def _join_unlabelled(index: ScanIndex, folder: Path) -> ScanIndex:
     """Add a folder's scans to the training split, without labels and without patients held out for val and test."""
-    found = [str(folder.resolve() / file) for file in _image_files(folder)]
-    if not found:
-        raise InputError(f"{folder}: no images in this folder of unlabelled scans or below it")
+    layout = read_layout(folder)
+    patients, _ = _patients(layout, np.full(len(layout.files), UNLABELLED), ())
     held_out = set(index.patients[index.splits != "train"].tolist())
     known = {os.path.realpath(index.path(i)) for i in range(len(index))}
     reasons: Counter[str] = Counter()
-    joined = []
-    for file in found:
+    files, people = [], []
+    n_unknown = 0
+    for name, patient in zip(layout.files, patients.tolist(), strict=True):
+        file = str(folder.resolve() / name)
         if os.path.realpath(file) in known:
             reasons["already in the index"] += 1
-        elif patient_of(file) in held_out:
+        elif patient in held_out:
             reasons["of patients in the validation or test split"] += 1
         else:
-            joined.append(file)
-    notes = [f"{folder}: {count:,} unlabelled scans {reason} left out" for reason, count in sorted(reasons.items())]
-    unknown = sum(patient_of(file) == file for file in joined)
-    if unknown:
-        notes.append(f"{folder}: {unknown:,} unlabelled scans carry no patient number: they may show test patients")
-    n = len(joined)
+            files.append(file)
+            is_unknown = patient == plain(name)
+            people.append(plain(file) if is_unknown else patient)
+            n_unknown += is_unknown
+    notes = [f"{folder}: {note}" for note in layout.notes if "no classes" not in note]
+    notes += [f"{folder}: {count:,} unlabelled scans {reason} left out" for reason, count in sorted(reasons.items())]
+    if n_unknown:
+        notes.append(f"{folder}: {n_unknown:,} unlabelled scans carry no patient number: they may show test patients")
+    n = len(files)
     return replace(
         index,
-        files=(*index.files, *joined),
+        files=(*index.files, *files),
         labels=np.concatenate([index.labels, np.full(n, UNLABELLED, dtype=np.int64)]),
-        patients=np.concatenate([index.patients, np.array([patient_of(f) for f in joined], dtype=np.str_)]),
+        patients=np.concatenate([index.patients, np.array(people, dtype=np.str_)]),
         splits=np.concatenate([index.splits, np.full(n, "train", dtype="<U5")]),
         folder_splits=np.concatenate([index.folder_splits, np.full(n, "", dtype="<U5")]),
+        left_out=(*index.left_out, *((str(folder / file), reason) for file, reason in layout.left_out)),
         notes=(*index.notes, *notes),
     )
-
-
-def _examples(names: Sequence[str], most: int = 3) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

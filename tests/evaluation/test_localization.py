@@ -211,7 +211,7 @@ def test_other_values_than_a_phantoms_are_refused(trained, cache_root, monkeypat
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     from evaluation.runs import open_source
 
-    data = open_data(open_source(str(trained)).config, None, DatasetOptions(), PhantomOptions(), lambda text: None)
+    data = open_data(open_source(str(trained)), None, DatasetOptions(), PhantomOptions(), lambda text: None)
     found = LesionMasks(data)
     (i, *_) = found.with_lesion("test")
     values = np.asarray(Image.open(found.file(i)))
