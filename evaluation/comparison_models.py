@@ -35,7 +35,8 @@ class Model:
 
     Attributes:
         key: short and unique.
-        identity: what identifies its weights, for the cache of steps; sha256: their first 16 digits.
+        identity: what identifies its weights, for the cache of steps; sha256: their first 16 digits; loaded: in words,
+            what was loaded.
         has_own: whether it has a trained classifier of the data's classes.
         seen: patients of the data whose scans it was trained on; None where that is not known.
         gaps: column, group or section of the report → why this model has none.
@@ -46,6 +47,7 @@ class Model:
     kind: Kind
     architecture: str
     sha256: str
+    loaded: str
     has_own: bool
     seen: set[str] | None
     data: ScanData
@@ -140,6 +142,7 @@ def _open(key: str, source: Source, data: ScanData, positions: dict[str, np.ndar
         kind=kind,
         architecture=backbone.hub_config["architecture"],
         sha256=network.weights["sha256"],
+        loaded=network.weights["loaded"],
         has_own="classifier" not in gaps,
         seen=trained_on(source.config, data),
         data=data,

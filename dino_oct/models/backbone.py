@@ -186,6 +186,13 @@ def load_into(model: nn.Module, tensors: official.Tensors, source: str, keep: Co
     return LoadReport(source, len(wanted), missing, unexpected)
 
 
+def adopt_description(model: nn.Module, hub_config: dict[str, Any]) -> None:
+    """Take over a description's images, class names and scans (of ``check_description``), for a model built anew."""
+    model.pretrained_cfg = {**model.pretrained_cfg, **hub_config["pretrained_cfg"]}
+    model.hub_config["pretrained_cfg"] = {**model.hub_config["pretrained_cfg"], **hub_config["pretrained_cfg"]}
+    model.hub_config |= {key: hub_config[key] for key in ("label_names", "scans") if key in hub_config}
+
+
 def open_layer_scales(model: nn.Module) -> None:
     """Set the scales of residual branches that timm starts near 0 (LayerScale and its kin) to 1.
 
@@ -345,10 +352,9 @@ def _rebuild(
     model.pretrained_cfg = {**model.pretrained_cfg, **hub_config["pretrained_cfg"]}
     report = replace(_load(model, tensors, source), taken=taken)
     model = _finish(model, hub_config["architecture"], args, report)
-    if report.classifier == "loaded" and "label_names" in hub_config:
-        model.hub_config["label_names"] = hub_config["label_names"]
-    if "scans" in hub_config:
-        model.hub_config["scans"] = hub_config["scans"]
+    if report.classifier != "loaded":  # then its names are not the model's
+        hub_config = {key: value for key, value in hub_config.items() if key != "label_names"}
+    adopt_description(model, {**hub_config, "pretrained_cfg": {}})
     return model
 
 
