@@ -36,7 +36,7 @@ class ModelArgs:
     args: list[str] = field(default_factory=list)
     """Further arguments of the timm model, as NAME=VALUE: embed_dim=96 depth=3 num_heads=3."""
     heads: int | None = None
-    """Attention heads, for a DINO file whose width does not tell."""
+    """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
 
     def timm_args(self) -> dict[str, Any]:
         """``args`` as keyword arguments.
@@ -102,7 +102,7 @@ class RunSettings:
     out: str = ""
     """Run folder; unset: named after the preset or the model, under runs/."""
     init: str = "timm:vit_base_patch8_224.dino"
-    """Where to start: run, export, DINO file or its address, timm:NAME or random:NAME."""
+    """Where to start: run, export, file of weights or its address, timm:NAME, timm:NAME@FILE or random:NAME."""
     resume: str = "auto"
     """auto goes on from the run folder's last checkpoint, never starts anew (an old run is moved aside), or a PATH."""
     seed: int = 0

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from dino_oct import processes
@@ -14,11 +15,14 @@ from dino_oct.models.network import cls_feature, normalise
 
 
 def squash(scan: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
-    """A grey uint8 scan (H, W) resized to ``size`` (rows, columns) by antialiased bicubic: (1, rows, columns) uint8."""
-    image = torch.from_numpy(np.array(scan))[None, None]  # a copy: cached scans are read-only
-    if tuple(image.shape[-2:]) == tuple(size):
-        return image[0]
-    return F.interpolate(image, size=tuple(size), mode="bicubic", antialias=True)[0]
+    """A grey uint8 scan (H, W) resized to ``size`` (rows, columns) by Pillow's bicubic: (1, rows, columns) uint8.
+
+    It is what timm's transforms do to the scan's file; torch's antialiased bicubic differs by a grey level here and
+    there, and by more where a scan is stretched in one direction only.
+    """
+    rows, columns = size
+    image = Image.fromarray(np.ascontiguousarray(scan)).resize((columns, rows), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image))[None]
 
 
 def squash_all(scans: Iterable[np.ndarray], size: tuple[int, int]) -> torch.Tensor:

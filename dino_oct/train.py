@@ -17,7 +17,7 @@ from dino_oct import checkpoint, processes, provenance
 from dino_oct.augment import MultiCrop
 from dino_oct.cli import one_line_errors
 from dino_oct.config import TrainConfig, load_config
-from dino_oct.data.load import load_scans
+from dino_oct.data.load import load_scans, scan_settings
 from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_epoch
 from dino_oct.features import check_size
 from dino_oct.learner import Learner, NotFiniteError, Schedules
@@ -88,7 +88,7 @@ def train(config: TrainConfig) -> None:
         prepare_run_folder(run, config, resume_file, say)
         provenance.record(run, index, scans.digests, config.init, resume_file)
         if step == 0:
-            save_export(learner.teacher.backbone, run / "checkpoints" / "start")
+            save_export(learner.teacher.backbone, run / "checkpoints" / "start", scans=scan_settings(config.dataset))
     accelerator.wait_for_everyone()
     checkpoints = checkpoint.Checkpoints(run, "best_knn.pt")
 
@@ -154,7 +154,7 @@ def train(config: TrainConfig) -> None:
             rest["freeze_backbone_epochs"] = config.optim.freeze_backbone_epochs
             rest["hub_config"] = learner.teacher.backbone.hub_config
             checkpoints.save(learner.state_dict() | rest, keep, is_best)
-            save_export(learner.teacher.backbone, run / "export")
+            save_export(learner.teacher.backbone, run / "export", scans=scan_settings(config.dataset))
 
     batches = iter(loader)
     bar = tqdm(total=schedules.steps, initial=step, unit="step", disable=None if main_process else True, leave=False)

@@ -1,1 +1,1 @@
-"""Evaluations of a frozen backbone; each reads a run folder, a timm name or a DINO file."""
+"""Evaluations of a frozen backbone; each reads a run folder, a timm name or a file of weights."""

@@ -49,8 +49,8 @@ class Options:
     """Compare models on the same test scans: one page, numbers as JSON and CSV, figures as PNG and SVG."""
 
     models: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Runs, exports, checkpoints (RUN/checkpoints/start: the weights before training), DINO files, timm:NAME or
-    random:NAME; each once."""
+    """Runs, exports, checkpoints (RUN/checkpoints/start: the weights before training), files of weights, timm:NAME,
+    timm:NAME@FILE or random:NAME; each once."""
     data: str | None = None
     """OCT2017-style folder, or 'phantom'; unset: the first run's own."""
     masks: str | None = None
@@ -220,6 +220,7 @@ def _about(model: Model, answers: Answers) -> dict[str, Any]:
         "kind": model.kind,
         "architecture": model.architecture,
         "sha256": model.sha256,
+        "loaded": model.loaded,
         **answers.facts,
         "gaps": model.gaps,
     }
@@ -253,6 +254,8 @@ def report(results: dict[str, Any]) -> str:
             results["title"] + (f" · {results['notice']}" if results["notice"] else ""),
             "",
             table(header, rows),
+            "",
+            *(f"{key}: {one['loaded']}" for key, one in results["models"].items()),
             "",
             found["headline"],
             *found["sentences"],

@@ -32,7 +32,8 @@ class Model:
 
     Attributes:
         key: short and unique.
-        identity: what identifies its weights, for the cache of steps; sha256: their first 16 digits.
+        identity: what identifies its weights, for the cache of steps; sha256: their first 16 digits; loaded: in words,
+            what was loaded.
         has_own: whether it has a trained classifier of the data's classes.
         seen: what is known of the data's patients and its training; None where nothing is.
         gaps: column, group or section of the report → why this model has none.
@@ -43,6 +44,7 @@ class Model:
     kind: Kind
     architecture: str
     sha256: str
+    loaded: str
     has_own: bool
     seen: Seen | None
     data: ScanData
@@ -137,6 +139,7 @@ def _open(key: str, source: Source, data: ScanData, positions: dict[str, np.ndar
         kind=kind,
         architecture=backbone.hub_config["architecture"],
         sha256=network.weights["sha256"],
+        loaded=network.weights["loaded"],
         has_own="classifier" not in gaps,
         seen=data.seen_by(source.name),
         data=data,

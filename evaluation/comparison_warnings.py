@@ -9,6 +9,7 @@ from evaluation.bootstrap import PatientBootstrap
 from evaluation.comparison import ScanSet, classes_of_one_patient
 from evaluation.comparison_measures import Setting
 from evaluation.comparison_models import Model
+from evaluation.frozen_features import same_for_all
 
 _FEW_OF_CLASS = 5  # test patients
 
@@ -29,7 +30,7 @@ def warnings(models: dict[str, Model], shared: Setting) -> list[Warned]:
         shared.identity(**identity),
         lambda: audit(shared.data.index.root, shared.data.dataset, progress=False),
     )
-    return [*of_data(report), *_of_patients(shared), *_of_models(models, shared)]
+    return [*of_data(report), *_of_patients(shared), *_of_models(models, shared), *_of_features(models, shared)]
 
 
 def of_data(report: dict[str, Any]) -> list[Warned]:
@@ -171,4 +172,18 @@ def _of_models(models: dict[str, Model], shared: Setting) -> list[Warned]:
             "over; the verdict compares a linear probe of its features instead"
         )
         found.append(Warned("model", True, text))
+    return found
+
+
+def _of_features(models: dict[str, Model], shared: Setting) -> list[Warned]:
+    """Models whose features do not tell scans apart, as those of some networks with random weights."""
+    found = []
+    for key, model in models.items():
+        note = shared.cache.json(
+            f"features {key}",
+            shared.identity(model),
+            lambda key=key, model=model: same_for_all(key, [model.features["test"]]),
+        )
+        if note:
+            found.append(Warned("model", True, note))
     return found

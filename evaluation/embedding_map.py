@@ -39,7 +39,7 @@ from evaluation.embeddings import (
     umap_map,
 )
 from evaluation.feature_cache import IMAGE_FEATURE, FeatureCache, of_network
-from evaluation.frozen_features import FeatureOptions, choose_preprocessing, extract_features
+from evaluation.frozen_features import FeatureOptions, choose_preprocessing, extract_features, same_for_all
 from evaluation.reports import make_folder
 from evaluation.runs import Frozen, Source, default_device, load_frozen, open_source
 from evaluation.scan_data import ScanData, open_data
@@ -118,6 +118,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], Maps]:
     pixels = {PIXELS: features.pop(PIXELS)} if PIXELS in features else {}
     for name, network in networks.items():
         features[name] = _features(open_source(name), network, options, data, chosen)
+        notes += [note] if (note := same_for_all(name, [features[name]])) else []
     features |= pixels
     weights = {**found.weights, **{name: network.weights for name, network in networks.items()}}
     drawn = {name: _maps_of_seeds(name, one, n_neighbours, options) for name, one in features.items()}

@@ -30,7 +30,7 @@ from evaluation.extraction import Extractor, extract_all
 from evaluation.preprocessing import Preprocessing
 from evaluation.runs import Frozen
 
-FEATURES_VERSION = 3  # raise it when resizing or extraction change: older entries are then not found
+FEATURES_VERSION = 4  # raise it when resizing or extraction change: older entries are then not found
 Precision = Literal["fp32", "bf16"]
 _ATTENTION_NUMBERS = 1 << 27  # 256 MB in bfloat16
 

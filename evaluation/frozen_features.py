@@ -1,5 +1,6 @@
 """One extraction for every evaluation: frozen features of a model and of its controls, on named sets of scans."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from dino_oct.data.cache import cache_root
 from dino_oct.errors import InputError
-from dino_oct.features import check_size
+from dino_oct.features import check_size, unit
 from dino_oct.models.backbone import patch_size
 from dino_oct.monitor import MonitorConfig
 from evaluation.comparison import MODEL, PIXELS, RANDOM, START
@@ -18,6 +19,8 @@ from evaluation.preprocessing import Preprocessing, Protocol
 from evaluation.runs import EvaluationOptions, Frozen, Source, default_device, load_frozen, random_weights
 from evaluation.runs import starting_weights as weights_at_start
 from evaluation.scan_data import ScanData
+
+SAME = 1e-3  # root mean square distance of unit features from their mean below which scans are told apart by rounding
 
 
 @dataclass
@@ -62,7 +65,7 @@ class FrozenFeatures:
         by_set: set → row → (N, D) float32, in the order of the set's positions.
         weights: row → what identifies its weights (no entry for raw pixels).
         settings: how they were made, for the JSON file.
-        notes: why a control is not there.
+        notes: why a control is not there, or says nothing.
     """
 
     by_set: dict[str, dict[str, np.ndarray]]
@@ -103,8 +106,9 @@ def extract_features(
     if options.controls:
         extractions[PIXELS] = of_pixels()
     cache = FeatureCache(cache_root(data.dataset))
+    by_set = {name: cache.get(data.scans, chosen, preprocessing, extractions) for name, chosen in positions.items()}
     return FrozenFeatures(
-        {name: cache.get(data.scans, chosen, preprocessing, extractions) for name, chosen in positions.items()},
+        by_set,
         {name: network.weights for name, network in networks.items()},
         {
             "image_size": preprocessing.size,
@@ -112,8 +116,20 @@ def extract_features(
             "features": {"image_feature": kind == IMAGE_FEATURE, **kind._asdict()},
             "precision": options.precision,
         },
-        notes,
+        notes + [note for row in extractions if (note := same_for_all(row, [rows[row] for rows in by_set.values()]))],
     )
+
+
+def same_for_all(row: str, features: Sequence[np.ndarray]) -> str:
+    """What to say of a row whose features (N, D) hardly differ between scans; empty where they do.
+
+    Args:
+        features: of several sets of scans.
+    """
+    directions = unit(np.concatenate([np.asarray(part, np.float64) for part in features]))
+    if len(directions) < 2 or np.sqrt(((directions - directions.mean(axis=0)) ** 2).sum(axis=1).mean()) > SAME:
+        return ""
+    return f"{row}: all scans have the same features, so this row says nothing"
 
 
 def load_with_controls(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dino_oct.models.backbone import classifier_tensors, load_backbone
+from dino_oct.models.backbone import classifier_tensors, load_backbone, open_layer_scales
 from evaluation.bootstrap import Interval
 from evaluation.class_target import Classifier
 from evaluation.ensembles import rank_correlations, rank_normalise
@@ -75,12 +75,13 @@ def verdict(correlation: Interval) -> str:
 
 
 def fresh_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """A state of the same architecture as timm initialises it, running statistics included."""
+    """A state of the same architecture as timm initialises it, running statistics included, with LayerScale 1."""
     hub, classes = model.hub_config, model.num_classes if classifier_tensors(model) else 0
-    fresh = load_backbone(
+    fresh_model = load_backbone(
         f"random:{hub['architecture']}", model_args=hub["model_args"], num_classes=classes, seed=seed
-    ).state_dict()
-    like = model.state_dict()
+    )
+    open_layer_scales(fresh_model)
+    fresh, like = fresh_model.state_dict(), model.state_dict()
     return {name: fresh[name].to(tensor.device, tensor.dtype) for name, tensor in like.items()}
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,9 +103,12 @@ def closing(result: dict[str, Any]) -> list[str]:
 
 
 def heading(title: str, result: dict[str, Any], details: str = "") -> list[str]:
-    """First lines of a report: which evaluation of which source, whether on phantoms, and which weights by sha256."""
+    """First lines of a report: which evaluation of which source, whether on phantoms, and which weights by sha256, with
+    what was loaded of them."""
     model, notice = result["model"], f" · {PHANTOM_NOTICE}" if result["data"]["synthetic"] else ""
-    return [
-        f"{title} of {model['source']} ({model['chosen']}){details}{notice}",
-        *(f"{name}: {w['file'] or w['source']} (sha256 {w['sha256']}…)" for name, w in result["weights"].items()),
-    ]
+    lines = [f"{title} of {model['source']} ({model['chosen']}){details}{notice}"]
+    for name, weights in result["weights"].items():
+        lines.append(f"{name}: {weights['file'] or weights['source']} (sha256 {weights['sha256']}…)")
+        if weights["file"]:
+            lines += textwrap.wrap(weights["loaded"], 78, initial_indent="  ", subsequent_indent="  ")
+    return lines

@@ -14,7 +14,7 @@ from torch import nn
 from dino_oct.cli import read_settings
 from dino_oct.config import RunSettings, TrainConfig
 from dino_oct.errors import InputError
-from dino_oct.models.backbone import download, load_backbone
+from dino_oct.models.backbone import load_backbone, local_file, open_layer_scales
 from dino_oct.monitor import MonitorConfig
 from dino_oct.provenance import run_of
 from evaluation.scan_data import DatasetOptions, PhantomOptions
@@ -27,13 +27,13 @@ class EvaluationOptions:
     """What every evaluation is asked for. Unset options are those that the run was trained with."""
 
     model: str | None = None
-    """Run, export, DINO file, timm:NAME or random:NAME; unset: the newest run under runs/."""
+    """Run, export, file of weights, timm:NAME, timm:NAME@FILE or random:NAME; unset: the newest run under runs/."""
     data: str | None = None
     """OCT2017-style folder, or 'phantom'; unset: the run's own."""
     out: str | None = None
     """Folder for the results; unset: RUN/evaluation/NAME, or runs/SOURCE/evaluation/NAME where there is no run."""
     heads: int | None = None
-    """Attention heads, for a DINO file whose width does not tell."""
+    """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
     bootstrap: int = 1000
     """Resamples of patients behind each 95 % interval; 0 gives none."""
     seed: int = 0
@@ -150,15 +150,17 @@ def default_device() -> torch.device:
 def load_frozen(source: str, device: torch.device, **load_options: Any) -> Frozen:
     """Load a backbone for evaluation; further arguments as ``load_backbone``.
 
-    ``weights`` holds source, file (None for weights without one, e.g. random) and the first 16 digits of the sha256 of
-    the file, or of the tensors' bytes where there is no file.
+    ``weights`` holds source, file (None for weights without one, e.g. random), the first 16 digits of the sha256 of
+    the file, or of the tensors' bytes where there is no file, and in words what was loaded.
 
     Raises:
         InputError: weights that are not finite; or as ``load_backbone``.
     """
-    backbone = load_backbone(source, **load_options).eval().requires_grad_(False).to(device)
-    if not all(tensor.isfinite().all() for tensor in backbone.state_dict().values()):
-        raise InputError(f"{source}: weights that are not finite (NaN), from a run that diverged; give earlier weights")
+    return _freeze(load_backbone(source, **load_options), source, device)
+
+
+def _freeze(backbone: nn.Module, source: str, device: torch.device) -> Frozen:
+    backbone = backbone.eval().requires_grad_(False).to(device)
     file = _weights_file(source)
     digest = hashlib.sha256()
     if file is not None:
@@ -168,7 +170,8 @@ def load_frozen(source: str, device: torch.device, **load_options: Any) -> Froze
     else:
         for name, tensor in backbone.state_dict().items():
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
-    return Frozen(backbone, {"source": source, "file": file and str(file), "sha256": digest.hexdigest()[:16]})
+    about = {"source": source, "file": file and str(file), "sha256": digest.hexdigest()[:16]}
+    return Frozen(backbone, {**about, "loaded": backbone.load_report.counts})
 
 
 def starting_weights(source: Source, device: torch.device) -> Frozen | str:
@@ -184,24 +187,28 @@ def starting_weights(source: Source, device: torch.device) -> Frozen | str:
 
 
 def random_weights(source: Source, model: Frozen, seed: int, device: torch.device) -> Frozen | str:
-    """The model's architecture with random weights, or why that would say nothing new."""
+    """The model's architecture with random weights, or why that would say nothing new.
+
+    LayerScale is 1 in it: at timm's 1e-5 all scans would have the same features.
+    """
     if source.config is not None and source.config.starts_from_random:
         return "no row for random weights: the run started from random weights, so the starting weights are that row"
     if model.backbone.load_report.matched == 0:
         return "no row for random weights: the model itself has random weights"
     hub = model.backbone.hub_config
-    frozen = load_frozen(f"random:{hub['architecture']}", device, model_args=hub["model_args"], seed=seed)
-    frozen.backbone.pretrained_cfg = {
-        **frozen.backbone.pretrained_cfg,
-        **hub["pretrained_cfg"],
-    }  # the same mean and std
+    source_name = f"random:{hub['architecture']}"
+    backbone = load_backbone(source_name, model_args=hub["model_args"], seed=seed)
+    open_layer_scales(backbone)
+    backbone.pretrained_cfg = {**backbone.pretrained_cfg, **hub["pretrained_cfg"]}  # the same mean and std
+    frozen = _freeze(backbone, source_name, device)
     return dataclasses.replace(frozen, weights={**frozen.weights, "seed": seed})
 
 
 def _weights_file(source: str) -> Path | None:
-    if source.startswith("https://"):
-        return download(source)
-    path = Path(source)
+    if source.startswith("timm:"):
+        _, _, file = source.partition("@")
+        return local_file(file) if file else None
+    path = local_file(source)
     if path.is_dir():
         files = (folder / "backbone.safetensors" for folder in (path, path / "export"))
         return next((file for file in files if file.is_file()), None)

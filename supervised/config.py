@@ -45,7 +45,7 @@ class SupervisedConfig(RunSettings):
 
     model: str = "resnet50"
     """Name in the paper or in timm (python supervised/zoo.py lists them), or SOURCE: a run or export to fine-tune, a
-    DINO file, timm:NAME or random:NAME."""
+    file of weights, timm:NAME, timm:NAME@FILE or random:NAME."""
     init: Literal["pretrained", "random"] = "pretrained"
     """Weights of a name: ImageNet's or random; a SOURCE brings its own."""
     network: NetworkConfig = field(default_factory=NetworkConfig)

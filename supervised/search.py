@@ -55,7 +55,8 @@ class Options:
     """Hyper-parameter search over architectures (Optuna): random, then Bayesian (TPE), with Hyperband stopping."""
 
     models: list[str] = field(default_factory=list)
-    """Architectures: names in the paper or in timm, or SOURCEs (random:NAME, timm:NAME, a run). Unset: the space's."""
+    """Architectures: names in the paper or in timm, or SOURCEs (random:NAME, timm:NAME, timm:NAME@FILE, a run). Unset:
+    the space's."""
     method: Method = "random"
     """random; or bayes: the TPE sampler, which starts from all finished trials of the study."""
     trials: int = 20

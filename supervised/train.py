@@ -18,12 +18,13 @@ from tqdm import tqdm
 from dino_oct import checkpoint, processes, provenance
 from dino_oct.augment import SingleCrop
 from dino_oct.cli import one_line_errors
-from dino_oct.data.load import load_scans
+from dino_oct.data.load import load_scans, scan_settings
 from dino_oct.data.sampler import StepSampler, shares, steps_per_epoch
 from dino_oct.errors import InputError
 from dino_oct.features import squash_all
 from dino_oct.learner import NotFiniteError
-from dino_oct.models.backbone import save_export
+from dino_oct.models.backbone import adopt_description, save_export
+from dino_oct.models.description import check_description
 from dino_oct.monitor import draw_views
 from dino_oct.runlog import RunLog, StopSignal, check_run_folder, prepare_run_folder
 from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader, stream
@@ -147,7 +148,7 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
         prepare_run_folder(run, config, resume_file, say)
         provenance.record(run, index, scans.digests, find(config.model, config.init == "pretrained")[1], resume_file)
         if step == 0:
-            save_export(learner.model, run / "checkpoints" / "start", names)
+            save_export(learner.model, run / "checkpoints" / "start", names, scan_settings(config.dataset))
     accelerator.wait_for_everyone()
     checkpoints = checkpoint.Checkpoints(run, "best_val.pt")
     log = RunLog(run, step, main_process)
@@ -189,7 +190,7 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
             rest = {"step": step, "steps": steps, "best": dataclasses.asdict(best), "losses": losses}
             rest["hub_config"] = {**learner.model.hub_config, "label_names": list(names)}
             if is_best:  # first: last.pt will say that these weights were the best
-                save_export(learner.model, run / "export", names)
+                save_export(learner.model, run / "export", names, scan_settings(config.dataset))
             checkpoints.save(learner.state_dict() | rest, best=is_best)
 
     try:
@@ -268,11 +269,10 @@ def build_model(config: SupervisedConfig, n_classes: int, state: dict[str, Any] 
     network = config.network
     shape = {"drop_path": network.drop_path, "heads": network.heads, "seed": config.seed}
     if state:
-        hub = state["hub_config"]
+        hub = check_description(state["hub_config"], "checkpoint")
         size = hub["pretrained_cfg"]["input_size"][-2:]
         zoo = build(f"random:{hub['architecture']}", n_classes, image_size=size, model_args=hub["model_args"], **shape)
-        zoo.model.pretrained_cfg = {**zoo.model.pretrained_cfg, **hub["pretrained_cfg"]}
-        zoo.model.hub_config = hub
+        adopt_description(zoo.model, hub)
     else:
         size = (network.image_size,) * 2 if network.image_size else None
         pretrained, args = config.init == "pretrained", network.timm_args()

@@ -23,6 +23,7 @@ from dino_oct.errors import InputError
 from dino_oct.features import check_size
 from dino_oct.models.backbone import load_backbone
 from dino_oct.models.network import in_channels, normalise
+from dino_oct.models.vit import DinoVisionTransformer, set_native_size
 from evaluation.reports import table
 from supervised.layers import GradcamLayer, classifier_layer, embed, gradcam_layer, run_without_computing
 
@@ -115,7 +116,8 @@ def build(
 
     Args:
         name: a name of the paper (``ResNet50``, ``ViT-B/16 224``), of timm (``resnet26``), or a SOURCE of
-            ``load_backbone``: a run or export, a DINO file, ``timm:NAME``, ``random:NAME``.
+            ``load_backbone``: a run or export, a file of weights, ``timm:NAME``, ``timm:NAME@FILE``,
+            ``random:NAME``.
         num_classes: of the classifier, which is new unless the source has one of this size.
         image_size: rows and columns of the images; unset: the size of the weights.
         pretrained: ImageNet weights or random ones, for a name; a SOURCE says itself.
@@ -130,6 +132,11 @@ def build(
     model = load_backbone(
         source, num_classes=num_classes, model_args=model_args, heads=heads, drop_path=drop_path, seed=seed
     )
+    if image_size and isinstance(model, DinoVisionTransformer):
+        # Trained at this size and exported so, positions are native: plain timm then has the same.
+        check_size(tuple(image_size), model, f"{name}: image size")
+        set_native_size(model, tuple(image_size))
+        model.hub_config["model_args"]["img_size"] = list(image_size)
     return describe(model, name, image_size)
 
 
@@ -193,8 +200,8 @@ def describe(model: nn.Module, name: str, image_size: Sequence[int] | None = Non
     _check_takes(model, name, size)
     # A run's export then says at what size its classifier was trained.
     channels = in_channels(model)
-    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (channels, *size)}
-    model.hub_config["pretrained_cfg"]["input_size"] = (channels, *size)
+    model.pretrained_cfg = {**model.pretrained_cfg, "input_size": [channels, *size]}
+    model.hub_config["pretrained_cfg"]["input_size"] = [channels, *size]
     return ZooModel(
         model.train(),
         name,
@@ -252,7 +259,7 @@ def main(options: Options, say: Callable[[str], None] = print) -> None:
             ]
         )
     say(table(header, rows))
-    say("\nparameters with a classifier of 4 classes; any timm name, run, export or DINO file works as well")
+    say("\nparameters with a classifier of 4 classes; any timm name, run, export or file of weights works as well")
 
 
 if __name__ == "__main__":

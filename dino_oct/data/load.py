@@ -1,6 +1,7 @@
 """One way from ``--data`` to scans: folder or phantoms → index → cache."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from dino_oct.data.cache import ScanCache, cache_root, open_cache
 from dino_oct.data.index import DatasetConfig, ScanIndex, index_scans
@@ -42,3 +43,8 @@ def load_scans(
     say(f"split: {index.split_rule}")
     say("splits: " + " · ".join(f"{s} {len(p):,} scans of {patients[s]:,} patients" for s, p in counts.items()))
     return index, scans
+
+
+def scan_settings(dataset: DatasetConfig) -> dict[str, Any]:
+    """What is done to a scan between its file and the image that a network gets, beside the resize: plain values."""
+    return {"neutralise_borders": dataset.neutralise_borders, "max_side": dataset.max_side}

@@ -1,7 +1,6 @@
-"""``load_backbone(SOURCE)``: one door for timm names, official DINO files, run folders and exports."""
+"""``load_backbone(SOURCE)``: one door for timm names, files of weights, run folders and exports."""
 
 import json
-import math
 import re
 import urllib.error
 from collections.abc import Collection, Sequence
@@ -11,18 +10,15 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dino_oct.errors import InputError
-from dino_oct.models import official
+from dino_oct.models import formats, official
+from dino_oct.models.description import check_arguments, check_description, describe_images
+from dino_oct.models.network import in_channels
 from dino_oct.models.vit import DinoVisionTransformer
-
-# Official architectures by (width, depth); every one has heads of 64 channels.
-_NAMES = {(192, 12): "vit_tiny", (384, 12): "vit_small", (768, 12): "vit_base", (1024, 24): "vit_large"}
-
 
 # What a transformer is asked for unless told otherwise; networks that do not know an argument are built without it.
 _IF_KNOWN = {"dynamic_img_size": True, "drop_path_rate": 0.0}
@@ -32,8 +28,12 @@ _IF_KNOWN = {"dynamic_img_size": True, "drop_path_rate": 0.0}
 class LoadReport:
     """What a load did: tensors that matched, that the file lacked, and that the model has no place for.
 
-    ``classifier`` is "loaded", "new" (the source has none of this size), "left out" (the source has one that was not
-    asked for) or "" (there is none on either side); a classifier new or left out is not counted above.
+    Attributes:
+        classifier: "loaded", "new" (the source has none of this size), "left out" (the source has one that was not
+            asked for) or "" (there is none on either side); a classifier new or left out is not counted above.
+        taken: which of the file's copies, as ``teacher.backbone``; empty where the file is one.
+        left_out: tensors of the file that are known by name not to belong to the backbone.
+        assumed: what the file does not tell, one sentence each.
     """
 
     source: str
@@ -41,16 +41,32 @@ class LoadReport:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     classifier: str = ""
+    taken: str = ""
+    left_out: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> str:
+        """All but the source, in one line."""
+        if not self.matched:
+            return "random weights"
+        parts = [f"{self.matched} tensors loaded, {len(self.missing)} missing, {len(self.unexpected)} unexpected"]
+        parts[0] += f", classifier {self.classifier}" if self.classifier else ""
+        if self.taken:
+            parts.append(f"taken: {self.taken}")
+        if self.left_out:
+            groups = list(dict.fromkeys(_below(name, self.taken) for name in self.left_out))
+            parts.append(f"left out: {', '.join(groups[:4])}{', …' if len(groups) > 4 else ''}")
+        return "; ".join([*parts, *self.assumed])
 
     def __str__(self) -> str:
-        if not self.matched:
-            return f"{self.source}: random weights"
-        classifier = f", classifier {self.classifier}" if self.classifier else ""
-        listed = f" ({', '.join(self.unexpected[:4])}{', …' if len(self.unexpected) > 4 else ''})"
-        return (
-            f"{self.source}: {self.matched} tensors loaded, {len(self.missing)} missing, "
-            f"{len(self.unexpected)} unexpected" + (listed if self.unexpected else "") + classifier
-        )
+        return f"{self.source}: {self.counts}"
+
+
+def _below(name: str, taken: str) -> str:
+    """The part of a tensor's name that tells it from the copy that was taken."""
+    parts, shared = name.split("."), taken.split(".")
+    return next((part for i, part in enumerate(parts) if i >= len(shared) or part != shared[i]), name)
 
 
 def load_backbone(
@@ -65,8 +81,10 @@ def load_backbone(
     """Load a backbone as a timm model, ready for images of any size a multiple of its patch.
 
     Args:
-        source: a run folder, an exported folder, an official DINO file or its https address (full: the teacher is
-            taken; or backbone-only), ``timm:NAME`` (pretrained), or ``random:NAME`` (timm's initialisation).
+        source: a run folder, an exported folder, a vision transformer's file or its https address (DINO, DINOv2,
+            DINOv3, MAE, timm and more; of several copies the averaged one, as DINO's teacher, is taken),
+            ``timm:NAME`` (timm's weights), ``timm:NAME@FILE`` (any timm architecture with the weights of a file), or
+            ``random:NAME`` (timm's initialisation).
         num_classes: of the classifier; 0 builds none, None takes the source's, if it has one. The classifier is new
             (timm's initialisation) unless the source holds one of this size; every other tensor must come from it.
         model_args: further arguments of the timm model, e.g. ``{"embed_dim": 96, "depth": 3}`` for ``random:``.
@@ -80,22 +98,32 @@ def load_backbone(
         classes' ``label_names`` if they were loaded with their classifier.
 
     Raises:
-        InputError: unknown source, unreadable file, a tensor of the backbone missing, or a size that does not fit.
+        InputError: unknown source, unreadable or damaged file, a tensor of the backbone missing, one that the backbone
+            has no place for, weights that are not finite, or a size that does not fit.
     """
     args = dict(model_args or {})
     if drop_path:
         args["drop_path_rate"] = drop_path
     kind, _, name = source.partition(":")
+    if kind == "timm" and "@" in name:
+        name, _, file = name.partition("@")
+        return _from_named_file(name, local_file(file), num_classes, args, seed)
     if kind in ("timm", "random"):
         return _from_timm(name, kind == "timm", num_classes, args, seed)
-    path = download(source) if source.startswith("https://") else Path(source)
+    path = local_file(source)
     if path.is_dir():
         return _from_folder(path, num_classes, args, seed)
     if path.is_file():
         return _from_file(path, num_classes, args, heads, seed)
     raise InputError(
-        f"{source}: no such file or folder; give a run folder, an export, a DINO file, timm:NAME or random:NAME"
+        f"{source}: no such file or folder; give a run folder, an export, a file of weights, timm:NAME, "
+        "timm:NAME@FILE or random:NAME"
     )
+
+
+def local_file(address: str) -> Path:
+    """A path as it is; a checkpoint at an https address is fetched."""
+    return download(address) if address.startswith("https://") else Path(address)
 
 
 def download(address: str) -> Path:
@@ -122,10 +150,13 @@ def classifier_tensors(model: nn.Module) -> list[str]:
 
 
 def load_into(model: nn.Module, tensors: official.Tensors, source: str, keep: Collection[str] = ()) -> LoadReport:
-    """Load tensors into a model, counting; a model tensor that is missing or of another shape is an error.
+    """Load tensors into a model, counting.
 
     Args:
         keep: names of tensors that stay as they are in the model.
+
+    Raises:
+        InputError: a tensor of the model is missing, of another shape or not finite, or the model has no place for one.
     """
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in keep}
     wrong = [n for n, t in tensors.items() if n in wanted and t.shape != wanted[n].shape]
@@ -143,8 +174,36 @@ def load_into(model: nn.Module, tensors: official.Tensors, source: str, keep: Co
             f"(missing {', '.join(missing[:3])}{', …' if len(missing) > 3 else ''}; it has "
             f"{', '.join(list(tensors)[:3]) or 'no tensors'}, …): a partial load would train from noise, refused"
         )
+    if unexpected:
+        raise InputError(
+            f"{source}: the model has no place for {len(unexpected)} of its tensors ({', '.join(unexpected[:3])}"
+            f"{', …' if len(unexpected) > 3 else ''}), without which it is another network: refused; if timm knows the "
+            "architecture, give timm:NAME@FILE"
+        )
+    if not all(tensors[name].isfinite().all() for name in wanted):
+        raise InputError(f"{source}: weights that are not finite (NaN), from a run that diverged; give earlier weights")
     model.load_state_dict({name: tensors[name] for name in wanted}, strict=not keep)
     return LoadReport(source, len(wanted), missing, unexpected)
+
+
+def adopt_description(model: nn.Module, hub_config: dict[str, Any]) -> None:
+    """Take over a description's images, class names and scans (of ``check_description``), for a model built anew."""
+    model.pretrained_cfg = {**model.pretrained_cfg, **hub_config["pretrained_cfg"]}
+    model.hub_config["pretrained_cfg"] = {**model.hub_config["pretrained_cfg"], **hub_config["pretrained_cfg"]}
+    model.hub_config |= {key: hub_config[key] for key in ("label_names", "scans") if key in hub_config}
+
+
+def open_layer_scales(model: nn.Module) -> None:
+    """Set the scales of residual branches that timm starts near 0 (LayerScale and its kin) to 1.
+
+    For untrained networks: at 1e-5 every image leaves a transformer with the same CLS. Such a scale is a parameter,
+    neither weight nor bias, that starts at one value between 0 and 1.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            first = parameter.flatten()[0].item()
+            if name.rsplit(".", 1)[-1] not in ("weight", "bias") and 0 < first < 1 and (parameter == first).all():
+                parameter.fill_(1.0)
 
 
 def patch_size(backbone: nn.Module) -> int:
@@ -154,28 +213,37 @@ def patch_size(backbone: nn.Module) -> int:
     return int(ratio[0] if isinstance(ratio, (tuple, list)) else ratio)
 
 
-def save_export(backbone: nn.Module, folder: str | Path, label_names: Sequence[str] | None = None) -> None:
+def save_export(
+    backbone: nn.Module,
+    folder: str | Path,
+    label_names: Sequence[str] | None = None,
+    scans: dict[str, Any] | None = None,
+) -> None:
     """Write ``backbone.safetensors`` and ``config.json`` in timm's hub format (architecture, model_args, …).
+
+    ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads them, and ``timm.data.create_transform`` makes
+    images of ``pretrained_cfg`` as this package does.
 
     Args:
         backbone: from ``load_backbone``; its classifier, if it has one, is written with it.
         label_names: the classes of that classifier, in order; unset: those it was loaded with.
+        scans: what was done to scans before they became images, which timm does not know; unset: as it was loaded.
     """
     folder = Path(folder)
-    config = {**backbone.hub_config, **({"label_names": list(label_names)} if label_names is not None else {})}
+    config = {
+        **backbone.hub_config,
+        **({"label_names": list(label_names)} if label_names is not None else {}),
+        **({"scans": scans} if scans is not None else {}),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.state_dict().items()}
     # Weights first, each by rename: a reader never sees a config beside half a file.
-    save_file(tensors, folder / "backbone.safetensors.tmp", metadata={"format": "pt"})
-    (folder / "backbone.safetensors.tmp").replace(folder / "backbone.safetensors")
+    official.write_weights(backbone.state_dict(), folder / "backbone.safetensors")
     (folder / "config.json.tmp").write_text(json.dumps(config, indent=1))
     (folder / "config.json.tmp").replace(folder / "config.json")
 
 
 def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: dict[str, Any], seed: int) -> nn.Module:
-    if not name or not timm.is_model(name):
-        close = timm.list_models(f"*{re.split(r'[._]', name)[0]}*")[:6] if name else []
-        raise InputError(f"timm has no model '{name}'" + (f"; similar: {', '.join(close)}" if close else ""))
+    _check_name(name)
     config = timm.get_pretrained_cfg(name) if pretrained else None
     in_source = config.num_classes if config else 0
     num_classes = in_source if num_classes is None else num_classes
@@ -197,18 +265,61 @@ def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: dict[
     return _finish(model, name.split(".")[0], args, LoadReport(f"timm:{name}", matched, classifier=classifier))
 
 
+def _check_name(name: str) -> None:
+    if not re.fullmatch(r"[\w.-]+", name) or not timm.is_model(name):
+        close = timm.list_models(f"*{re.split(r'[._]', name)[0]}*")[:6] if name else []
+        raise InputError(f"timm has no model '{name}'" + (f"; similar: {', '.join(close)}" if close else ""))
+
+
+def _from_named_file(name: str, file: Path, num_classes: int | None, args: dict[str, Any], seed: int) -> nn.Module:
+    """A timm architecture with the weights of a file in any format that timm reads for it."""
+    _check_name(name)
+    model = _create(name, 0, args, seed)
+    names = model.state_dict()
+    checkpoint = official.read_checkpoint(file)
+    network = formats.stored_network(checkpoint, names) or formats.unwrapped(checkpoint)
+    classifier = model.pretrained_cfg.get("classifier") or "head"
+    layer = network.tensors.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.weight")
+    if num_classes is None:
+        num_classes = 0 if layer is None else len(layer)
+    if num_classes:
+        model = _create(name, num_classes, args, seed)
+    report = _load_network(model, network, name.split(".")[0], file, f"timm:{name}@{file}")
+    return _finish(model, name.split(".")[0], args, report)
+
+
 def _from_file(path: Path, num_classes: int | None, args: dict[str, Any], heads: int | None, seed: int) -> nn.Module:
     checkpoint = official.read_checkpoint(path)
     hub_config = checkpoint.get("hub_config")  # the trainers' own checkpoints say how to rebuild their model
     if hub_config:
-        tensors = official.backbone_tensors(checkpoint) if official.is_full(checkpoint) else checkpoint.get("model", {})
-        return _rebuild(hub_config, tensors, str(path), num_classes, args, seed)
-    tensors = official.backbone_tensors(checkpoint)
-    architecture, shape_args = _infer_vit(tensors, heads, path)
-    args = {**shape_args, **args}
-    model = _create(architecture, num_classes or 0, args, seed)
-    model.pretrained_cfg = {**model.pretrained_cfg, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    return _finish(model, architecture, args, _load(model, tensors, str(path)))
+        full = official.is_full(checkpoint)
+        tensors = official.backbone_tensors(checkpoint) if full else checkpoint.get("model", {})
+        return _rebuild(hub_config, tensors, str(path), num_classes, args, seed, "teacher.backbone" if full else "")
+    network = formats.stored_network(checkpoint)
+    inferred = formats.infer_transformer(network, heads, path, args, checkpoint)
+    head = network.tensors.get("head.weight")
+    if num_classes is None:
+        num_classes = len(head) if head is not None and head.ndim == 2 and "head.bias" in network.tensors else 0
+    args = {**inferred.args, **args}
+    model = _create(inferred.name, num_classes, args, seed)
+    if inferred.name != "vit_base_patch16_clip_224":
+        model.pretrained_cfg = {**model.pretrained_cfg, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+    report = _load_network(model, network, inferred.name, path, str(path))
+    return _finish(model, inferred.name, args, replace(report, assumed=inferred.assumed))
+
+
+def _load_network(
+    model: nn.Module, network: formats.StoredNetwork, architecture: str, file: Path, source: str
+) -> LoadReport:
+    """Load a file's network, whose names are the file's, with its classifier where that fits."""
+    if network.unexpected:
+        raise InputError(
+            f"{source}: {', '.join(network.unexpected[:3])}{', …' if len(network.unexpected) > 3 else ''} beside its "
+            f"{network.prefix or 'network'} are not known: refused; write the backbone's tensors alone to a file"
+        )
+    tensors, left_out = formats.translate(network, model, architecture, file)
+    report = _load(model, tensors, source)
+    return replace(report, taken=network.prefix, left_out=(*left_out, *network.left_out))
 
 
 def _from_folder(folder: Path, num_classes: int | None, args: dict[str, Any], seed: int) -> nn.Module:
@@ -217,10 +328,9 @@ def _from_folder(folder: Path, num_classes: int | None, args: dict[str, Any], se
         raise InputError(f"{folder}: neither a run folder nor an export (no export/config.json in it)")
     try:
         hub_config = json.loads((export / "config.json").read_text())
-        if "architecture" not in hub_config:
-            raise ValueError("it names no architecture")
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise InputError(f"{export / 'config.json'}: not a model description ({error})") from None
+    check_description(hub_config, str(export / "config.json"))
     tensors = official.read_checkpoint(export / "backbone.safetensors")
     return _rebuild(hub_config, tensors, str(export), num_classes, args, seed)
 
@@ -232,16 +342,19 @@ def _rebuild(
     num_classes: int | None,
     args: dict[str, Any],
     seed: int,
+    taken: str = "",
 ) -> nn.Module:
     """The model that ``hub_config`` describes, with its tensors."""
-    num_classes = hub_config.get("num_classes", 0) if num_classes is None else num_classes
-    args = {**hub_config.get("model_args", {}), **args}
+    hub_config = check_description(hub_config, source)
+    num_classes = hub_config["num_classes"] if num_classes is None else num_classes
+    args = {**hub_config["model_args"], **args}
     model = _create(hub_config["architecture"], num_classes, args, seed)
-    model.pretrained_cfg = {**model.pretrained_cfg, **hub_config.get("pretrained_cfg", {})}
-    report = _load(model, tensors, source)
+    model.pretrained_cfg = {**model.pretrained_cfg, **hub_config["pretrained_cfg"]}
+    report = replace(_load(model, tensors, source), taken=taken)
     model = _finish(model, hub_config["architecture"], args, report)
-    if report.classifier == "loaded" and "label_names" in hub_config:
-        model.hub_config["label_names"] = list(hub_config["label_names"])
+    if report.classifier != "loaded":  # then its names are not the model's
+        hub_config = {key: value for key, value in hub_config.items() if key != "label_names"}
+    adopt_description(model, {**hub_config, "pretrained_cfg": {}})
     return model
 
 
@@ -250,10 +363,8 @@ def _load(model: nn.Module, tensors: official.Tensors, source: str) -> LoadRepor
     ours = {name: model.get_parameter(name) for name in classifier_tensors(model)}
     if ours and all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in ours.items()):
         return replace(load_into(model, tensors, source), classifier="loaded")
-    layers = model.pretrained_cfg.get("classifier") or "head"
-    layers = tuple(f"{name}." for name in ([layers] if isinstance(layers, str) else layers))
     backbone = model.state_dict().keys() - ours.keys()
-    theirs = {name for name in tensors if name.startswith(layers) and name not in backbone}
+    theirs = {name for name in tensors if formats.is_classifier(name, model) and name not in backbone}
     report = load_into(model, {n: t for n, t in tensors.items() if n not in theirs}, source, keep=ours)
     return replace(report, classifier=_fate(bool(theirs), bool(ours)))
 
@@ -265,7 +376,8 @@ def _fate(in_source: bool, in_model: bool) -> str:
 
 def _create(name: str, num_classes: int, args: dict[str, Any], seed: int, pretrained: bool = False) -> nn.Module:
     """timm.create_model, random weights drawn by seed; transformers get a dynamic image size and DINO's positions."""
-    wanted = {**_IF_KNOWN, **args}
+    check_arguments(name, args, name)
+    wanted = {**_IF_KNOWN, **_own_defaults(name), **args}
     while True:
         try:
             with torch.random.fork_rng(devices=[]):
@@ -277,7 +389,7 @@ def _create(name: str, num_classes: int, args: dict[str, Any], seed: int, pretra
             if not unknown:
                 raise InputError(f"{name} cannot be built with {args}: {error}") from None
             wanted.pop(unknown[0])
-        except (AssertionError, ValueError, LookupError, RuntimeError) as error:
+        except (AssertionError, AttributeError, ValueError, LookupError, RuntimeError) as error:
             if pretrained:
                 raise  # from the hub
             raise InputError(f"{name} cannot be built with {args}: {error}") from None
@@ -290,48 +402,24 @@ def _create(name: str, num_classes: int, args: dict[str, Any], seed: int, pretra
     return model
 
 
-def _infer_vit(tensors: official.Tensors, heads: int | None, path: Path) -> tuple[str, dict[str, Any]]:
-    """Architecture of a vision transformer from the shapes of its tensors."""
-    try:
-        width, channels, patch, _ = tensors["patch_embed.proj.weight"].shape
-        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
-        registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
-        n_positions = tensors["pos_embed"].shape[1] - 1
-        hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
-    except (KeyError, ValueError):
-        names = ", ".join(list(tensors)[:3]) or "no tensors"
-        raise InputError(f"{path}: not a DINO vision transformer (it has {names}, …)") from None
-    if heads is None and width % 64:
-        raise InputError(f"{path}: width {width} does not tell the number of heads; give --model.heads (or --heads)")
-    heads = heads or width // 64
-    if width % heads:
-        raise InputError(f"{path}: width {width} cannot be divided over {heads} heads")
-    side = math.isqrt(n_positions)
-    args: dict[str, Any] = {"patch_size": patch, "img_size": side * patch}
-    name = f"{_NAMES.get((width, depth), 'vit_custom')}_patch{patch}_224"
-    if not timm.is_model(name) or heads != width // 64:
-        name = "vit_base_patch16_224"
-        args |= {"embed_dim": width, "depth": depth, "num_heads": heads}
-    if channels != 3:
-        args["in_chans"] = channels
-    if hidden != 4 * width:
-        args["mlp_ratio"] = hidden / width
-    if registers:
-        args["reg_tokens"] = registers
-    return name, args
+def _own_defaults(architecture: str) -> dict[str, Any]:
+    """What differs from timm's defaults: DINOv3's image feature is CLS, as its authors use it."""
+    return {"global_pool": "token"} if re.search(r"_dinov3(_|\.|$)", architecture.split(".")[0]) else {}
 
 
 def _finish(model: nn.Module, architecture: str, args: dict[str, Any], report: LoadReport) -> nn.Module:
-    config = {key: model.pretrained_cfg[key] for key in ("mean", "std", "input_size") if key in model.pretrained_cfg}
-    rebuild = {k: v for k, v in args.items() if k != "drop_path_rate"}
+    rebuild = {k: v for k, v in {**_own_defaults(architecture), **args}.items() if k != "drop_path_rate"}
     if isinstance(model, VisionTransformer) or hasattr(model, "dynamic_img_size"):
         rebuild["dynamic_img_size"] = True
+    channels, classifier = in_channels(model), model.pretrained_cfg.get("classifier")
+    config = describe_images(model.pretrained_cfg, channels, model.num_classes, classifier)
+    model.pretrained_cfg = {**model.pretrained_cfg, **config}
     model.hub_config = {
         "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "model_args": rebuild,
-        "pretrained_cfg": {**config, "num_classes": model.num_classes},
+        "pretrained_cfg": config,
     }
     model.load_report = report
     return model

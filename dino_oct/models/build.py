@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,7 +11,8 @@ from torch import nn
 from dino_oct.checkpoint import Checkpoints
 from dino_oct.models import official
 from dino_oct.models.attention import check_transformer
-from dino_oct.models.backbone import download, load_backbone, load_into
+from dino_oct.models.backbone import adopt_description, load_backbone, load_into, local_file
+from dino_oct.models.description import check_description
 from dino_oct.models.head import DinoHead
 from dino_oct.models.network import DinoNetwork
 
@@ -50,9 +50,8 @@ def build_networks(
         student = _network(_rebuild(state, config), config, official.network_tensors(state, "student"), seed)
         return Networks(student, None, None, new_head=False, pretrained=True)
 
-    if init.startswith("https://"):
-        init = str(download(init))
-    file = Path(init)
+    file = local_file(init)
+    init = str(file) if init.startswith("https://") else init
     if file.is_dir() and Checkpoints(file).last.is_file():
         file = Checkpoints(file).last
     full = official.read_checkpoint(file) if file.is_file() else {}
@@ -105,11 +104,10 @@ def _network(backbone: nn.Module, config: "ModelConfig", tensors: official.Tenso
 
 
 def _rebuild(state: dict[str, Any], config: "ModelConfig") -> nn.Module:
-    hub = state["hub_config"]
+    hub = check_description(state["hub_config"], "checkpoint")
     args = {k: v for k, v in hub["model_args"].items() if k != "dynamic_img_size"}
     backbone = load_backbone(f"random:{hub['architecture']}", model_args=args, drop_path=config.drop_path)
-    backbone.pretrained_cfg = {**backbone.pretrained_cfg, **hub["pretrained_cfg"]}
-    backbone.hub_config = hub
+    adopt_description(backbone, hub)
     if config.grad_checkpointing:
         backbone.set_grad_checkpointing(True)
     return backbone

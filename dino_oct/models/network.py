@@ -17,7 +17,7 @@ def normalise(grey: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
     """
     config = backbone.pretrained_cfg
     mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
-    if in_channels(backbone) == 1:
+    if in_channels(backbone) == 1:  # timm's own configurations have 3
         mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
     mean, std = (value.view(1, -1, 1, 1).to(grey.device, torch.float32) for value in (mean, std))
     grey = grey.float() / 255 if grey.dtype == torch.uint8 else grey
@@ -35,7 +35,8 @@ def in_channels(backbone: nn.Module) -> int:
 
 
 def cls_feature(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
-    """The image feature: CLS after the final norm for transformers, the vector before the classifier otherwise.
+    """The image feature: CLS after the final norm for transformers that classify by it; otherwise the vector before the
+    classifier, as timm pools it (with its norm, in fine-tuned MAE).
 
     Args:
         images: (N, C, H, W) normalised.
@@ -44,7 +45,7 @@ def cls_feature(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
         (N, D).
     """
     features = backbone.forward_features(images)
-    if getattr(backbone, "cls_token", None) is not None:
+    if getattr(backbone, "cls_token", None) is not None and getattr(backbone, "global_pool", "token") in ("token", ""):
         return features[:, 0]
     return backbone.forward_head(features, pre_logits=True)
 

@@ -7,14 +7,17 @@ The trainer's own checkpoints are full files with further keys, so every tool th
 
 import argparse
 import codecs
+import hashlib
+import json
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dino_oct.errors import InputError
 
@@ -31,27 +34,73 @@ _ALLOWED = [
     (_SCALAR, "numpy._core.multiarray.scalar"),
     (codecs.encode, "_codecs.encode"),
 ]
+_DIGEST = "sha256"  # entry of a safetensors file's metadata
 
 
 def read_checkpoint(file: str | Path) -> dict[str, Any]:
     """Read a ``.pth``/``.pt`` or ``.safetensors`` file onto the CPU; only tensors and the release's plain types.
 
+    Every record of a ``.pth``/``.pt`` file is checked against the CRC that ``torch.save`` wrote with it (files from
+    before PyTorch 1.6 have none), and a ``.safetensors`` file against its digest, if ``write_weights`` wrote it.
+
     Raises:
-        InputError: the file is missing, cut short, not a checkpoint, or asks for any other type.
+        InputError: the file is missing, cut short, damaged, not a checkpoint, or asks for any other type.
     """
     file = Path(file)
     if not file.is_file():
         raise InputError(f"{file}: no such file")
+    # Damaged headers make the readers raise almost anything, and each of them means the same to a user.
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            with safe_open(file, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
+            if _DIGEST in metadata and metadata[_DIGEST] != digest(tensors):
+                raise InputError(f"{file}: damaged: its tensors are not those written; give an earlier checkpoint")
+            return tensors
+        if zipfile.is_zipfile(file):
+            _check_records(file)
         with torch.serialization.safe_globals(_ALLOWED):
-            return torch.load(file, map_location="cpu", weights_only=True, mmap=None)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=None)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         cause = str(error).strip().splitlines()[-1][:200] if "Unsupported" not in str(error) else _unsupported(error)
         raise InputError(f"{file}: refused, it holds more than tensors and settings ({cause})") from None
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError, SafetensorError) as error:
-        raise InputError(f"{file}: not a readable checkpoint ({' '.join(str(error).split())[:200]})") from None
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{file}: not a readable checkpoint ({reason})") from None
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{file}: not a checkpoint but a single {type(checkpoint).__name__}")
+    return checkpoint
+
+
+def write_weights(tensors: Tensors, file: Path) -> None:
+    """Write a ``.safetensors`` file, whole or not at all, with a digest that ``read_checkpoint`` checks."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    partial = file.with_name(f"{file.name}.tmp")
+    save_file(tensors, partial, metadata={"format": "pt", _DIGEST: digest(tensors)})
+    partial.replace(file)
+
+
+def digest(tensors: Tensors) -> str:
+    """The sha256 of the names, dtypes, shapes and bytes of tensors on the CPU, in the order of the names."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
+
+
+def _check_records(file: Path) -> None:
+    """Compare every record of a zip file with its CRC, which torch's own reader does not."""
+    try:
+        with zipfile.ZipFile(file) as records:
+            damaged = records.testzip()
+    except Exception as error:  # as above
+        raise InputError(f"{file}: damaged: {' '.join(str(error).split())[:200]}; give an earlier checkpoint") from None
+    if damaged is not None:
+        raise InputError(f"{file}: damaged: the checksum of {damaged} does not agree; give an earlier checkpoint")
 
 
 def _unsupported(error: Exception) -> str:
@@ -59,8 +108,9 @@ def _unsupported(error: Exception) -> str:
 
 
 def is_full(checkpoint: dict[str, Any]) -> bool:
-    """Whether a checkpoint has student and teacher, not a backbone alone."""
-    return "student" in checkpoint and "teacher" in checkpoint
+    """Whether a checkpoint has student and teacher with DINO's heads, not a backbone alone."""
+    networks = (checkpoint.get(which) for which in ("student", "teacher"))
+    return all(isinstance(n, dict) and any(k.endswith("head.last_layer.weight_v") for k in n) for n in networks)
 
 
 def network_tensors(checkpoint: dict[str, Any], which: str) -> Tensors:
@@ -73,17 +123,9 @@ def network_tensors(checkpoint: dict[str, Any], which: str) -> Tensors:
 
 
 def backbone_tensors(checkpoint: dict[str, Any], which: str = "teacher") -> Tensors:
-    """The backbone's tensors of a full or backbone-only file under timm's names."""
-    if is_full(checkpoint):
-        tensors = network_tensors(checkpoint, which)
-        return {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
-    wrapped = (checkpoint[key] for key in ("state_dict", "model", "teacher") if isinstance(checkpoint.get(key), dict))
-    tensors = {}
-    for name, tensor in next(wrapped, checkpoint).items():
-        name = name.removeprefix("module.").removeprefix("backbone.")
-        if isinstance(tensor, torch.Tensor) and not name.startswith("head."):
-            tensors[name] = tensor
-    return tensors
+    """The backbone's tensors of a full file under timm's names."""
+    tensors = network_tensors(checkpoint, which)
+    return {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
 
 
 def full_checkpoint(student: Tensors, teacher: Tensors, center: torch.Tensor, **rest: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn.functional as F
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
 
@@ -55,3 +56,19 @@ class DinoVisionTransformer(VisionTransformer):
         else:
             x = torch.cat([*prefix, x], dim=1) + positions
         return self.pos_drop(x)
+
+
+def set_native_size(model: DinoVisionTransformer, size: tuple[int, int]) -> None:
+    """Make ``size`` (rows, columns, in pixels) a transformer's native one; its features at that size stay the same."""
+    native = tuple(model.patch_embed.grid_size)
+    patch = model.patch_embed.patch_size
+    grid = (size[0] // patch[0], size[1] // patch[1])
+    if model.pos_embed is None or grid == native:
+        return
+    n_positions = 0 if model.no_embed_class else model.num_prefix_tokens
+    if model.reg_token is None:
+        positions = dino_position_embedding(model.pos_embed.detach(), grid, native, n_positions)
+    else:
+        positions = resample_abs_pos_embed(model.pos_embed.detach(), list(grid), list(native), n_positions)
+    model.pos_embed = torch.nn.Parameter(positions)
+    model.patch_embed.set_input_size(img_size=tuple(size))
