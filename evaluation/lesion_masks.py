@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
+from dino_oct.data.decode import BadScan, open_image, upright
 from dino_oct.data.tissue import tissue_mask
 from dino_oct.errors import InputError
 from evaluation.scan_data import ScanData
@@ -132,10 +132,10 @@ def read_values(file: Path) -> np.ndarray:
         InputError: unreadable, or in colours.
     """
     try:
-        with Image.open(file) as image:
-            values = np.asarray(image).astype(np.int64)
-    except OSError as error:
-        raise InputError(f"{file}: not a readable mask ({error})") from None
+        with open_image(file) as image:
+            values = np.asarray(upright(image)[0]).astype(np.int64)
+    except BadScan as reason:
+        raise InputError(f"{file}: not a readable mask ({reason})") from None
     if values.ndim != 2:
         raise InputError(f"{file}: a mask in colours; give one channel (or a palette) whose values are labels")
     return values

@@ -38,6 +38,8 @@ class DatasetOptions:
     """Replace white borders by the scan's own dark background."""
     max_side: int | None = None
     """Larger scans are scaled down to this longer side, in pixels."""
+    grey_range: float | Literal["auto"] | None = None
+    """Grey value that is white in 16-bit, 32-bit and float images; auto: decided over all of them."""
     cache_dir: str | None = None
     """Folder of the decode-once cache."""
 
@@ -110,10 +112,10 @@ class ScanData:
         return None if self.seen is None else len(self.seen & set(self.index.patients[positions].tolist()))
 
     def shortcuts(self, positions: np.ndarray) -> list[dict[str, Any]] | None:
-        """How well size and white border of the files alone tell the classes of these scans (``data.shortcut``).
+        """How well size, white border or brightness alone tell the classes of these scans (``data.shortcut``).
 
-        Balanced accuracy and its 95 % interval by patient, in per cent. None for phantoms, which have neither, and
-        where there are too few patients to say.
+        Balanced accuracy and its 95 % interval by patient, in per cent. None for phantoms, whose size and gain do
+        not know the class, and where there are too few patients to say.
         """
         if self.is_phantom:
             return None
@@ -122,6 +124,7 @@ class ScanData:
             self.index.patients[positions],
             self.scans.original_sizes[positions],
             np.asarray(self.scans.border[positions]),
+            np.asarray(self.scans.brightness[positions]),
         )
         return [
             {
@@ -134,7 +137,7 @@ class ScanData:
 
     def describe(self, **positions: np.ndarray) -> dict[str, Any]:
         """What goes into a result: folder, kind, split settings, and counts of each named set of scans."""
-        kept = ("split", "split_seed", "val_fraction", "test_fraction", "neutralise_borders")
+        kept = ("split", "split_seed", "val_fraction", "test_fraction", "neutralise_borders", "grey_range")
         return {
             "folder": self.index.root.resolve(),
             "synthetic": self.is_phantom,

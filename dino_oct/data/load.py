@@ -23,6 +23,8 @@ def load_scans(
     for note in index.notes:
         say(f"note: {note}")
     index, scans = open_cache(index, dataset)
+    for note in scans.notes:
+        say(f"note: {note}")
     say(f"data: {'PHANTOMS (synthetic scans)' if data == 'phantom' else data} · {scans.summary()}")
     counts = {split: index.positions(split) for split in ("train", "val", "test")}
     patients = {split: len(set(index.patients[positions])) for split, positions in counts.items()}
