@@ -54,7 +54,12 @@ class Options:
     data: str | None = None
     """OCT2017-style folder, or 'phantom'; unset: the first run's own."""
     masks: str | None = None
-    """Folder of lesion masks (SPLIT/CLASS/NAME.png); unset: those of phantoms, else none."""
+    """Folder of lesion masks (SPLIT/CLASS/NAME.png); unset: masks/ beside the splits, if there is one."""
+    lesion_values: tuple[int, ...] = ()
+    """Values of the lesion in a mask, any of several labels; unset: 255 for phantoms, else all but 0 and
+    --retina-values."""
+    retina_values: tuple[int, ...] = ()
+    """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
     out: Path = Path("report")
     """Folder for report.html, results.json, results.csv, figures/ and the cache of finished steps."""
     k: tuple[int, ...] = (5, 10)
@@ -104,7 +109,8 @@ def compare(options: Options, say: Callable[[str], None] = print) -> tuple[dict[
         if len(set(index.labels[positions[split]].tolist())) < 2:
             raise InputError(f"{index.root}: {split} scans of one class only; give scans of at least two classes")
     check_k(options.k, len(positions["train"]))
-    masks = LesionMasks(data, options.masks) if options.masks else None
+    are_given = bool(options.masks or options.lesion_values or options.retina_values)
+    masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values) if are_given else None
     models = open_models(options.models, data, positions)
     facts = [
         np.ascontiguousarray(data.scans.digests),

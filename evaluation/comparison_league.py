@@ -36,9 +36,12 @@ def league(models: dict[str, Model], shared: Setting, options: Any) -> dict[str,
     Raises:
         InputError: no masks or no lesions in validation or test, or a method that no model has.
     """
-    LesionMasks(shared.data, options.masks)  # a missing folder opens no model
+    # A missing folder opens no model.
+    masks = LesionMasks(shared.data, options.masks, options.lesion_values, options.retina_values)
     asked = localization.Options(
         masks=options.masks,
+        lesion_values=options.lesion_values,
+        retina_values=options.retina_values,
         methods=options.methods,
         score=SCORE,
         window=WINDOW,
@@ -59,7 +62,7 @@ def league(models: dict[str, Model], shared: Setting, options: Any) -> dict[str,
 
     identity = {
         "models": {key: model.identity for key, model in able.items()},
-        "masks": options.masks,
+        "masks": masks.digest(),
         "methods": list(options.methods),
         "n": [asked.n, asked.faithfulness, asked.sanity],
         "bootstrap": [shared.bootstrap, shared.seed],
