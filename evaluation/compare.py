@@ -19,13 +19,13 @@ import tyro
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
 from dino_oct.knn import check_k, check_temperature
-from evaluation.comparison_cache import StepCache, digest
+from evaluation.comparison_cache import StepCache
 from evaluation.comparison_cases import choose_cases, show_cases
 from evaluation.comparison_embedding import embedding
 from evaluation.comparison_figures import write_figures
 from evaluation.comparison_files import ShownScans, write_report
 from evaluation.comparison_league import league
-from evaluation.comparison_measures import Answers, Setting, ask
+from evaluation.comparison_measures import Answers, Setting, ask, data_digest
 from evaluation.comparison_methods import INTENDED_USE, command, limits, paragraphs, single_commands, versions
 from evaluation.comparison_models import SPLITS, Model, check_names, open_models
 from evaluation.comparison_severity import lesion_loads, severity
@@ -112,15 +112,8 @@ def compare(options: Options, say: Callable[[str], None] = print) -> tuple[dict[
     are_given = bool(options.masks or options.lesion_values or options.retina_values)
     masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values) if are_given else None
     models = open_models(options.models, data, positions)
-    facts = [
-        np.ascontiguousarray(data.scans.digests),
-        index.labels,
-        index.patients,
-        index.splits,
-        np.array(index.files),
-    ]
     cache = StepCache(folder / "cache")
-    shared = Setting(data, positions, cache, digest(*facts), options.bootstrap, options.seed)
+    shared = Setting(data, positions, cache, data_digest(data), options.bootstrap, options.seed)
     scans, gaps = ShownScans(shared), []
     # ---- numbers ---------------------------------------------------------------------------------------------------
     answers, values = {}, {}

@@ -5,7 +5,7 @@ from typing import Any
 from evaluation import localization
 from evaluation.comparison_measures import Setting
 from evaluation.comparison_models import STRIDE, WINDOW, Model
-from evaluation.lesion_masks import LesionMasks
+from evaluation.lesion_masks import LesionMasks, layers_digest
 from evaluation.reports import plain
 
 SCORE = "auprc"
@@ -61,7 +61,8 @@ def league(models: dict[str, Model], shared: Setting, options: Any) -> dict[str,
         return plain(found)
 
     identity = {
-        "models": {key: model.identity for key, model in able.items()},
+        "models": [[key, model.source.name, model.identity, model.start_digest] for key, model in able.items()],
+        "layers": layers_digest(shared.data),
         "masks": masks.digest(),
         "methods": list(options.methods),
         "n": [asked.n, asked.faithfulness, asked.sanity],

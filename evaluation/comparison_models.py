@@ -17,6 +17,7 @@ from dino_oct.data.index import index_scans
 from dino_oct.errors import InputError
 from evaluation.class_target import Classifier, ClassTargetOptions, open_classifier
 from evaluation.comparison import MODEL
+from evaluation.comparison_cache import digest
 from evaluation.explanations import short_names
 from evaluation.frozen_features import FeatureOptions, extract_features
 from evaluation.map_methods import MapSettings
@@ -35,7 +36,8 @@ class Model:
 
     Attributes:
         key: short and unique.
-        identity: what identifies its weights, for the cache of steps; sha256: their first 16 digits.
+        sha256: first 16 digits of its weights' file; settings: all else that makes a network of them: architecture,
+            arguments, normalisation, class names.
         has_own: whether it has a trained classifier of the data's classes.
         seen: patients of the data whose scans it was trained on; None where that is not known.
         gaps: column, group or section of the report → why this model has none.
@@ -46,6 +48,7 @@ class Model:
     kind: Kind
     architecture: str
     sha256: str
+    settings: dict[str, Any]
     has_own: bool
     seen: set[str] | None
     data: ScanData
@@ -69,10 +72,21 @@ class Model:
         monitor = self.source.monitor
         return {
             "weights": self.sha256,
-            "architecture": self.architecture,
+            "settings": self.settings,
+            "kind": self.kind,
             "own": self.has_own,
             "image_size": list(monitor.image_size) if monitor else None,
+            "maps": dataclasses.asdict(self.map_settings),
         }
+
+    @property
+    def start_digest(self) -> str | None:
+        """Of the weights before training, which the league shows beside a run's; None where there are none."""
+        start = self.source.run and self.source.run / "checkpoints" / "start"
+        if start is None or not (start / "config.json").is_file():
+            return None
+        files = sorted(file for file in start.iterdir() if file.is_file())
+        return digest(*(np.frombuffer(file.name.encode() + file.read_bytes(), np.uint8) for file in files))
 
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
@@ -140,6 +154,7 @@ def _open(key: str, source: Source, data: ScanData, positions: dict[str, np.ndar
         kind=kind,
         architecture=backbone.hub_config["architecture"],
         sha256=network.weights["sha256"],
+        settings={**backbone.hub_config, "label_names": list(names)},
         has_own="classifier" not in gaps,
         seen=trained_on(source.config, data),
         data=data,

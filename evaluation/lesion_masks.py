@@ -213,11 +213,21 @@ def has_masks(data: ScanData) -> bool:
 def read_boundaries(data: ScanData) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Layer boundaries beside the scans, ``layers.npz`` as phantoms have it: names (L,) from the vitreous down, and
     file → rows (L, W) in pixels; both empty where there is no such file."""
-    file = Path(data.index.root) / "layers.npz"
+    file = _layers_file(data)
     if not file.is_file():
         return (), {}
     with np.load(file) as found:
         return tuple(found["names"].tolist()), dict(zip(found["files"].tolist(), found["rows"], strict=True))
+
+
+def layers_digest(data: ScanData) -> str | None:
+    """Of the contents of the file that ``read_boundaries`` reads; None where there is none."""
+    file = _layers_file(data)
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def _layers_file(data: ScanData) -> Path:
+    return Path(data.index.root) / "layers.npz"
 
 
 def _places(file: str) -> list[PurePosixPath]:
