@@ -274,7 +274,7 @@ def write_maps(result: dict[str, Any], found: Sequence[Maps], folder: Path) -> N
             draw_page(one.chosen.scan, ordered, names, settings["mass"], title, pages[name])
         with SummaryWriter(str(folder / "tensorboard")) as writer:
             for name, page in pages.items():
-                with Image.open(page) as image:
+                with Image.open(page, formats=["PNG"]) as image:
                     writer.add_image(f"attention/{name}", np.asarray(image.convert("RGB")), 0, dataformats="HWC")
         np.savez(folder / "attention.npz", **arrays)
     except OSError as error:

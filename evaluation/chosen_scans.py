@@ -1,15 +1,26 @@
 """Some scans to look at one by one: image files, or a split's in turns through classes and patients."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dino_oct.data.borders import find_borders, neutralise
-from dino_oct.data.decode import BadScan, decode_grey
-from dino_oct.data.index import DatasetConfig, patient_of
+from dino_oct.data.brightness import INVERTED, are_inverted, brightness_features
+from dino_oct.data.cache import recorded_grey_range
+from dino_oct.data.decode import (
+    REMARKS,
+    BadScan,
+    GreyRange,
+    Levels,
+    check_grey_range,
+    choose_range,
+    decode,
+    measure_levels,
+)
+from dino_oct.data.index import DatasetConfig, index_scans, patient_of
 from dino_oct.errors import InputError
 from evaluation.runs import Source
 from evaluation.scan_data import DatasetOptions, ScanData
@@ -29,7 +40,7 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
     """Image files, read as the run read its scans unless ``given`` says otherwise, and what a result says about them.
 
     Raises:
-        InputError: a ``max_side`` below 1, or as ``read_scan``.
+        InputError: a ``max_side`` below 1, a ``grey_range`` that is no brightness, or as ``read_scan``.
     """
     settings = source.config.dataset if source.config else DatasetConfig()
     cleaned = settings.neutralise_borders if given.neutralise_borders is None else given.neutralise_borders
@@ -37,8 +48,12 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
     if max_side < 1:
         raise InputError(f"max_side is {max_side}; give a positive number of pixels")
     reading = DatasetConfig(neutralise_borders=cleaned, max_side=max_side)
-    chosen = [read_scan(file, reading) for file in files]
-    notes = []
+    grey_range, notes = _grey_range(files, source, given)
+    chosen = []
+    for file in files:
+        one, remarks = _read(file, reading, grey_range)
+        chosen.append(one)
+        notes += [f"{file}: {remark}" for remark in remarks]
     if source.run is not None:
         notes.append("image files: whether the run was trained on these patients is not known")
     if any(one.patient == patient_of(one.file) == one.file for one in chosen):
@@ -47,11 +62,40 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
         "folder": None,
         "split": None,
         "synthetic": any(_is_phantom(file) for file in files),
-        "dataset": {"neutralise_borders": cleaned, "max_side": max_side},
+        "dataset": {
+            "neutralise_borders": cleaned,
+            "max_side": max_side,
+            "grey_range": None if grey_range is None else asdict(grey_range),
+        },
         "scans": len(chosen),
         "patients": len({one.patient for one in chosen}),
         "notes": notes,
     }
+
+
+def _grey_range(files: Sequence[str], source: Source, given: DatasetOptions) -> tuple[GreyRange | None, list[str]]:
+    """The grey range of deep image files, None where there are none, and whose it is in a note."""
+    measured = [one for one in map(measure_levels, files) if one is not None]
+    if not measured:
+        return None, []
+    if given.grey_range is not None and (as_given := check_grey_range(given.grey_range)):
+        return as_given, [f"grey range of deep images: 0 to {as_given.integers:g}, as given"]
+    if given.grey_range is None and source.config is not None:
+        dataset, data = source.config.dataset, source.config.data
+        if as_set := check_grey_range(dataset.grey_range):
+            return as_set, [f"grey range of deep images: 0 to {as_set.integers:g}, as the run's settings say"]
+        if Path(data).is_dir() and (recorded := recorded_grey_range(index_scans(data, dataset), dataset)):
+            return recorded, [f"grey range of deep images: as in the run's folder, {_values(recorded, measured)}"]
+    own = choose_range(measured)
+    text = f"grey range of deep images: {_values(own, measured)}, decided over these files"
+    if source.run is not None:
+        text += "; what the run's scans had is not known"
+    return own, [f"{text}; --dataset.grey-range sets another"]
+
+
+def _values(grey_range: GreyRange, measured: Sequence[Levels]) -> str:
+    kinds = sorted({levels.kind for levels in measured}, reverse=True)
+    return ", ".join(f"{kind} 0 to {getattr(grey_range, kind):g}" for kind in kinds)
 
 
 def from_split(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -> tuple[list[Chosen], dict[str, Any]]:
@@ -97,24 +141,34 @@ def take_turns(positions: np.ndarray, labels: np.ndarray, patients: np.ndarray, 
     return [int(i) for i, _ in zip(turns, range(n), strict=False)]
 
 
-def read_scan(file: str, settings: DatasetConfig) -> Chosen:
+def read_scan(file: str, settings: DatasetConfig, grey_range: GreyRange | None = None) -> Chosen:
     """Read one image file as the cache of scans would.
 
     Args:
         settings: ``max_side`` and ``neutralise_borders`` are used.
+        grey_range: of a deep image; None where the file is none.
 
     Raises:
         InputError: no such file, or not usable as a scan.
     """
-    if not Path(file).is_file():
+    return _read(file, settings, grey_range)[0]
+
+
+def _read(file: str, settings: DatasetConfig, grey_range: GreyRange | None) -> tuple[Chosen, list[str]]:
+    """A file as ``read_scan`` reads it, and remarks."""
+    if not Path(file).exists():
         raise InputError(f"{file}: no such file; give image files, or none to use --split")
     try:
-        scan = decode_grey(file, settings.max_side)
-    except (BadScan, OSError) as reason:
+        scan, _, found = decode(file, settings.max_side, grey_range=grey_range)
+    except BadScan as reason:
         raise InputError(f"{file}: {reason}") from None
+    remarks = [text for remark, text in REMARKS.items() if remark in found]
+    borders = find_borders(scan)
+    if are_inverted(brightness_features(scan, borders)[None])[0]:
+        remarks.append(INVERTED)
     if settings.neutralise_borders:
-        scan = neutralise(scan, find_borders(scan))
-    return Chosen(file, patient_of(file), None, scan)
+        scan = neutralise(scan, borders)
+    return Chosen(file, patient_of(file), None, scan), remarks
 
 
 def _is_phantom(file: str) -> bool:

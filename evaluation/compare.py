@@ -19,13 +19,13 @@ import tyro
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
 from dino_oct.knn import check_k, check_temperature
-from evaluation.comparison_cache import StepCache, digest
+from evaluation.comparison_cache import StepCache
 from evaluation.comparison_cases import choose_cases, show_cases
 from evaluation.comparison_embedding import embedding
 from evaluation.comparison_figures import write_figures
 from evaluation.comparison_files import ShownScans, write_report
 from evaluation.comparison_league import league
-from evaluation.comparison_measures import Answers, Setting, ask
+from evaluation.comparison_measures import Answers, Setting, ask, data_digest
 from evaluation.comparison_methods import INTENDED_USE, command, limits, paragraphs, single_commands, versions
 from evaluation.comparison_models import SPLITS, Model, check_names, open_models
 from evaluation.comparison_severity import lesion_loads, severity
@@ -54,7 +54,12 @@ class Options:
     data: str | None = None
     """OCT2017-style folder, or 'phantom'; unset: the first run's own."""
     masks: str | None = None
-    """Folder of lesion masks (SPLIT/CLASS/NAME.png); unset: those of phantoms, else none."""
+    """Folder of lesion masks (SPLIT/CLASS/NAME.png); unset: masks/ beside the splits, if there is one."""
+    lesion_values: tuple[int, ...] = ()
+    """Values of the lesion in a mask, any of several labels; unset: 255 for phantoms, else all but 0 and
+    --retina-values."""
+    retina_values: tuple[int, ...] = ()
+    """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
     out: Path = Path("report")
     """Folder for report.html, results.json, results.csv, figures/ and the cache of finished steps."""
     k: tuple[int, ...] = (5, 10)
@@ -104,17 +109,11 @@ def compare(options: Options, say: Callable[[str], None] = print) -> tuple[dict[
         if len(set(index.labels[positions[split]].tolist())) < 2:
             raise InputError(f"{index.root}: {split} scans of one class only; give scans of at least two classes")
     check_k(options.k, len(positions["train"]))
-    masks = LesionMasks(data, options.masks) if options.masks else None
+    are_given = bool(options.masks or options.lesion_values or options.retina_values)
+    masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values) if are_given else None
     models = open_models(options.models, data, positions)
-    facts = [
-        np.ascontiguousarray(data.scans.digests),
-        index.labels,
-        index.patients,
-        index.splits,
-        np.array(index.files),
-    ]
     cache = StepCache(folder / "cache")
-    shared = Setting(data, positions, cache, digest(*facts), options.bootstrap, options.seed)
+    shared = Setting(data, positions, cache, data_digest(data), options.bootstrap, options.seed)
     scans, gaps = ShownScans(shared), []
     # ---- numbers ---------------------------------------------------------------------------------------------------
     answers, values = {}, {}

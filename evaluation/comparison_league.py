@@ -5,7 +5,7 @@ from typing import Any
 from evaluation import localization
 from evaluation.comparison_measures import Setting
 from evaluation.comparison_models import STRIDE, WINDOW, Model
-from evaluation.lesion_masks import LesionMasks
+from evaluation.lesion_masks import LesionMasks, layers_digest
 from evaluation.reports import plain
 
 SCORE = "auprc"
@@ -36,9 +36,12 @@ def league(models: dict[str, Model], shared: Setting, options: Any) -> dict[str,
     Raises:
         InputError: no masks or no lesions in validation or test, or a method that no model has.
     """
-    LesionMasks(shared.data, options.masks)  # a missing folder opens no model
+    # A missing folder opens no model.
+    masks = LesionMasks(shared.data, options.masks, options.lesion_values, options.retina_values)
     asked = localization.Options(
         masks=options.masks,
+        lesion_values=options.lesion_values,
+        retina_values=options.retina_values,
         methods=options.methods,
         score=SCORE,
         window=WINDOW,
@@ -58,8 +61,9 @@ def league(models: dict[str, Model], shared: Setting, options: Any) -> dict[str,
         return plain(found)
 
     identity = {
-        "models": {key: model.identity for key, model in able.items()},
-        "masks": options.masks,
+        "models": [[key, model.source.name, model.identity, model.start_digest] for key, model in able.items()],
+        "layers": layers_digest(shared.data),
+        "masks": masks.digest(),
         "methods": list(options.methods),
         "n": [asked.n, asked.faithfulness, asked.sanity],
         "bootstrap": [shared.bootstrap, shared.seed],

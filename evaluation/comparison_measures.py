@@ -1,5 +1,6 @@
 """What every model of a comparison answers about the same scans, by the protocols of the single evaluations."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from evaluation import linear
 from evaluation.class_target import Classifier
 from evaluation.classification import METRICS, score_all
 from evaluation.comparison import ScanSet
-from evaluation.comparison_cache import StepCache
+from evaluation.comparison_cache import StepCache, digest
 from evaluation.comparison_models import SPLITS, Model, facts, in_class_order
 from evaluation.probes import LinearClassifier
 from evaluation.runs import default_device
@@ -30,7 +31,7 @@ class Setting:
 
     Attributes:
         positions: split → positions of its labelled scans in ``data``.
-        digest: of scans, classes, patients and splits.
+        digest: as ``data_digest`` gives it.
     """
 
     data: ScanData
@@ -54,6 +55,17 @@ class Setting:
         """What a step depends on."""
         of_model = {"model": model.identity} if model else {}
         return {"version": _VERSION, "data": self.digest, **of_model, **settings}
+
+
+def data_digest(data: ScanData) -> str:
+    """Of all that a step may take from the data: pixels and tables of the scans, classes, patients, splits, and what is
+    said about them."""
+    index, scans = data.index, data.scans
+    tables = (scans.digests, scans.sizes, scans.original_sizes, scans.border, scans.brightness, scans.tissue)
+    columns = (index.labels, index.patients, index.splits, index.folder_splits)
+    seen = None if data.seen is None else sorted(data.seen)
+    said = (index.files, index.class_names, index.mislabelled, index.notes, scans.skipped, data.notes, seen)
+    return digest(*map(np.asarray, (*tables, *columns)), np.array(json.dumps(said)))
 
 
 @dataclass

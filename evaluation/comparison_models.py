@@ -1,5 +1,6 @@
 """The models of a comparison: what each is, what it can answer, and what it costs."""
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from dino_oct.errors import InputError
 from dino_oct.provenance import Seen
 from evaluation.class_target import Classifier, ClassTargetOptions, open_classifier
 from evaluation.comparison import MODEL
+from evaluation.comparison_cache import digest
 from evaluation.explanations import short_names
 from evaluation.frozen_features import FeatureOptions, extract_features
 from evaluation.map_methods import MapSettings
@@ -32,8 +34,8 @@ class Model:
 
     Attributes:
         key: short and unique.
-        identity: what identifies its weights, for the cache of steps; sha256: their first 16 digits; loaded: in words,
-            what was loaded.
+        sha256: first 16 digits of its weights' file; settings: all else that makes a network of them: architecture,
+            arguments, normalisation, class names; loaded: in words, what was loaded.
         has_own: whether it has a trained classifier of the data's classes.
         seen: what is known of the data's patients and its training; None where nothing is.
         gaps: column, group or section of the report → why this model has none.
@@ -44,6 +46,7 @@ class Model:
     kind: Kind
     architecture: str
     sha256: str
+    settings: dict[str, Any]
     loaded: str
     has_own: bool
     seen: Seen | None
@@ -68,10 +71,21 @@ class Model:
         monitor = self.source.monitor
         return {
             "weights": self.sha256,
-            "architecture": self.architecture,
+            "settings": self.settings,
+            "kind": self.kind,
             "own": self.has_own,
             "image_size": list(monitor.image_size) if monitor else None,
+            "maps": dataclasses.asdict(self.map_settings),
         }
+
+    @property
+    def start_digest(self) -> str | None:
+        """Of the weights before training, which the league shows beside a run's; None where there are none."""
+        start = self.source.run and self.source.run / "checkpoints" / "start"
+        if start is None or not (start / "config.json").is_file():
+            return None
+        files = sorted(file for file in start.iterdir() if file.is_file())
+        return digest(*(np.frombuffer(file.name.encode() + file.read_bytes(), np.uint8) for file in files))
 
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
@@ -139,6 +153,7 @@ def _open(key: str, source: Source, data: ScanData, positions: dict[str, np.ndar
         kind=kind,
         architecture=backbone.hub_config["architecture"],
         sha256=network.weights["sha256"],
+        settings={**backbone.hub_config, "label_names": list(names)},
         loaded=network.weights["loaded"],
         has_own="classifier" not in gaps,
         seen=data.seen_by(source.name),

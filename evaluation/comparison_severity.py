@@ -42,7 +42,8 @@ def lesion_loads(data: ScanData, positions: np.ndarray, masks: LesionMasks | Non
         return PHANTOM, np.array([severity.get(data.index.files[i], np.nan) for i in positions], dtype=float)
     masks = masks or LesionMasks(data)
     shares = [masks.read(int(i)).lesion.mean() if masks.file(int(i)) else np.nan for i in positions]
-    return SHARE, np.array(shares, dtype=float)
+    measure = "; ".join([SHARE, *masks.notes()])
+    return measure, np.array(shares, dtype=float)
 
 
 def severity(models: dict[str, Model], shared: Setting, masks: LesionMasks | None) -> dict[str, Any]:

@@ -100,10 +100,14 @@ def is_urgency_known(class_names: Sequence[str]) -> bool:
 def resampled(answers: Answers, model: Model, shared: Setting) -> Values:
     """Every metric of a model for the scans as they are and for each resample of patients, in per cent."""
     queries = shared.set_of("test")
-    given = [*answers.knn.values(), answers.probe, answers.classifier]
-    scores = digest(*(one for one in given if one is not None))
+    given = {
+        **{f"knn_{k}": votes for k, votes in answers.knn.items()},
+        "probe": answers.probe,
+        "classifier": answers.classifier,
+    }
+    scores = {name: None if one is None else digest(one) for name, one in given.items()}
     resampling = {"bootstrap": shared.bootstrap, "seed": shared.seed}
-    identity = {"scores": scores, "own": model.has_own, "k": list(answers.knn), **resampling}
+    identity = {"scores": scores, "own": model.has_own, **resampling}
 
     def make() -> Values:
         bootstrap = PatientBootstrap(queries.patients, shared.bootstrap, shared.seed)

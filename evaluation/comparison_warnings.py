@@ -40,7 +40,7 @@ def of_data(report: dict[str, Any]) -> list[Warned]:
     if not found:
         text = (
             f"data audit of {counted}: no patient in two splits, no duplicates, nothing left out, and neither image "
-            "size nor white border tells the class"
+            "size nor white border nor brightness tells the class"
         )
         return [Warned("other", False, text)]
     return found
@@ -91,8 +91,15 @@ def _shortcuts(report: dict[str, Any]) -> list[Warned]:
         percent = [100 * one[name] for name in ("balanced_accuracy", "low", "high", "chance")]
         text = (
             f"{one['features']} alone tells the class with {percent[0]:.1f} % [{percent[1]:.1f}, {percent[2]:.1f}] "
-            f"balanced accuracy (chance {percent[3]:.1f} %), without looking at the retina"
+            f"balanced accuracy (chance {percent[3]:.1f} %)"
         )
+        if one["features"] == "brightness":
+            # Lesions change the brightness a little; another device for each class tells most scans.
+            is_serious = percent[1] > (100 + percent[3]) / 2
+            text += ": another device or exposure for each class, or the lesions themselves"
+            found.append(Warned("shortcut", is_serious, text))
+            continue
+        text += ", without looking at the retina"
         if "border" in one["features"]:
             text += "; white borders " + ("are neutralised here" if cured else "are NOT neutralised here")
         found.append(Warned("shortcut", not (cured and one["features"] == "border"), text))

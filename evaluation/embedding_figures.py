@@ -117,7 +117,7 @@ def _picture(
         with io.BytesIO() as stream:
             figure.savefig(stream, dpi=100, format="png")
             plt.close(figure)
-            return Image.open(stream).convert("RGB")
+            return Image.open(stream, formats=["PNG"]).convert("RGB")
 
 
 def _scatter(

@@ -341,7 +341,7 @@ def write_pages(result: dict[str, Any], pages: Sequence[Page], subtitle: str, fo
             arrays |= {f"scan{i}_{key}": value for key, value in page.arrays.items()}
         with SummaryWriter(str(folder / "tensorboard")) as writer:
             for file in files:
-                with Image.open(file) as image:
+                with Image.open(file, formats=["PNG"]) as image:
                     writer.add_image(f"{name}/{file.stem}", np.asarray(image.convert("RGB")), 0, dataformats="HWC")
         np.savez(folder / f"{name}.npz", **arrays)
     except OSError as error:

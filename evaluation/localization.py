@@ -55,9 +55,10 @@ class Options(ClassTargetOptions):
     """Folder of masks, DIR/SPLIT/CLASS/NAME.png in the size of the scans; unset: masks/ beside the splits, as phantoms
     have it."""
     lesion_values: tuple[int, ...] = ()
-    """Values of the lesion in a mask, any of several labels; unset: all but 0 and --retina-values."""
+    """Values of the lesion in a mask, any of several labels; unset: 255 for phantoms, else all but 0 and
+    --retina-values."""
     retina_values: tuple[int, ...] = ()
-    """Values of the retina outside lesions; unset: the retina is estimated from the scan."""
+    """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
     target: Literal["true", "predicted"] = "true"
     """The class to explain."""
     score: Literal[ALL_SCORES] = "auprc"
@@ -275,6 +276,7 @@ def _method_notes(models: Sequence[MapModel], masks: LesionMasks) -> list[str]:
     notes = [f"{model.name} has no {method}: {reason}" for model in models for method, reason in model.gaps.items()]
     if any("lrp" in model.methods for model in models):
         notes.append(PATENT_NOTICE)
+    notes += masks.notes()
     if masks.estimates_retina:
         notes.append("masks without retina values: the retina band is estimated from each scan's brightness")
     notes += [

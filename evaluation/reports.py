@@ -96,8 +96,8 @@ def closing(result: dict[str, Any]) -> list[str]:
         found = ", ".join(f"{one['features']} {show(one['balanced_accuracy'])} %" for one in shortcuts)
         done = "are neutralised here" if data["dataset"]["neutralise_borders"] else "are NOT neutralised here"
         lines.append(
-            f"shortcut check: balanced accuracy without the retina, from {found} (chance {shortcuts[0]['chance']:.1f} "
-            f"%); white borders {done}"
+            f"shortcut check: balanced accuracy without the shape of the retina, from {found} "
+            f"(chance {shortcuts[0]['chance']:.1f} %); white borders {done}"
         )
     return lines
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PHANTOM_NOTICE = "PHANTOMS: synthetic scans"
 _SPLITTING = ("split", "split_seed", "val_fraction", "test_fraction")
-_DECODING = ("neutralise_borders", "max_side")
+_DECODING = ("neutralise_borders", "max_side", "grey_range")
 Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 
 
@@ -44,6 +44,8 @@ class DatasetOptions:
     """Replace white borders by the scan's own dark background."""
     max_side: int | None = None
     """Larger scans are scaled down to this longer side, in pixels."""
+    grey_range: float | Literal["auto"] | None = None
+    """Grey value that is white in 16-bit, 32-bit and float images; auto: decided over all of them."""
     cache_dir: str | None = None
     """Folder of the decode-once cache."""
 
@@ -144,10 +146,10 @@ class ScanData:
         return notes
 
     def shortcuts(self, positions: np.ndarray) -> list[dict[str, Any]] | None:
-        """How well size and white border of the files alone tell the classes of these scans (``data.shortcut``).
+        """How well size, white border or brightness alone tell the classes of these scans (``data.shortcut``).
 
-        Balanced accuracy and its 95 % interval by patient, in per cent. None for phantoms, which have neither, and
-        where there are too few patients to say.
+        Balanced accuracy and its 95 % interval by patient, in per cent. None for phantoms, whose size and gain do
+        not know the class, and where there are too few patients to say.
         """
         if self.is_phantom:
             return None
@@ -156,6 +158,7 @@ class ScanData:
             self.index.patients[positions],
             self.scans.original_sizes[positions],
             np.asarray(self.scans.border[positions]),
+            np.asarray(self.scans.brightness[positions]),
         )
         return [
             {
@@ -168,7 +171,7 @@ class ScanData:
 
     def describe(self, **positions: np.ndarray) -> dict[str, Any]:
         """What goes into a result: folder, kind, split settings, and counts of each named set of scans."""
-        kept = ("split", "split_seed", "val_fraction", "test_fraction", "neutralise_borders")
+        kept = ("split", "split_seed", "val_fraction", "test_fraction", "neutralise_borders", "grey_range")
         return {
             "folder": self.index.root.resolve(),
             "synthetic": self.is_phantom,

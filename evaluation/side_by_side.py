@@ -29,7 +29,7 @@ from evaluation.explanations import (
     short_names,
     write_pages,
 )
-from evaluation.lesion_masks import LesionMasks, Mask
+from evaluation.lesion_masks import LesionMasks, Mask, has_masks
 from evaluation.localization import METHODS_BY_DEFAULT
 from evaluation.map_methods import MapSettings, MethodName, candidates, make_maps, usable
 from evaluation.map_pages import FOOT, draw_maps
@@ -63,6 +63,10 @@ class Options(ExplanationOptions):
     else what the classifier sees."""
     masks: str | None = None
     """Folder of lesion masks to outline; unset: masks/ beside the splits, if there is one."""
+    lesion_values: tuple[int, ...] = ()
+    """Values of the lesion in a mask; unset: 255 for phantoms, else all but 0 and --retina-values."""
+    retina_values: tuple[int, ...] = ()
+    """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -95,7 +99,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Pag
         chosen, about = from_files(options.scans, source, options.dataset)
     else:
         data = open_data(source, options.data, options.dataset, options.phantom, print)
-        masks = _masks(data, options.masks)
+        masks = _masks(data, options)
         chosen, about = from_split(data, options.split, options.n, options.beside)
     classifiers = open_each(sources, options, data)
     models = _models(sources, classifiers, options)
@@ -103,6 +107,8 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Pag
     result["settings"] |= {"methods": options.methods, "figure": options.figure, "every_head": options.every_head}
     result["units"] = "maps: as evaluation/gradcam.py, occlusion.py, relevance.py and attention.py give them"
     result["notes"] += [f"{one.name} has no {method}: {why}" for one in models for method, why in one.gaps.items()]
+    if masks is not None:
+        result["notes"] += masks.notes()
     if "lrp" in options.methods:
         result["notes"].append(PATENT_NOTICE)
     pages, all_asked = [], []
@@ -150,13 +156,10 @@ def _each_head(
     return columns, apart
 
 
-def _masks(data: ScanData, folder: str | None) -> LesionMasks | None:
-    try:
-        return LesionMasks(data, folder)
-    except InputError:
-        if folder:
-            raise
+def _masks(data: ScanData, options: Options) -> LesionMasks | None:
+    if not (options.masks or options.lesion_values or options.retina_values) and not has_masks(data):
         return None
+    return LesionMasks(data, options.masks, options.lesion_values, options.retina_values)
 
 
 def _mask_of(masks: LesionMasks | None, data: ScanData | None, scan: Chosen) -> Mask | None:

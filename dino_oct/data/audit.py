@@ -3,7 +3,7 @@
     python dino_oct/data/audit.py DIR --json FILE
 
 Counts per class, patient and split, image sizes, files left out, exact and near duplicates, patients shared between
-splits or classes, and how well image size and white border alone predict the class.
+splits or classes, and how well image size, white border or brightness alone predict the class.
 """
 
 import json
@@ -18,6 +18,7 @@ import tyro
 
 from dino_oct.cli import run_command
 from dino_oct.data.borders import find_borders
+from dino_oct.data.brightness import are_inverted
 from dino_oct.data.cache import ScanCache, open_cache
 from dino_oct.data.duplicates import exact_groups, near_pairs
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scans, shared_patients
@@ -56,7 +57,7 @@ def audit(folder: str | Path, config: DatasetConfig | None = None, progress: boo
 
     Returns:
         JSON-ready findings: ``scans``, ``left_out``, ``notes``, ``mislabelled``, ``splits`` (published and used),
-        ``sizes``, ``borders``, ``patients``, ``duplicates`` and ``shortcut``.
+        ``sizes``, ``borders``, ``inverted``, ``patients``, ``duplicates`` and ``shortcut``.
 
     Raises:
         InputError: missing or empty folder, or none of its images can be read.
@@ -77,6 +78,7 @@ def audit(folder: str | Path, config: DatasetConfig | None = None, progress: boo
         "splits": {name: _count(index, split) for name, split in splits.items()},
         "sizes": _sizes(index, cache),
         "borders": _borders(index, cache, config),
+        "inverted": [index.files[i] for i in np.flatnonzero(are_inverted(cache.brightness))],
         "patients": _patients(index, splits),
         "duplicates": _duplicates(index, cache, splits),
         "shortcut": _shortcut(index, cache),
@@ -179,7 +181,9 @@ def _relations(index: ScanIndex, pairs: list[tuple[int, int]], splits: dict[str,
 
 
 def _shortcut(index: ScanIndex, cache: ScanCache) -> dict[str, Any]:
-    results, left_out = check_shortcuts(index.labels, index.patients, cache.original_sizes, np.asarray(cache.border))
+    results, left_out = check_shortcuts(
+        index.labels, index.patients, cache.original_sizes, np.asarray(cache.border), np.asarray(cache.brightness)
+    )
     return {"results": as_numbers(results), "classes_left_out": [index.class_names[label] for label in left_out]}
 
 
@@ -200,6 +204,7 @@ def render(report: dict[str, Any]) -> str:
         *(_split_table(name, counts) for name, counts in report["splits"].items()),
         _size_table(report["sizes"]),
         _border_table(report["borders"]),
+        _listed("seem inverted (bright background, dark retina)", report["inverted"]),
         _patient_lines(report["patients"]),
         _duplicate_lines(report["duplicates"]),
         _shortcut_lines(report["shortcut"], report["borders"]),
@@ -299,7 +304,7 @@ def _relation_lines(found: dict[str, Any]) -> list[str]:
 
 
 def _shortcut_lines(shortcut: dict[str, Any], borders: dict[str, Any]) -> list[str]:
-    title = "shortcut check: the class predicted without the retina (balanced accuracy, unseen patients)"
+    title = "shortcut check: the class predicted without the shape of the retina (balanced accuracy, unseen patients)"
     if not shortcut["results"]:
         return [title, "  not possible: it takes two classes with at least five patients each"]
     rows = [
@@ -320,8 +325,13 @@ def _shortcut_lines(shortcut: dict[str, Any], borders: dict[str, Any]) -> list[s
         )
     if usable == {"size + border"}:
         lines.append("  Only size and border together give the class away.")
+    if "brightness" in usable:
+        lines.append(
+            "  Brightness alone (mean, contrast, percentiles and noise of a scan) gives the class away: a model could "
+            "read the device or the exposure of each class. Lesions change the brightness a little, too."
+        )
     if not usable:
-        lines.append("  Neither size nor border predicts the class better than chance.")
+        lines.append("  Neither size nor border nor brightness predicts the class better than chance.")
     return lines
 
 

@@ -8,17 +8,30 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from dino_oct.data.borders import border_features, find_borders, neutralise
-from dino_oct.data.decode import BadScan, decode_grey
+from dino_oct.data.brightness import INVERTED, are_inverted, brightness_features
+from dino_oct.data.decode import (
+    REMARKS,
+    BadScan,
+    GreyRange,
+    Levels,
+    RangeNeeded,
+    Remark,
+    check_grey_range,
+    choose_range,
+    decode,
+    measure_levels,
+    open_image,
+)
 from dino_oct.data.index import DatasetConfig, ScanIndex
 from dino_oct.data.tissue import tissue_map, tissue_mask
 from dino_oct.errors import InputError
@@ -28,13 +41,21 @@ try:
 except ImportError:  # not POSIX: two processes may then both build, and the first to finish is kept
     fcntl = None  # type: ignore[assignment]
 
-CACHE_VERSION = 2  # raise it when decoding, borders or tissue maps change: older caches are then built anew
+CACHE_VERSION = 3  # raise it when decoding, borders or tissue maps change: older caches are then built anew
 
-_TABLES = {"sizes": "i8", "original_sizes": "i8", "border": "f4", "tissue": "f4", "digests": "S32"}
+_TABLES = {
+    "sizes": "i8",
+    "original_sizes": "i8",
+    "border": "f4",
+    "brightness": "f4",
+    "tissue": "f4",
+    "digests": "S32",
+}
 _CHUNK = 512  # scans decoded before they are written; bounds the memory of a build
 _PROBES = 16  # scans whose pixels are checked against their digest when a cache is opened
 _HEADERS = 256  # file headers read to estimate the size of a build
 _LARGE = 1 << 30  # bytes; larger builds are announced
+_FAR = 8  # a file that alone would take a range so many times smaller than its folder's is named
 
 
 class ScanCache:
@@ -45,12 +66,16 @@ class ScanCache:
     Attributes:
         folder: the cache's folder.
         sizes: (N, 2) int64, height and width of each cached scan.
-        original_sizes: (N, 2) int64, the same in the file (different only where ``max_side`` applied).
+        original_sizes: (N, 2) int64, the same of the upright image in the file (different only where ``max_side``
+            applied).
         border: (N, 9) float32, the white border found in the file before any neutralising; columns
             ``borders.FEATURES`` (column 0 is the fraction of the scan's pixels).
+        brightness: (N, 9) float32, grey levels outside that border; columns ``brightness.FEATURES``.
         tissue: (N, 16, 16) float32, fraction of tissue in each cell of a grid over the scan.
         digests: (N,) S32, hash of shape and pixels: equal for scans that are equal to the pixel.
         skipped: (file, reason) of every file left out.
+        grey_range: that deep images (16-bit, 32-bit, float) were read by; None where there are none.
+        notes: one line each, what a user should know about how the files were read.
     """
 
     def __init__(self, folder: str | Path):
@@ -67,10 +92,13 @@ class ScanCache:
             if {len(table) for table in tables.values()} != {about["scans"]}:
                 raise ValueError(f"expected {about['scans']} rows in every table")
             self.skipped: list[tuple[str, str]] = [(file, reason) for file, reason in about["skipped"]]
+            self.grey_range = GreyRange(**about["grey_range"]) if about["grey_range"] else None
+            self.notes: tuple[str, ...] = tuple(about["notes"])
         except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.folder}: {error}") from error
         self.sizes, self.original_sizes = np.array(tables["sizes"]), np.array(tables["original_sizes"])
-        self.border, self.tissue, self.digests = tables["border"], tables["tissue"], tables["digests"]
+        self.border, self.brightness = tables["border"], tables["brightness"]
+        self.tissue, self.digests = tables["tissue"], tables["digests"]
         self._starts = np.concatenate([[0], self.sizes.prod(axis=1).cumsum()]).astype(np.int64)
         if len(self._pixels) != self._starts[-1]:
             raise ValueError(f"{self.folder}: scans.bin holds {len(self._pixels)} bytes, expected {self._starts[-1]}")
@@ -107,22 +135,25 @@ class ScanCache:
 def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -> tuple[ScanIndex, ScanCache]:
     """Open the cache of an index, building it first where it is missing, outdated or damaged.
 
-    The cache is keyed by the files (path, size, time of change) and the settings that alter pixels. It is built in a
+    The cache is keyed by the files (path, size, times of change) and the settings that alter pixels. It is built in a
     temporary folder and renamed when complete; other processes that want the same cache wait for it.
 
     Args:
         index: from ``index_scans``.
-        config: the same settings; ``cache_dir``, ``max_side`` and ``neutralise_borders`` are used.
+        config: the same settings; ``cache_dir``, ``max_side``, ``neutralise_borders`` and ``grey_range`` are used.
         progress: show a progress bar and the announcement of a large build on stderr.
 
     Returns:
-        The index without the files left out, and the cache, aligned with it: scan i is ``cache[i]``.
+        The index without the files left out and with the notes of the cache behind its own, and the cache, aligned with
+        it: scan i is ``cache[i]``.
 
     Raises:
-        InputError: no file of the index is usable, or the cache folder cannot be written or is too full.
+        InputError: no file of the index is usable, the cache folder cannot be written or is too full, or a setting is
+            out of range.
     """
     if config.max_side < 1:
         raise InputError(f"max_side is {config.max_side}; give a positive number of pixels")
+    check_grey_range(config.grey_range)
     root = cache_root(config)
     folder = root / f"scans-{_key(index, config)}"
     try:
@@ -138,7 +169,14 @@ def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -
         ) from error
     left_out = {file for file, _ in cache.skipped}
     keep = np.array([file not in left_out for file in index.files], dtype=bool)
-    return index.subset(keep), cache
+    index = index.subset(keep)
+    return replace(index, notes=(*index.notes, *cache.notes)), cache
+
+
+def recorded_grey_range(index: ScanIndex, config: DatasetConfig) -> GreyRange | None:
+    """The grey range by which deep images of an index were read; None where its cache is missing or has none."""
+    cache = _open_built(cache_root(config) / f"scans-{_key(index, config)}", announce=False)
+    return cache.grey_range if cache else None
 
 
 def cache_root(config: DatasetConfig) -> Path:
@@ -153,22 +191,27 @@ class _Decoded:
     scan: np.ndarray
     original_size: tuple[int, int]
     border: np.ndarray
+    brightness: np.ndarray
     tissue: np.ndarray
+    remarks: frozenset[Remark]
 
 
-def _decode(path: Path, config: DatasetConfig) -> _Decoded | str:
-    """Decode and measure one scan, or say why it is left out."""
+def _decode(path: Path, config: DatasetConfig, grey_range: GreyRange | None) -> _Decoded | str | None:
+    """Decode and measure one scan, or say why it is left out; None for a deep image without a grey range."""
     try:
-        scan = decode_grey(path, config.max_side)
-        with Image.open(path) as image:
-            width, height = image.size
-    except (BadScan, OSError) as reason:
+        scan, original_size, remarks = decode(path, config.max_side, grey_range=grey_range)
+    except BadScan as reason:
         return str(reason)
+    except RangeNeeded:
+        return None
     borders = find_borders(scan)
+    brightness = brightness_features(scan, borders)
     tissue = tissue_mask(scan, borders)
     if config.neutralise_borders:
         scan = neutralise(scan, borders, tissue)
-    return _Decoded(np.ascontiguousarray(scan), (height, width), border_features(borders), tissue_map(tissue))
+    return _Decoded(
+        np.ascontiguousarray(scan), original_size, border_features(borders), brightness, tissue_map(tissue), remarks
+    )
 
 
 def _open_built(folder: Path, announce: bool = True) -> ScanCache | None:
@@ -214,12 +257,26 @@ def _replace_folder(building: Path, folder: Path) -> None:
 def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bool) -> None:
     rows: dict[str, list] = {name: [] for name in _TABLES}
     skipped: list[tuple[str, str]] = []
+    remarked: dict[Remark, list[str]] = defaultdict(list)
+    grey_range, measured = check_grey_range(config.grey_range), {}
+
+    def read(pool: ThreadPoolExecutor, chunk: range, grey_range: GreyRange | None) -> list[_Decoded | str | None]:
+        return list(pool.map(lambda i: _decode(index.path(i), config, grey_range), chunk))
+
     bar = tqdm(total=len(index), desc="decoding scans", unit="scan", disable=None if progress else True, leave=False)
     # Threads suffice: decoding, filtering and array arithmetic release the interpreter lock.
     with ThreadPoolExecutor(min(32, _usable_cores())) as pool, (building / "scans.bin").open("wb") as pixels, bar:
         for start in range(0, len(index), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(index)))
-            for i, decoded in zip(chunk, pool.map(lambda i: _decode(index.path(i), config), chunk), strict=True):
+            found = read(pool, chunk, grey_range)
+            if None in found:
+                # The first deep images: all that are left are measured, so that one range is for the whole folder.
+                left = range(start, len(index))
+                levels = pool.map(lambda i: measure_levels(index.path(i)), left)
+                measured = {index.files[i]: one for i, one in zip(left, levels, strict=True) if one is not None}
+                grey_range = choose_range(measured.values())
+                found = read(pool, chunk, grey_range)
+            for i, decoded in zip(chunk, found, strict=True):
                 if isinstance(decoded, str):
                     skipped.append((index.files[i], decoded))
                 else:
@@ -227,23 +284,70 @@ def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bo
                     rows["sizes"].append(decoded.scan.shape)
                     rows["original_sizes"].append(decoded.original_size)
                     rows["border"].append(decoded.border)
+                    rows["brightness"].append(decoded.brightness)
                     rows["tissue"].append(decoded.tissue)
                     rows["digests"].append(_digest(decoded.scan))
+                    for remark in decoded.remarks:
+                        remarked[remark].append(index.files[i])
                 bar.update()
     if not rows["sizes"]:
         file, reason = skipped[0]
         raise InputError(f"{index.root}: none of the {len(skipped):,} images can be used; first: {file}: {reason}")
     for name, dtype in _TABLES.items():
         np.save(building / f"{name}.npy", np.array(rows[name], dtype=dtype))
-    about = {"version": CACHE_VERSION, "scans": len(rows["sizes"]), "skipped": skipped}
+    left_out = {file for file, _ in skipped}
+    kept = np.array([file for file in index.files if file not in left_out])
+    inverted = kept[are_inverted(np.array(rows["brightness"]))].tolist()
+    is_deep = bool(remarked["integers"] or remarked["floats"])
+    about = {
+        "version": CACHE_VERSION,
+        "scans": len(rows["sizes"]),
+        "skipped": skipped,
+        "grey_range": asdict(grey_range) if is_deep else None,
+        "notes": [
+            *(_range_notes(grey_range, config, remarked, measured) if is_deep else []),
+            *(_counted(remarked[remark], text) for remark, text in REMARKS.items() if remarked[remark]),
+            *([_counted(inverted, INVERTED)] if inverted else []),
+        ],
+    }
     (building / "cache.json").write_text(json.dumps(about, indent=1))
+
+
+def _range_notes(
+    grey_range: GreyRange, config: DatasetConfig, remarked: dict[Remark, list[str]], measured: dict[str, Levels]
+) -> list[str]:
+    """The grey range of deep images in one line, and the files that fit it badly."""
+    parts = [
+        f"0 to {getattr(grey_range, kind):g} for {len(remarked[kind]):,} files of {kind}"
+        for kind in ("integers", "floats")
+        if remarked[kind]
+    ]
+    why = "decided over all of them; dataset.grey_range sets another"
+    if config.grey_range != "auto":
+        why = "as dataset.grey_range says"
+    notes = [f"grey range of deep images (16-bit, 32-bit, float): {', '.join(parts)} ({why})"]
+    darker = [
+        file
+        for file, levels in measured.items()
+        if getattr(choose_range([levels]), levels.kind) * _FAR < getattr(grey_range, levels.kind)
+    ]
+    if darker:
+        text = f"are more than {_FAR} times darker than the grey range: from another device, or saved with fewer bits?"
+        notes.append(_counted(darker, text))
+    return notes
+
+
+def _counted(files: Sequence[str], text: str) -> str:
+    """A remark with the number of its files and some of them."""
+    examples = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+    return f"{len(files):,} {'scans' if len(files) > 1 else 'scan'}: {text} ({examples})"
 
 
 def _check_space(index: ScanIndex, config: DatasetConfig, folder: Path, progress: bool) -> None:
     """Estimate a large build from the headers of some files; refuse it where the disk is too full."""
     pixels = []
     for i in np.unique(np.linspace(0, len(index) - 1, _HEADERS).astype(int)).tolist():
-        with contextlib.suppress(Exception), Image.open(index.path(i)) as image:  # bad files take no space
+        with contextlib.suppress(BadScan), open_image(index.path(i)) as image:  # bad files take no space
             shrink = min(1.0, config.max_side / max(image.size))
             pixels.append(image.size[0] * image.size[1] * shrink**2)
     needed = int(np.mean(pixels) * len(index)) if pixels else 0
@@ -280,15 +384,17 @@ def _locked(file: Path, progress: bool) -> Iterator[bool]:
 
 def _key(index: ScanIndex, config: DatasetConfig) -> str:
     content = hashlib.sha256()
-    content.update(repr((CACHE_VERSION, config.neutralise_borders, config.max_side)).encode())
+    grey_range = check_grey_range(config.grey_range)  # 4095 and 4095.0 are one
+    content.update(repr((CACHE_VERSION, config.neutralise_borders, config.max_side, grey_range)).encode())
     # The root belongs to the key: archives unpacked with fixed times can agree in name, size and time.
     content.update(os.fsencode(index.root.resolve()))
     for i, file in enumerate(index.files):
         try:
             status = os.stat(index.path(i))
-            stamp = (status.st_size, status.st_mtime_ns)
+            # An edit may keep size and time of modification; the time of the change of status cannot be set.
+            stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         except OSError:
-            stamp = (-1, -1)
+            stamp = (-1, -1, -1)
         content.update(b"\0" + os.fsencode(file) + repr(stamp).encode())
     return content.hexdigest()[:20]
 

@@ -47,6 +47,9 @@ class DatasetConfig:
     """Replace white borders, left by rotation or padding, by the scan's own dark background."""
     max_side: int = 2048
     """Larger scans are scaled down (antialiased) to this longer side, in pixels, when cached."""
+    grey_range: float | Literal["auto"] = "auto"
+    """Grey value that is white in 16-bit, 32-bit and float images; auto: one for the folder, decided over all of
+    them."""
     cache_dir: str = ""
     """Folder of the decode-once cache; empty: $DINO_OCT_CACHE, else $XDG_CACHE_HOME/dino_oct or ~/.cache/dino_oct."""
 

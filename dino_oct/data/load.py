@@ -37,6 +37,8 @@ def load_scans(
         say(f"note: {note}")
     for change in changes:
         say(f"warning: {change}")
+    for note in scans.notes:
+        say(f"note: {note}")
     say(f"data: {'PHANTOMS (synthetic scans)' if data == 'phantom' else data} · {scans.summary()}")
     counts = {split: index.positions(split) for split in ("train", "val", "test")}
     patients = {split: len(set(index.patients[positions])) for split, positions in counts.items()}
@@ -47,4 +49,8 @@ def load_scans(
 
 def scan_settings(dataset: DatasetConfig) -> dict[str, Any]:
     """What is done to a scan between its file and the image that a network gets, beside the resize: plain values."""
-    return {"neutralise_borders": dataset.neutralise_borders, "max_side": dataset.max_side}
+    return {
+        "neutralise_borders": dataset.neutralise_borders,
+        "max_side": dataset.max_side,
+        "grey_range": dataset.grey_range,
+    }

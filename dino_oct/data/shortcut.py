@@ -1,4 +1,4 @@
-"""How well can the class be told without looking at the retina? From image size and white borders alone."""
+"""How well can the class be told without looking at the retina? From image size, white borders or brightness alone."""
 
 from dataclasses import asdict, dataclass
 
@@ -9,7 +9,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 _FOLDS = 5
 _LEAST_PATIENTS = 5  # of a class, so that each fold can hold one
 _RESAMPLES = 1000
-_TREE_SCANS = 5000  # scans each tree sees: sizes and borders need no more
+_TREE_SCANS = 5000  # scans each tree sees: such features need no more
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,25 @@ class Shortcut:
 
 
 def check_shortcuts(
-    labels: np.ndarray, patients: np.ndarray, sizes: np.ndarray, border: np.ndarray, seed: int = 0
+    labels: np.ndarray,
+    patients: np.ndarray,
+    sizes: np.ndarray,
+    border: np.ndarray,
+    brightness: np.ndarray,
+    seed: int = 0,
 ) -> tuple[list[Shortcut], list[int]]:
-    """Predict the class from size alone, from border alone, and from both.
+    """Predict the class from size alone, from border alone, from both, and from brightness alone.
 
     Args:
         labels: (N,) int; negative labels are ignored.
         patients: (N,) str.
         sizes: (N, 2) height and width in pixels, of the files.
         border: (N, 9) features of ``borders.border_features``, before neutralising.
+        brightness: (N, 9) features of ``brightness.brightness_features``.
 
     Returns:
-        One result each for "size", "border" and "size + border" (none where fewer than two classes have three
-        patients), and the labels left out because they have fewer than five patients.
+        One result each for "size", "border", "size + border" and "brightness" (none where fewer than two classes have
+        five patients), and the labels left out because they have fewer than five patients.
     """
     patients_of = {label: len(set(patients[labels == label])) for label in np.unique(labels[labels >= 0]).tolist()}
     used = [label for label, count in patients_of.items() if count >= _LEAST_PATIENTS]
@@ -55,7 +61,12 @@ def check_shortcuts(
     height, width = sizes[chosen].T.astype(np.float64)
     size = np.stack([width, height, width / height], axis=1)
     edges = border[chosen].astype(np.float64)
-    features = {"size": size, "border": edges, "size + border": np.concatenate([size, edges], axis=1)}
+    features = {
+        "size": size,
+        "border": edges,
+        "size + border": np.concatenate([size, edges], axis=1),
+        "brightness": brightness[chosen].astype(np.float64),
+    }
     results = []
     for name, table in features.items():
         predicted = _predict(table, labels[chosen], patients[chosen], seed)

@@ -48,8 +48,16 @@ def tissue_map(mask: np.ndarray) -> np.ndarray:
     return (counts / np.outer(heights, widths)).astype(np.float32)
 
 
-def _coarse_tissue(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.ndarray, int]:
-    """Tissue at reduced resolution, and the factor of the reduction."""
+def coarse_levels(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Grey levels of a scan at reduced resolution without its speckle, where they are known, and the reduction.
+
+    Args:
+        scan: (H, W) uint8.
+        borders: (H, W) bool, without weight in the levels.
+
+    Returns:
+        (h, w) float32, 0 where unknown; (h, w) bool; and the factor, about H / h.
+    """
     factor = max(1, round(scan.shape[0] / _COARSE_HEIGHT))
     weight = np.ones(scan.shape, dtype=np.float32) if borders is None else (~borders).astype(np.float32)
     sigma = _SMOOTHING * scan.shape[0] / factor
@@ -57,7 +65,12 @@ def _coarse_tissue(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.nda
     values = ndimage.gaussian_filter(_block_means(scan * weight, factor), sigma, truncate=3)
     weights = ndimage.gaussian_filter(_block_means(weight, factor), sigma, truncate=3)
     measured = weights > 0.25
-    level = np.where(measured, values / np.maximum(weights, 1e-6), 0)
+    return np.where(measured, values / np.maximum(weights, 1e-6), 0), measured, factor
+
+
+def _coarse_tissue(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.ndarray, int]:
+    """Tissue at reduced resolution, and the factor of the reduction."""
+    level, measured, factor = coarse_levels(scan, borders)
     if not measured.any():
         return np.zeros(level.shape, dtype=bool), factor
     levels = level[measured]

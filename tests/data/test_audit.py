@@ -13,6 +13,7 @@ from PIL import Image
 from dino_oct.data.audit import audit, render
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.shortcut import check_shortcuts
+from evaluation.comparison_warnings import of_data
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL_SCANS = REPOSITORY.parent / "shared" / "data" / "oct2017-sample"
@@ -68,7 +69,7 @@ def test_clean_folder_has_no_findings(planted, config):
     assert not any(result["better_than_chance"] for result in report["shortcut"]["results"])
     assert report["splits"]["published"]["CNV"]["train"] == {"scans": 45, "patients": 15}
     assert report["splits"]["published"]["all"]["all"] == {"scans": 120, "patients": 40}
-    assert "Neither size nor border predicts the class" in render(report)
+    assert "Neither size nor border nor brightness predicts the class" in render(report)
 
 
 def test_exact_duplicates_are_found_across_splits_classes_and_formats(planted, config):
@@ -118,11 +119,37 @@ def test_class_dependent_size_is_called_a_shortcut(tmp_path, config):
         for scan in range(2):
             save(tmp_path / "scans", f"train/{name}/{name}-{patient}-{scan}.png", eye(patient, scan, size))
     report = audit(tmp_path / "scans", config, progress=False)
-    size, border, _ = report["shortcut"]["results"]
+    size, border, *_ = report["shortcut"]["results"]
     assert size["balanced_accuracy"] > 0.8
     assert size["better_than_chance"]
     assert border["balanced_accuracy"] == pytest.approx(0.5)
     assert "Image size gives the class away" in render(report)
+
+
+def test_a_device_for_each_class_is_called_a_shortcut(tmp_path, config):
+    """One of the two saves 12 bits as if they were 16: the same eyes, darker."""
+    for patient in range(40):
+        name = ("CNV", "NORMAL")[patient % 2]
+        scan = eye(patient, 0).astype(np.uint16) * (257 if name == "CNV" else 100)
+        save(tmp_path / "scans", f"train/{name}/{name}-{patient}-0.png", scan)
+    report = audit(tmp_path / "scans", config, progress=False)
+    by_name = {result["features"]: result for result in report["shortcut"]["results"]}
+    assert by_name["brightness"]["balanced_accuracy"] > 0.9
+    assert by_name["brightness"]["better_than_chance"]
+    assert not by_name["size + border"]["better_than_chance"]
+    assert "Brightness alone (mean, contrast, percentiles and noise of a scan) gives the class away" in render(report)
+    (warned,) = [one for one in of_data(report) if one.kind == "shortcut"]
+    assert warned.serious
+    assert "brightness alone tells the class" in warned.text
+
+
+def test_inverted_scans_are_listed(planted, config):
+    save(planted, "train/CNV/CNV-2-0.png", 255 - eye(2, 0))
+    report = audit(planted, config, progress=False)
+    assert report["inverted"] == ["train/CNV/CNV-2-0.png"]
+    said = render(report)
+    assert "seem inverted (bright background, dark retina): 1\n  train/CNV/CNV-2-0.png" in said
+    assert "note: 1 scan: seems inverted" in said
 
 
 def test_class_dependent_border_is_called_a_shortcut_and_gone_after_neutralising(tmp_path, config):
@@ -148,14 +175,15 @@ def test_intervals_are_by_patient_and_tiny_classes_are_named():
     patients = np.repeat([str(i) for i in range(40)], 10)
     widths = np.repeat(np.where(rng.random(40) < 0.75, np.arange(40) % 2, 1 - np.arange(40) % 2), 10) * 200 + 300
     sizes, border = np.stack([np.full(400, 200), widths], axis=1), np.zeros((400, 9))
-    results, left_out = check_shortcuts(labels, patients, sizes, border)
-    by_scan, _ = check_shortcuts(labels, np.array([str(i) for i in range(400)]), sizes, border)
+    others = (sizes, border, np.zeros((400, 9)))
+    results, left_out = check_shortcuts(labels, patients, *others)
+    by_scan, _ = check_shortcuts(labels, np.array([str(i) for i in range(400)]), *others)
     assert left_out == []
     assert results[0].low < results[0].balanced_accuracy < results[0].high
     assert results[0].high - results[0].low > 2 * (by_scan[0].high - by_scan[0].low)
     labels = labels.copy()
     labels[:10] = 2
-    assert check_shortcuts(labels, patients, sizes, border)[1] == [2]
+    assert check_shortcuts(labels, patients, *others)[1] == [2]
 
 
 def test_bad_files_are_listed_and_the_rest_is_audited(planted, config):
@@ -204,3 +232,4 @@ def test_real_scans_carry_a_border_shortcut(tmp_path, config):
     assert border["features"] == "border"
     assert border["better_than_chance"]
     assert report["borders"]["left_after"] == 0
+    assert report["inverted"] == []

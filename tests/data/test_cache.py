@@ -85,7 +85,7 @@ def test_no_usable_file_is_a_one_line_error(tmp_path, config):
 
 def test_second_opening_decodes_nothing(scans, config, monkeypatch):
     _, first = opened(scans, config)
-    monkeypatch.setattr(cache_module, "decode_grey", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(cache_module, "decode", lambda *_, **__: pytest.fail("decoded again"))
     _, second = opened(scans, config)
     assert first.folder == second.folder
     # Another split of the same files uses the same cache.
@@ -93,8 +93,11 @@ def test_second_opening_decodes_nothing(scans, config, monkeypatch):
     assert other_split.folder == first.folder
 
 
-@pytest.mark.parametrize("change", ["content", "added", "removed", "max_side", "neutralise_borders"])
+@pytest.mark.parametrize(
+    "change", ["content", "edited in place", "added", "removed", "max_side", "neutralise_borders", "grey_range"]
+)
 def test_whatever_changes_pixels_changes_the_cache(scans, config, change):
+    Image.open(scans / "CNV-2-1.png").save(scans / "CNV-2-1.bmp")
     _, before = opened(scans, config)
     if change == "content":
         Image.fromarray(np.full((50, 50), 9, np.uint8) + np.eye(50, dtype=np.uint8)).save(scans / "CNV-2-1.png")
@@ -102,8 +105,16 @@ def test_whatever_changes_pixels_changes_the_cache(scans, config, change):
         shutil.copy(scans / "CNV-2-1.png", scans / "CNV-77-1.png")
     elif change == "removed":
         (scans / "CNV-2-1.png").unlink()
+    elif change == "edited in place":  # size and time of modification stay
+        file = scans / "CNV-2-1.bmp"
+        status, content = file.stat(), bytearray(file.read_bytes())
+        content[-100] ^= 255
+        file.write_bytes(content)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert (file.stat().st_size, file.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
     else:
-        config = dataclasses.replace(config, **{change: 64 if change == "max_side" else False})
+        given = {"max_side": 64, "neutralise_borders": False, "grey_range": 1023}
+        config = dataclasses.replace(config, **{change: given[change]})
     index, after = opened(scans, config)
     assert after.folder != before.folder
     for i in range(len(index)):
@@ -239,3 +250,102 @@ def test_cache_folder_follows_setting_then_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("DINO_OCT_CACHE", str(tmp_path / "env"))
     assert cache_root(DatasetConfig()) == tmp_path / "env"
     assert cache_root(DatasetConfig(cache_dir=str(tmp_path / "own"))) == tmp_path / "own"
+
+
+# deep images
+
+
+def write_deep(folder, values, name):
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(folder / name)
+
+
+def ramp(seed, full):
+    """A scan of 50 x 70 whose brightest pixels are at ``full``."""
+    rng = np.random.default_rng(seed)
+    return np.linspace(0, full, 50)[:, None] * rng.uniform(0.9, 1, (50, 70))
+
+
+def test_one_grey_range_for_a_folder_whatever_single_files_hold(tmp_path, config):
+    """Files of 12 bits, dark ones and one with bright pixels among them, are scaled alike."""
+    folder = tmp_path / "scans"
+    scans = [ramp(i, (4000, 900, 200)[i % 3]) for i in range(9)]
+    for i, values in enumerate(scans):
+        values = values.astype(np.uint16)
+        if i == 4:
+            values[10, 10] = 65535
+        write_deep(folder, values, f"CNV-{i}-1.png")
+    index, cache = opened(folder, config)
+    assert (cache.grey_range.integers, len(cache)) == (4095, 9)
+    for i, values in enumerate(scans):
+        difference = np.abs(cache[i] - values / 4095 * 255)
+        difference[10, 10] = 0
+        assert difference.max() <= 1
+    assert cache[4][10, 10] == 255
+    note, darker = cache.notes[:2]
+    assert "0 to 4095 for 9 files of integers (decided over all of them; dataset.grey_range sets another)" in note
+    assert darker.startswith("3 scans: are more than 8 times darker")  # those that hold 8 bits
+    assert index.notes[-len(cache.notes) :] == cache.notes
+    assert opened(folder, config)[1].notes == cache.notes  # from disk
+
+
+def test_a_grey_range_that_is_given_and_pixels_above_it(tmp_path, config):
+    for i in range(4):
+        write_deep(tmp_path / "scans", ramp(i, 4000).astype(np.uint16), f"CNV-{i}-1.png")
+    config = dataclasses.replace(config, neutralise_borders=False)  # what is clipped is white
+    _, cache = opened(tmp_path / "scans", dataclasses.replace(config, grey_range=2000))
+    assert cache[0].max() == 255
+    assert np.abs(cache[0][:20] - ramp(0, 4000)[:20] / 2000 * 255).max() <= 1
+    assert "0 to 2000 for 4 files of integers (as dataset.grey_range says)" in cache.notes[0]
+    assert cache.notes[1].startswith("4 scans: more than 1% of the pixels above the grey range")
+    for wrong in (0, -5, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="grey_range is"):
+            opened(tmp_path / "scans", dataclasses.replace(config, grey_range=wrong))
+
+
+def test_a_range_is_decided_over_all_chunks(tmp_path, config, monkeypatch):
+    """8-bit files first, then deep ones of which only the last ones are bright, and floats."""
+    monkeypatch.setattr(cache_module, "_CHUNK", 3)
+    for i in range(4):
+        write_deep(tmp_path / "scans", ramp(i, 250).astype(np.uint8), f"A-{i}-1.png")
+        write_deep(tmp_path / "scans", ramp(i, 250).astype(np.uint16), f"B-{i}-1.png")
+        write_deep(tmp_path / "scans", ramp(i, 16000).astype(np.uint16), f"C-{i}-1.png")
+        write_deep(tmp_path / "scans", ramp(i, 1).astype(np.float32), f"D-{i}-1.tif")
+    index, cache = opened(tmp_path / "scans", config)
+    assert (cache.grey_range.integers, cache.grey_range.floats) == (16383, 1)
+    full = {"A": 255, "B": 16383, "C": 16383, "D": 1}
+    peak = {"A": 250, "B": 250, "C": 16000, "D": 1}
+    for i, file in enumerate(index.files):
+        kind = file[0]
+        assert np.abs(cache[i] - ramp(int(file[2]), peak[kind]) / full[kind] * 255).max() <= 1
+    assert "0 to 16383 for 8 files of integers, 0 to 1 for 4 files of floats" in cache.notes[0]
+
+
+def test_folders_of_8_bits_have_no_range(scans, config):
+    assert opened(scans, config)[1].grey_range is None
+
+
+def test_turned_and_animated_files_are_said_and_no_pipe_hangs(scans, config):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    scan = Image.fromarray(ramp(0, 200).astype(np.uint8))
+    scan.save(scans / "CNV-50-1.jpeg", exif=exif)
+    scan.save(scans / "CNV-51-1.gif", save_all=True, append_images=[scan.rotate(90)])
+    (scans / "CNV-51-1.gif").rename(scans / "CNV-51-1.png")
+    os.mkfifo(scans / "CNV-52-1.jpg")
+    index, cache = opened(scans, config)
+    assert cache.original_sizes[index.files.index("CNV-50-1.jpeg")].tolist() == [70, 50]
+    assert any("1 scan: turned as their EXIF orientation says (CNV-50-1.jpeg)" in note for note in cache.notes)
+    assert any("only the first is read (CNV-51-1.png)" in note for note in cache.notes)
+    assert [file for file, reason in cache.skipped if "not a regular file" in reason] == ["CNV-52-1.jpg"]
+
+
+def test_inverted_scans_are_noticed(tmp_path, config):
+    for i in range(6):
+        scan = np.random.default_rng(i).gamma(4, 5, (120, 160))
+        scan[50:80] *= 6
+        grey = scan.clip(0, 255).astype(np.uint8)
+        write_deep(tmp_path / "scans", 255 - grey if i == 4 else grey, f"CNV-{i}-1.png")
+    (note,) = opened(tmp_path / "scans", config)[1].notes
+    assert note.startswith("1 scan: seems inverted")
+    assert "CNV-4-1.png" in note

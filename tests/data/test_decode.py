@@ -1,12 +1,27 @@
 """Every kind of image file is either read correctly or refused with a reason."""
 
 import io
+import os
+import re
+import socket
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from dino_oct.data.decode import BadScan, decode_grey
+from dino_oct.data.decode import (
+    BadScan,
+    GreyRange,
+    RangeNeeded,
+    choose_range,
+    decode,
+    decode_grey,
+    measure_levels,
+)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -74,11 +89,156 @@ def test_float_scans_are_scaled(tmp_path, scan, full):
     assert np.abs(read.astype(int) - scan).max() <= 1
 
 
-def test_exif_orientation_does_not_turn_a_scan(tmp_path, scan):
+def range_of(*files):
+    return choose_range([measure_levels(file) for file in files])
+
+
+def test_deep_images_need_a_range_and_values_above_it_are_white(tmp_path, scan):
+    path = save(tmp_path, scan.astype(np.uint16) * 16, "a.png")
+    with pytest.raises(RangeNeeded):
+        decode(path)
+    read = decode(path, grey_range=GreyRange(4095, 1))
+    assert np.abs(read.scan.astype(int) - scan).max() <= 1
+    assert read.remarks == {"integers"}
+    clipped = decode(path, grey_range=GreyRange(1023, 1))
+    np.testing.assert_array_equal(clipped.scan[scan >= 64], 255)
+    assert clipped.remarks == {"integers", "clipped"}
+    assert decode(save(tmp_path, scan, "b.png")).remarks == frozenset()  # 8 bits need none
+
+
+@pytest.mark.parametrize(("bits", "full"), [(8, 255), (10, 1023), (12, 4095), (14, 16383), (16, 65535)])
+def test_integers_of_every_depth_and_a_bright_pixel_that_decides_nothing(tmp_path, scan, bits, full):
+    deep = np.round(scan / 255 * full).astype(np.uint16)
+    file = save(tmp_path, deep, "a.png")
+    deep[30, 40] = 65535
+    bright = save(tmp_path, deep, "b.tif")
+    for given in ([file], [bright], [file, bright]):
+        assert range_of(*given).integers == full
+        read = decode_grey(given[0], grey_range=range_of(*given)).astype(int)
+        difference = np.abs(read - scan)
+        difference[30, 40] = 0
+        assert difference.max() <= 1, bits
+
+
+@pytest.mark.parametrize("full", [1, 255, 65535])
+def test_floats_with_values_a_little_above_their_range(tmp_path, scan, full):
+    values = (scan / 255 * full).astype(np.float32)
+    values[30, 40] = 1.02 * full
+    file = save(tmp_path, values, "a.tif")
+    assert range_of(file) == GreyRange(255, full)
+    difference = np.abs(decode_grey(file).astype(int) - scan)
+    difference[30, 40] = 0
+    assert difference.max() <= 1
+
+
+def test_integers_and_floats_of_one_folder_have_a_range_each(tmp_path, scan):
+    files = [save(tmp_path, scan.astype(np.uint16) * 16, "a.png"), save(tmp_path, (scan / 255).astype("f4"), "b.tif")]
+    found = range_of(*files, save(tmp_path, scan, "c.png"), tmp_path / "missing.png")
+    assert found == GreyRange(4095, 1)
+    for file in files:
+        assert np.abs(decode_grey(file, grey_range=found).astype(int) - scan).max() <= 1
+
+
+def test_a_tiff_whose_white_is_zero_is_not_inverted(tmp_path, scan):
+    for values in (255 - scan, 65535 - scan.astype(np.uint16) * 257, 1 - (scan / 255).astype(np.float32)):
+        file = save(tmp_path, values, "a.tif", tiffinfo={262: 0})
+        if values.dtype == np.uint8:  # Pillow turns these when it writes and when it reads
+            continue
+        assert np.abs(decode_grey(file).astype(int) - scan).max() <= 1
+
+
+def test_lost_bits_of_colour_files_are_remarked(tmp_path, scan):
+    header = b"\x89PNG\r\n\x1a\n"
+
+    def chunk(kind, data):
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    deep = np.repeat(scan.astype(">u2")[..., None] * 257, 3, axis=2)
+    rows = b"".join(b"\0" + row.tobytes() for row in deep)
+    size = scan.shape[1].to_bytes(4, "big") + scan.shape[0].to_bytes(4, "big")
+    parts = ((b"IHDR", size + bytes([16, 2, 0, 0, 0])), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    (tmp_path / "a.png").write_bytes(header + b"".join(chunk(*part) for part in parts))
+    read = decode(tmp_path / "a.png")
+    assert read.remarks == {"upper 8 bits"}
+    assert np.abs(read.scan.astype(int) - scan).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.jpeg", "a.png", "a.tif", "deep.png", "deep.tif"])
+def test_exif_orientation_is_applied(tmp_path, scan, orientation, name):
     exif = Image.Exif()
-    exif[0x0112] = 6
-    path = save(tmp_path, scan, "a.jpeg", exif=exif)
+    exif[0x0112] = orientation
+    path = save(tmp_path, scan.astype(np.uint16) * 257 if "deep" in name else scan, name, exif=exif)
+    read = decode(path, grey_range=GreyRange(65535, 1))
+    stored = Image.fromarray(np.asarray(Image.open(path).convert("L")) if name == "a.jpeg" else scan)
+    stored.getexif()[0x0112] = orientation
+    upright = np.asarray(ImageOps.exif_transpose(stored))
+    if name == "a.jpeg":
+        np.testing.assert_array_equal(read.scan, upright)
+    else:
+        assert np.abs(read.scan.astype(int) - upright).max() <= 1
+    assert read.original_size == upright.shape
+    assert ("turned" in read.remarks) == (orientation != 1)
+
+
+def test_damaged_exif_turns_nothing(tmp_path, scan):
+    path = save(tmp_path, scan, "a.jpeg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     assert decode_grey(path).shape == scan.shape
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp", "a.mpo"])
+def test_of_several_pictures_the_first_is_read_and_that_is_remarked(tmp_path, scan, name):
+    others = [Image.fromarray(255 - scan)] * 2
+    options = {"lossless": True} if name == "a.webp" else {}
+    path = save(tmp_path, scan, name, save_all=True, append_images=others, **options)
+    read = decode(path.rename(tmp_path / "a.jpg"))
+    assert read.remarks == {"first of several"}
+    assert np.abs(read.scan.astype(int) - scan).mean() < 3
+
+
+def test_no_program_runs_for_a_postscript_file(tmp_path, scan, monkeypatch):
+    path = save(tmp_path, Image.fromarray(scan).convert("RGB"), "a.eps").rename(tmp_path / "a.jpeg")
+    for start in ("system", "popen", "posix_spawn", "fork", "execv"):
+        monkeypatch.setattr(os, start, lambda *_, **__: pytest.fail("a program was started"))
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(BadScan, match="not an image"):
+        decode_grey(path)
+    assert measure_levels(path) is None
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "device", "socket", "folder", "link to a pipe"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path, kind, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a socket's path must be short
+    path = tmp_path / "x.jpg"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path.symlink_to("/dev/zero")
+        case "socket":
+            server = socket.socket(socket.AF_UNIX)
+            server.bind("x.jpg")
+        case "folder":
+            path.mkdir()
+        case _:
+            os.mkfifo(tmp_path / "pipe")
+            path.symlink_to(tmp_path / "pipe")
+    with pytest.raises(BadScan, match="not a regular file"):
+        decode_grey(path)
+    assert measure_levels(path) is None
+
+
+def test_every_image_is_opened_by_named_formats():
+    """Pillow tries every reader that it has where it is not told which."""
+    calls = [
+        (file.name, call)
+        for package in ("dino_oct", "evaluation", "supervised")
+        for file in (REPOSITORY / package).rglob("*.py")
+        for call in re.findall(r"Image\.open\([^)]*\)", file.read_text())
+    ]
+    assert len(calls) >= 3
+    assert [call for call in calls if "formats=" not in call[1]] == []
 
 
 def test_larger_scans_are_scaled_down_without_aliasing(tmp_path):

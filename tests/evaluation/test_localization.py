@@ -1,5 +1,8 @@
 """The league of maps: masks, controls with their exact values, choices on validation, and what may be said."""
 
+import os
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -231,6 +234,83 @@ def test_the_settings_of_scans_do_not_reach_masks(folder, monkeypatch, cache_roo
     assert data.scans[i].shape == (38, 50)
     assert found.read(i).lesion.shape == (48, 64)
     assert DatasetConfig().max_side > 50
+
+
+def test_a_bare_name_that_two_scans_share_is_refused(folder, monkeypatch, cache_root):
+    """One mask would be scored against another patient's scan."""
+    for name in ("CNV", "NORMAL"):
+        file = next((folder / "scans" / "test" / name).glob("*.png"))
+        file.rename(file.with_name("scan_1.png"))
+        next((folder / "masks" / "test" / name).glob("*.png")).rename(folder / f"{name}.png")
+    data = data_of(folder, monkeypatch, cache_root)
+    shutil.copy(folder / "CNV.png", folder / "masks" / "scan_1.png")
+    for use in (lambda masks: masks.with_lesion("test"), lambda masks: masks.digest(), lambda masks: masks.notes()):
+        with pytest.raises(InputError, match=r"mask of test/CNV/scan_1.png or of test/NORMAL/scan_1.png\?") as error:
+            use(LesionMasks(data, str(folder / "masks")))
+        assert "SPLIT/CLASS/NAME.png" in str(error.value)
+    # CLASS/NAME.png tells them apart.
+    (folder / "masks" / "scan_1.png").unlink()
+    for name in ("CNV", "NORMAL"):
+        (folder / "masks" / name).mkdir()
+        shutil.copy(folder / f"{name}.png", folder / "masks" / name / "scan_1.png")
+    (i,) = LesionMasks(data, str(folder / "masks")).with_lesion("test")
+    assert data.index.files[i] == "test/CNV/scan_1.png"
+
+
+def test_which_of_several_values_count_is_said(folder, monkeypatch, cache_root):
+    data, place = data_of(folder, monkeypatch, cache_root), str(folder / "masks")
+    (note,) = LesionMasks(data, place).notes()
+    assert "1, 2, 7 all count as lesion; --lesion-values says which" in note
+    assert "1, 2 all count as lesion" in LesionMasks(data, place, retina_values=[7]).notes()[0]
+    assert LesionMasks(data, place, lesion_values=[1]).notes() == []
+    assert LesionMasks(data, place, retina_values=[1, 7]).notes() == []  # one is left
+
+
+def test_values_of_phantoms_in_masks_of_other_scans_are_refused(folder, monkeypatch, cache_root):
+    for file in (folder / "masks").rglob("*.png"):
+        values = np.asarray(Image.open(file))
+        Image.fromarray(np.select([values == 7, values > 0], [128, 255], 0).astype(np.uint8)).save(file)
+    data, place = data_of(folder, monkeypatch, cache_root), str(folder / "masks")
+    with pytest.raises(InputError, match=r"--lesion-values 255 --retina-values 128"):
+        LesionMasks(data, place).with_lesion("test")
+    for given in ({"retina_values": [128]}, {"lesion_values": [255]}):
+        (i,) = LesionMasks(data, place, **given).with_lesion("test")
+        assert LesionMasks(data, place, **given).read(i).lesion.sum() == 80
+
+
+def test_masks_of_phantoms_mean_the_same_in_any_folder(trained, cache_root, monkeypatch, tmp_path):
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    from evaluation.runs import open_source
+
+    data = open_data(open_source(str(trained)), None, DatasetOptions(), PhantomOptions(), lambda text: None)
+    beside = LesionMasks(data)
+    shutil.copytree(beside.folder, tmp_path / "masks")
+    copied = LesionMasks(data, str(tmp_path / "masks"))
+    assert copied.with_lesion("test").tolist() == beside.with_lesion("test").tolist()
+    for i in beside.with_lesion("test"):
+        ours, theirs = copied.read(i), beside.read(i)
+        np.testing.assert_array_equal(ours.lesion, theirs.lesion)
+        np.testing.assert_array_equal(ours.retina, theirs.retina)
+    assert not copied.notes()
+    (i, *_) = beside.with_lesion("test")
+    assert LesionMasks(data, str(tmp_path / "masks"), lesion_values=[128, 255]).read(i).lesion.sum() > 2 * (
+        beside.read(i).lesion.sum()
+    )
+
+
+def test_the_digest_of_masks_is_of_what_they_say(folder, monkeypatch, cache_root):
+    data, place = data_of(folder, monkeypatch, cache_root), folder / "masks"
+    first = LesionMasks(data, str(place)).digest()
+    shutil.copytree(place, folder / "copy")
+    assert LesionMasks(data, str(folder / "copy")).digest() == first
+    assert LesionMasks(data, str(place), lesion_values=[1]).digest() != first
+    assert LesionMasks(data, str(place), retina_values=[7]).digest() != first
+    file = next((place / "train" / "CNV").glob("*.png"))
+    values, status = np.asarray(Image.open(file)).copy(), file.stat()
+    values[25, 12] = 0
+    Image.fromarray(values).save(file)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert LesionMasks(data, str(place)).digest() != first
 
 
 # words
