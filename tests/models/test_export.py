@@ -50,7 +50,7 @@ def test_plain_timm_gives_the_features_of_a_run(run, request, scan):
     ours = our_features(export, scan)
     np.testing.assert_allclose(readme_snippet(export, scan).numpy(), ours, rtol=1e-5, atol=1e-5)
     config = json.loads((export / "config.json").read_text())
-    assert config["scans"] == {"neutralise_borders": True, "max_side": 2048}
+    assert config["scans"] == {"neutralise_borders": True, "max_side": 2048, "grey_range": "auto"}
     assert config["pretrained_cfg"]["crop_mode"] == "squash"
 
 
