@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -110,5 +109,16 @@ def heading(title: str, result: dict[str, Any], details: str = "") -> list[str]:
     for name, weights in result["weights"].items():
         lines.append(f"{name}: {weights['file'] or weights['source']} (sha256 {weights['sha256']}…)")
         if weights["file"]:
-            lines += textwrap.wrap(weights["loaded"], 78, initial_indent="  ", subsequent_indent="  ")
+            lines += _in_lines(weights["loaded"])
+    return lines
+
+
+def _in_lines(text: str, width: int = 80) -> list[str]:
+    """Clauses of a text in indented lines, as many in each as fit."""
+    lines = [""]
+    for clause in text.split("; "):
+        if lines[-1] and len(lines[-1]) + len(clause) + 4 > width:
+            lines[-1] += ";"
+            lines.append("")
+        lines[-1] += f"; {clause}" if lines[-1] else f"  {clause}"
     return lines

@@ -14,6 +14,7 @@ from dino_oct.errors import InputError
 from dino_oct.features import extract, squash_all
 from dino_oct.models.backbone import load_backbone, save_export
 from evaluation.runs import load_frozen
+from supervised.zoo import build
 
 CPU = torch.device("cpu")
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 64}
@@ -168,3 +169,16 @@ def test_the_users_arguments_are_held_to_the_same_list():
         load_backbone("random:vit_tiny_patch16_224", model_args={"checkpoint_path": "x.pth"})
     with pytest.raises(InputError, match="'depht' is no argument of vit_tiny_patch16_224; it has"):
         load_backbone("random:vit_tiny_patch16_224", model_args={"depht": 3})
+
+
+def test_a_classifier_trained_at_another_size_is_native_there(scan, tmp_path):
+    args = {"embed_dim": 48, "depth": 2, "num_heads": 3}
+    before = load_backbone("random:vit_tiny_patch16_224", model_args=args, num_classes=2).eval()
+    zoo = build("random:vit_tiny_patch16_224", 2, image_size=(80, 112), model_args=args)
+    images = torch.randn(2, 3, 80, 112)
+    with torch.no_grad():
+        torch.testing.assert_close(zoo.model.eval()(images), before(images))
+    save_export(zoo.model, tmp_path / "export", ["a", "b"])
+    ours = our_features(tmp_path / "export", scan)
+    np.testing.assert_allclose(readme_snippet(tmp_path / "export", scan).numpy(), ours, rtol=1e-5, atol=1e-5)
+    assert load_backbone(str(tmp_path / "export")).patch_embed.grid_size == (5, 7)
