@@ -195,7 +195,7 @@ def _mask(masks: LesionMasks | None, position: int) -> Mask | None:
 
 def _scores(values: np.ndarray, mask: Mask | None) -> dict[str, float | None]:
     """What is known of one map's agreement with the mask; None without a lesion."""
-    if mask is None or not mask.lesion.any() or not values.max() > 0:
+    if mask is None or not mask.lesion.any():
         return {"lesion_over_retina": None, "auprc": None}
     large = enlarge(values[None], mask.lesion.shape)[0].clip(0)
     return {

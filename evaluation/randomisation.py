@@ -38,9 +38,9 @@ def randomised_correlations(
         seed: of the fresh weights.
 
     Returns:
-        method → (N scans, 3 stages) float64; NaN where the trained network's map is constant, 0 where only the
-        randomised one's is: nothing is left of it. A method that does not ask for a class does not read the classifier:
-        1 there.
+        method → (N scans, 3 stages) float64. Where one of the two maps is constant: 0, nothing of it is left or was
+        there; where both are: 1, it did not change. A method that does not ask for a class does not read the
+        classifier: 1 there.
     """
 
     def maps() -> dict[str, list[np.ndarray]]:
@@ -63,7 +63,10 @@ def randomised_correlations(
 
 def _correlation(before: np.ndarray, after: np.ndarray) -> float:
     """Of two rank-normalised maps."""
-    return 0.0 if np.ptp(before) > 0 and np.ptp(after) == 0 else float(rank_correlations([before, after])[0, 1])
+    constant = [np.ptp(one) == 0 for one in (before, after)]
+    if any(constant):
+        return float(all(constant))
+    return float(rank_correlations([before, after])[0, 1])
 
 
 def verdict(correlation: Interval) -> str:
