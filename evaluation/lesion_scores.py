@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 
 from dino_oct.features import squash
+from dino_oct.streams import generator
 
 CONTROLS = ("random", "centre", "retina band", "brightness", "the mask itself")
 SIMPLE = CONTROLS[:4]  # what a map must exceed before anything is said about a network
@@ -48,7 +49,7 @@ def control_maps(scan: np.ndarray, lesion: np.ndarray, retina: np.ndarray) -> np
     y, x = ((np.arange(side) + 0.5) / side - 0.5 for side in (height, width))
     centre = np.exp(-0.5 * ((y[:, None] / 0.25) ** 2 + (x[None] / 0.25) ** 2))
     brightness = squash(scan, (height, width))[0].numpy()
-    random = np.random.default_rng(zlib.crc32(np.ascontiguousarray(scan))).random((height, width))
+    random = generator("random map", zlib.crc32(np.ascontiguousarray(scan))).random((height, width))
     return np.stack([random, centre, retina, brightness, lesion]).astype(np.float64)
 
 

@@ -13,6 +13,7 @@ from scipy.integrate import trapezoid
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import average_precision_score
 
+from dino_oct.streams import generator
 from evaluation.attention_maps import mass_mask
 
 SCORES = ("pointing", "energy", "enrichment", "rank_accuracy", "auprc", "iou_otsu", "iou_mass")
@@ -159,7 +160,7 @@ def deletion_insertion(
         Areas under the two curves, 0 to 1, by the trapezoidal rule.
     """
     hidden, shown = fill_of(scan, fill), scan.astype(np.float32)
-    ties = np.random.default_rng(0).random(values.size)
+    ties = generator("order of tied pixels").random(values.size)
     rank = np.empty(values.size, dtype=np.int64)
     rank[np.lexsort((ties, -values.ravel()))] = np.arange(values.size)
     rank = rank.reshape(values.shape)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dino_oct.models.backbone import classifier_tensors, load_backbone
+from dino_oct.streams import seed_of
 from evaluation.bootstrap import Interval
 from evaluation.class_target import Classifier
 from evaluation.ensembles import rank_correlations, rank_normalise
@@ -78,10 +79,13 @@ def verdict(correlation: Interval) -> str:
 
 
 def fresh_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """A state of the same architecture as timm initialises it, running statistics included."""
+    """A state of the same architecture as timm initialises it, running statistics included; no run starts from it."""
     hub, classes = model.hub_config, model.num_classes if classifier_tensors(model) else 0
     fresh = load_backbone(
-        f"random:{hub['architecture']}", model_args=hub["model_args"], num_classes=classes, seed=seed
+        f"random:{hub['architecture']}",
+        model_args=hub["model_args"],
+        num_classes=classes,
+        seed=seed_of("randomised weights", seed),
     ).state_dict()
     like = model.state_dict()
     return {name: fresh[name].to(tensor.device, tensor.dtype) for name, tensor in like.items()}

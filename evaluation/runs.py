@@ -16,6 +16,7 @@ from dino_oct.config import RunSettings, TrainConfig
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import download, load_backbone
 from dino_oct.monitor import MonitorConfig
+from dino_oct.streams import seed_of
 from evaluation.scan_data import DatasetOptions, PhantomOptions
 
 RUNS = Path("runs")
@@ -193,7 +194,9 @@ def random_weights(source: Source, model: Frozen, seed: int, device: torch.devic
     if model.backbone.load_report.matched == 0:
         return "no row for random weights: the model itself has random weights"
     hub = model.backbone.hub_config
-    frozen = load_frozen(f"random:{hub['architecture']}", device, model_args=hub["model_args"], seed=seed)
+    frozen = load_frozen(
+        f"random:{hub['architecture']}", device, model_args=hub["model_args"], seed=seed_of("random control", seed)
+    )
     frozen.backbone.pretrained_cfg = {
         **frozen.backbone.pretrained_cfg,
         **hub["pretrained_cfg"],

@@ -19,6 +19,7 @@ from torch import nn
 from dino_oct.errors import InputError
 from dino_oct.models import official
 from dino_oct.models.vit import DinoVisionTransformer
+from dino_oct.streams import seed_of
 
 # Official architectures by (width, depth); every one has heads of 64 channels.
 _NAMES = {(192, 12): "vit_tiny", (384, 12): "vit_small", (768, 12): "vit_base", (1024, 24): "vit_large"}
@@ -269,7 +270,7 @@ def _create(name: str, num_classes: int, args: dict[str, Any], seed: int, pretra
     while True:
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.manual_seed(seed_of("weights", seed))
                 model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **wanted)
             break
         except TypeError as error:
