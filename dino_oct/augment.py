@@ -17,6 +17,7 @@ import torch
 
 from dino_oct.errors import InputError
 from dino_oct.photometrics import Looks, apply_batched, apply_native, noise_bank
+from dino_oct.streams import seed_of
 from dino_oct.views import Crops, choose_boxes, resize_matmul, resize_native
 
 CANDIDATES = 10
@@ -278,12 +279,14 @@ class SingleCrop(_Cropper):
 def draw_uniform(seed: int, epoch: int, samples: Sequence[int], n_views: int) -> dict[str, np.ndarray]:
     """Uniform numbers in [0, 1) of each sample's views: name → (B, n_views, count).
 
-    A counter-based generator (Philox) is placed by its key (seed, epoch) and counter (sample): no state is carried.
+    A counter-based generator (Philox) is placed by its key (of seed and epoch) and counter (sample): no state is
+    carried.
     """
     width = sum(_DRAWS.values())
     numbers = np.empty((len(samples), n_views, width))
+    key = seed_of("views", seed, epoch)
     for row, sample in zip(numbers, samples, strict=True):
-        np.random.Generator(np.random.Philox(key=[seed, epoch], counter=[0, 0, 1, int(sample)])).random(out=row)
+        np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 1, int(sample)])).random(out=row)
     ends = np.cumsum(list(_DRAWS.values()))
     return dict(zip(_DRAWS, np.split(numbers, ends[:-1], axis=-1), strict=True))
 

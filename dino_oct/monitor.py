@@ -15,6 +15,7 @@ from dino_oct.knn import knn_votes
 from dino_oct.models.attention import cls_attention
 from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import normalise
+from dino_oct.streams import generator
 
 
 @dataclass
@@ -45,7 +46,7 @@ def choose(index: ScanIndex, split: str, limit: int, seed: int, labelled: bool) 
     if labelled:
         positions = positions[index.labels[positions] != UNLABELLED]
     if len(positions) > limit:
-        rng = np.random.Generator(np.random.Philox(key=[seed, 2**32 + limit]))
+        rng = generator(f"monitored scans of {split}", seed, limit)
         positions = np.sort(rng.choice(positions, size=limit, replace=False))
     return positions
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from dino_oct.streams import generator
+
 
 @dataclass(frozen=True)
 class Looks:
@@ -32,7 +34,7 @@ def noise_bank(side: int) -> np.ndarray:
 
     Grains of one to two pixels; skewed to the bright side, as averaged speckle is. It repeats at its edges.
     """
-    rng = np.random.Generator(np.random.Philox(key=20170))
+    rng = generator("noise bank")
     noise = rng.gamma(2.0, size=(side, side))  # intensity of two averaged looks
     for axis in (0, 1):
         noise = np.roll(noise, 1, axis) + 2 * noise + np.roll(noise, -1, axis)

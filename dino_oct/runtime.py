@@ -1,10 +1,9 @@
-"""What every trainer's loop stands on: processes, what the terminal hears, loader, random streams."""
+"""What every trainer's loop stands on: processes, what the terminal hears, loader."""
 
 import datetime
 import sys
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch.utils.data import DataLoader, Dataset
@@ -43,11 +42,6 @@ def step_loader(scans: Dataset, sampler: StepSampler, workers: int) -> DataLoade
         prefetch_factor=4 if workers else None,
         worker_init_fn=ignore_stop_signals,
     )
-
-
-def stream(*key: int) -> int:
-    """A seed of 64 bits from several numbers."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
 def gpu_memory(device: torch.device) -> dict[str, float]:

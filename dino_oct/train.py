@@ -26,7 +26,8 @@ from dino_oct.models.build import build_networks
 from dino_oct.models.network import normalise_views
 from dino_oct.monitor import Monitor, draw_views, warnings_of
 from dino_oct.runlog import RunLog, StopSignal, check_run_folder, describe, prepare_run_folder
-from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader, stream
+from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader
+from dino_oct.streams import seed_of
 
 STATE = {"student", "teacher", "optimizer", "step", "hub_config", "freeze_backbone_epochs"}  # what resuming needs
 VIEWS_EPOCH = 2**31  # keys the monitor's fixed views: an epoch number that training never reaches
@@ -161,7 +162,7 @@ def train(config: TrainConfig) -> None:
     clock, images = time.perf_counter(), 0
     while step < schedules.steps and not stop.asked(device):
         # Stochastic depth is drawn from (seed, step, process) alone: a resumed run draws what the first one would have.
-        torch.manual_seed(stream(config.seed, accelerator.process_index, step))
+        torch.manual_seed(seed_of("drop path of a pretraining", config.seed, accelerator.process_index, step))
         micro_batches = [views_of(next(batches)) for _ in range(config.optim.accumulate)]
         values = schedules[step]
         try:

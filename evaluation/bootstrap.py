@@ -11,6 +11,7 @@ import numpy as np
 from scipy.stats import t as student_t
 
 from dino_oct.errors import InputError
+from dino_oct.streams import generator
 
 LEVEL = 95.0
 FEW_PATIENTS = 10  # percentile intervals over fewer patients are known to be too narrow
@@ -55,7 +56,7 @@ class PatientBootstrap:
             raise InputError("no scans to bootstrap")
         names, self._patient_of_scan = np.unique(patients, return_inverse=True)
         self.n_patients, self.resamples, self.seed = len(names), resamples, seed
-        rng = np.random.Generator(np.random.Philox(key=seed))
+        rng = generator("bootstrap", seed)
         drawn = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
         # Row 0 takes every patient once: the plain estimate comes out of the same code as its resamples.
         self._counts = np.concatenate([np.ones((1, len(names))), drawn])

@@ -11,6 +11,7 @@ from PIL import Image
 
 from dino_oct.errors import InputError
 from dino_oct.features import squash
+from dino_oct.streams import generator
 from evaluation.comparison_cache import digest
 from evaluation.comparison_measures import Setting
 from evaluation.comparison_models import Model
@@ -47,7 +48,7 @@ def choose_cases(
     rank = np.empty(len(right), dtype=int)
     rank[order] = np.arange(len(right))
     orders = {
-        "seeded random": np.random.Generator(np.random.Philox(key=seed)).permutation(len(right)),
+        "seeded random": generator("random cases", seed).permutation(len(right)),
         "best": order,
         "median": np.argsort(np.abs(rank - (len(right) - 1) / 2), kind="stable"),
         "worst": order[::-1],
@@ -195,7 +196,7 @@ def _mask(masks: LesionMasks | None, position: int) -> Mask | None:
 
 def _scores(values: np.ndarray, mask: Mask | None) -> dict[str, float | None]:
     """What is known of one map's agreement with the mask; None without a lesion."""
-    if mask is None or not mask.lesion.any() or not values.max() > 0:
+    if mask is None or not mask.lesion.any():
         return {"lesion_over_retina": None, "auprc": None}
     large = enlarge(values[None], mask.lesion.shape)[0].clip(0)
     return {

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from dino_oct.errors import InputError
+from dino_oct.streams import generator
 from evaluation.bootstrap import PatientBootstrap
 from evaluation.comparison_measures import Setting
 from evaluation.comparison_models import Model
@@ -28,7 +29,7 @@ def embedding(models: dict[str, Model], shared: Setting) -> tuple[dict[str, Any]
         raise InputError(f"{len(test)} test scans are too few for a map")
     chosen = np.arange(len(test))
     if len(chosen) > MOST:
-        rng = np.random.Generator(np.random.Philox(key=shared.seed))
+        rng = generator("scans of a comparison's maps", shared.seed)
         chosen = np.sort(rng.choice(chosen, MOST, replace=False))
     patients, labels = index.patients[test[chosen]], index.labels[test[chosen]]
     known, notes = comparable_scans(labels, patients, index.class_names)

@@ -15,7 +15,7 @@ SHOWN = {
     "rank_accuracy": ("rank accuracy", "share of the highest pixels, as many as the lesion has, that lie on it"),
     "lesion_over_retina": (
         "lesion / retina",
-        "density on the lesion over that on the retina; 1: no preference",
+        "density on the lesion over that on the retina; 1: no preference, 0: nothing on the lesion",
     ),
     "energy": ("energy on lesion", "share of the map's sum that lies on the lesion"),
     "enrichment": ("enrichment", "energy over the lesion's share of the scan; 1 for a uniform map"),
@@ -85,6 +85,7 @@ def as_league(found: dict[str, Any]) -> dict[str, Any]:
     notes = [
         f"{tested['scans']:,} test scans with a lesion; attention heads and thresholds were chosen on "
         f"{found['data']['sets']['validation']['scans']:,} validation scans.",
+        "Every map is scored on the same scans; one with nothing positive is a miss and scores 0.",
         *found["notes"],
     ]
     if found["faithfulness"]:

@@ -15,6 +15,8 @@ from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 from PIL import Image
 
+from dino_oct.streams import generator
+
 # Okabe & Ito's colours, which differ for every kind of colour vision; black last, it draws the eye.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 _SHAPES = {"circle": "o", "square": "s", "up": "^", "diamond": "D", "down": "v", "plus": "P", "cross": "X"}
@@ -129,7 +131,7 @@ def _scatter(
 ) -> None:
     """Points in mixed order, so that no class lies above another, in a square as large as ``window`` needs."""
     size = float(np.clip(9000 / len(points), 4, 36))
-    order = np.random.Generator(np.random.Philox(key=0)).permutation(len(points))
+    order = generator("order of drawing").permutation(len(points))
     for part in np.array_split(order, _CHUNKS):
         for i, mark in enumerate(marked):
             x, y = points[part[labels[part] == i]].T

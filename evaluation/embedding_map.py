@@ -23,6 +23,7 @@ from dino_oct.data.index import UNLABELLED
 from dino_oct.errors import InputError
 from dino_oct.models import official
 from dino_oct.monitor import MonitorConfig
+from dino_oct.streams import generator
 from evaluation.bootstrap import PatientBootstrap
 from evaluation.comparison import MODEL, PIXELS, RANDOM, START
 from evaluation.embedding_figures import AXES_NOTE
@@ -196,7 +197,7 @@ def _choose(data: ScanData, options: Options) -> tuple[np.ndarray, list[str]]:
         raise InputError(f"{where} {len(chosen)} scans; a map needs at least {FEWEST}, give more or another --split")
     if len(chosen) <= options.max_scans:
         return chosen, []
-    rng = np.random.Generator(np.random.Philox(key=options.seed))
+    rng = generator("scans of an embedding map", options.seed)
     drawn = np.sort(rng.choice(chosen, options.max_scans, replace=False))
     return drawn, [f"{options.max_scans:,} of {len(chosen):,} scans drawn by seed; --max-scans takes more"]
 
@@ -290,7 +291,7 @@ def _measure(maps: Maps, k: int, options: Options) -> dict[str, Any]:
     """Rows, paired differences to the model, chance, and notes."""
     known, notes = maps.comparable, []
     labels, patients = maps.labels[known], maps.patients[known]
-    rng = np.random.Generator(np.random.Philox(key=options.seed))
+    rng = generator("scans ranked for trustworthiness", options.seed)
     ranked = np.sort(rng.permutation(len(known))[:MOST_RANKED])
     if len(ranked) < len(known):
         notes.append(f"trustworthiness is of {MOST_RANKED:,} scans drawn by seed")

@@ -10,6 +10,7 @@ import numpy as np
 from dino_oct.data.index import UNLABELLED
 from dino_oct.errors import InputError
 from dino_oct.features import squash_all
+from dino_oct.streams import generator
 from evaluation.bootstrap import Interval
 from evaluation.comparison import MODEL
 from evaluation.embedding_figures import Frame, Mark, Panel, animate, draw_panels, marks
@@ -178,7 +179,7 @@ def write_results(result: dict[str, Any], maps: Maps, folder: Path, projector: b
 
 def _shown(n: int) -> np.ndarray:
     """Positions of the scans that fit on a page: all, or ``MOST_SHOWN`` drawn at random."""
-    return np.sort(np.random.Generator(np.random.Philox(key=0)).permutation(n)[:MOST_SHOWN])
+    return np.sort(generator("scans of a page").permutation(n)[:MOST_SHOWN])
 
 
 def _page(

@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree, procrustes
 
 from dino_oct.features import unit
 from dino_oct.knn import neighbours
+from dino_oct.streams import short_seed_of
 
 FEWEST = 5  # scans: with fewer, UMAP's spectral start is not defined
 
@@ -44,7 +45,7 @@ def umap_map(
             n_neighbors=n_neighbours,
             min_dist=min_dist,
             metric=metric,
-            random_state=seed,
+            random_state=short_seed_of("UMAP", seed),
             n_jobs=1,
             init="spectral" if start is None else start,
         )

@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 
 from dino_oct.features import squash
+from dino_oct.streams import generator
 
 CONTROLS = ("random", "centre", "retina band", "brightness", "the mask itself")
 SIMPLE = CONTROLS[:4]  # what a map must exceed before anything is said about a network
@@ -21,12 +22,14 @@ def lesion_over_retina(values: np.ndarray, lesion: np.ndarray, retina: np.ndarra
         lesion, retina: (H, W) bool, the retina includes the lesion.
 
     Returns:
-        0 or more; NaN for an empty mask or a map that is 0 on the retina.
+        0 or more; 0 for a map with nothing on the retina, which misses the lesion; NaN only where there is no lesion.
     """
     values = values.astype(np.float64)
     on_lesion, on_retina = values[lesion].sum(), values[retina].sum()
-    if not lesion.any() or on_retina <= 0:
+    if not lesion.any():
         return np.nan
+    if on_retina <= 0:
+        return 0.0
     # From the sums, not from two densities: 1 for a map uniform on the retina, to the last bit.
     return float((on_lesion * retina.sum()) / (on_retina * lesion.sum()))
 
@@ -46,7 +49,7 @@ def control_maps(scan: np.ndarray, lesion: np.ndarray, retina: np.ndarray) -> np
     y, x = ((np.arange(side) + 0.5) / side - 0.5 for side in (height, width))
     centre = np.exp(-0.5 * ((y[:, None] / 0.25) ** 2 + (x[None] / 0.25) ** 2))
     brightness = squash(scan, (height, width))[0].numpy()
-    random = np.random.default_rng(zlib.crc32(np.ascontiguousarray(scan))).random((height, width))
+    random = generator("random map", zlib.crc32(np.ascontiguousarray(scan))).random((height, width))
     return np.stack([random, centre, retina, brightness, lesion]).astype(np.float64)
 
 
@@ -59,10 +62,11 @@ def layer_densities(values: np.ndarray, boundaries: np.ndarray) -> np.ndarray:
             centre lies.
 
     Returns:
-        (L − 1,) float64, 1 for a map uniform on the retina; NaN for a band without pixels or a map of zeros.
+        (L − 1,) float64, 1 for a map uniform on the retina, 0 for one with nothing on it; NaN only for a band without
+        pixels, which no map can have anything on.
     """
     centres = np.arange(values.shape[0])[:, None] + 0.5
     inside = (centres >= boundaries[:-1, None]) & (centres < boundaries[1:, None])  # (L − 1, H, W)
     sums, counts = (inside * values).sum(axis=(1, 2)), inside.sum(axis=(1, 2))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (sums / counts) / (sums.sum() / counts.sum())
+    with np.errstate(invalid="ignore"):
+        return (sums / counts) / (sums.sum() / counts.sum() or 1.0)

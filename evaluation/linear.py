@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
+from dino_oct.streams import generator
 from evaluation.classification import METRICS, score_all
 from evaluation.comparison import MODEL, PIXELS, RANDOM, START, ScanSet, compare_scores, verdict
 from evaluation.feature_cache import IMAGE_FEATURE
@@ -158,7 +159,7 @@ def label_curves(
     """
     weights, curve = np.ones((1, len(queries.labels))), []
     for fraction in sorted(set(fractions)):
-        rng = np.random.default_rng((seed, round(fraction * 1e6)))
+        rng = generator("patients with labels", seed, round(fraction * 1e6))
         # All labels leave nothing to draw.
         drawn = [
             draw_patients(train.labels, train.patients, fraction, rng) for _ in range(draws if fraction < 1 else 1)

@@ -38,7 +38,9 @@ from supervised.zoo import describe
 START = "start"
 METHODS_BY_DEFAULT = ("attention", "relevance", "gradcam", "occlusion")
 UNITS = (
-    "means over scans with a lesion; shares and IoU 0 to 1; enrichment and lesion_over_retina 1 if uniform; deletion: "
+    "means over the same scans with a lesion for every map; a map with nothing positive is a miss and scores 0, one "
+    "with nothing on the retina scores 0 in lesion_over_retina; shares and IoU 0 to 1; enrichment and "
+    "lesion_over_retina 1 if uniform; deletion: "
     "low is good, insertion: high is good, probability of the class 0 to 1; ms: a scan; mb: peak memory of one scan"
 )
 
@@ -256,7 +258,7 @@ def evaluate(
     }
     result["statements"] = statements(result)
     ours = [r for r, row in enumerate(result["rows"].values()) if row["kind"] == "map"]
-    median_first = order_by_median([case.label for case in test], np.nanmean(per_scan[:, ours], axis=1))
+    median_first = order_by_median([case.label for case in test], per_scan[:, ours].mean(axis=1))
     pages = [
         page_of_case(test[i], models, {key: maps[i] for key, maps in raw.maps.items()}, result)
         for i in median_first[: options.pages]

@@ -189,9 +189,12 @@ def statements(result: dict[str, Any]) -> list[str]:
             f"FAILED the randomisation test (the map hardly changes with random weights, so it shows the scan rather "
             f"than the network): {', '.join(failed)}."
         )
-    empty = [f"{name} {row['maps_of_zeros']}" for name, row in rows.items() if row["maps_of_zeros"]]
-    if empty:
-        said.append(f"Maps with nothing positive, counted as uniform ones: {', '.join(empty)}.")
+    for column, text in (
+        ("maps_of_zeros", "Maps with nothing positive, misses that score 0"),
+        ("off_the_retina", "Maps with nothing on the retina, misses whose lesion / retina is 0"),
+    ):
+        if missed := [f"{name} {row[column]}" for name, row in rows.items() if row[column]]:
+            said.append(f"{text}: {', '.join(missed)}.")
     energy, area = rows[best]["scores"]["energy"].point, result["area"]["lesion"].point
     said.append(
         f"{100 * energy:.1f} % of the best map lies on lesions, which cover {100 * area:.1f} % of the pixels: a "

@@ -40,7 +40,7 @@ class Measured:
         rows: R rows; scores: (N, R, S) float64, columns ``ALL_SCORES``; empty: (N, R) bool, maps that were 0.
         curves: (N, R, T) IoU at every threshold, of validation cases.
         layers: (N, R, L − 1) or None.
-        correlations: (R, R), mean Spearman correlation between maps of the same scan.
+        correlations: (R, R), mean Spearman correlation between maps of the same scan, of the scans where both vary.
     """
 
     rows: list[Row]
@@ -70,8 +70,8 @@ def choose_heads(
                 for maps, case in zip(raw.maps[model.name, ATTENTION], cases, strict=True)
             ]
         )
-        means = np.nanmean(found, axis=0)
-        best = int(np.nanargmax(means))
+        means = found.mean(axis=0)
+        best = int(means.argmax())
         chosen[model.name] = {
             "position": best,
             "name": names[best],
@@ -140,7 +140,8 @@ def rate(
     """The whole league.
 
     Args:
-        val, test: cases with a lesion; heads, thresholds and the best row of each model are chosen on the first.
+        val, test: cases with a lesion, so that every row has every score on every one of them (a miss scores 0). Heads,
+            thresholds and the best row of each model are chosen on the first.
         score: of ``ALL_SCORES``, that heads are chosen and rows ranked by.
         layer_names: of the boundaries, where cases have them.
         faithfulness, sanity: number of test cases for deletion and insertion, and for weight randomisation; 0: none.
@@ -159,6 +160,7 @@ def rate(
     resampled = PatientBootstrap(np.array([case.patient for case in test]), bootstrap, seed)
     labels = np.array([case.label for case in test])
     column = ALL_SCORES.index(score)
+    is_off = found.scores[..., ALL_SCORES.index("energy_retina")] == 0
     result = {
         "score": score,
         "heads": heads,
@@ -168,9 +170,10 @@ def rate(
                 "kind": row.kind,
                 "method": row.method,
                 "candidate": heads[row.model]["name"] if row.method == ATTENTION else "",
-                "validation": float(np.nanmean(on_val.scores[:, r, column])),
+                "validation": float(on_val.scores[:, r, column].mean()),
                 "threshold": thresholds[r],
                 "maps_of_zeros": int(found.empty[:, r].sum()),
+                "off_the_retina": int((is_off[:, r] & ~found.empty[:, r]).sum()),
                 "ms": raw.ms.get((row.model, row.method)),
                 "mb": raw.mb.get((row.model, row.method)),
             }
@@ -217,7 +220,7 @@ def _add_scores(rows: dict[str, Any], found: Measured, resampled: PatientBootstr
             ratio = found.scores[:, r, -1]
             rows[row.name]["scores"] = scores
             rows[row.name]["single_scans"] = {
-                "median_lesion_over_retina": float(np.nanmedian(ratio)),
+                "median_lesion_over_retina": float(np.median(ratio)),
                 "share_above_1": float((ratio > 1).mean()),
             }
         else:

@@ -107,7 +107,7 @@ def _said(values: np.ndarray, mask: Mask | None, what: str = "") -> str:
     if mask is None:
         return what or f"up to {values.max():.2g}"
     ratio = lesion_over_retina(enlarge(values.clip(0)[None], mask.lesion.shape)[0], mask.lesion, mask.retina)
-    number = "nothing on the retina" if np.isnan(ratio) else f"lesion / retina {ratio:.1f}"
+    number = f"lesion / retina {ratio:.1f}"
     return f"{what}, {number}" if what else number
 
 

@@ -128,17 +128,16 @@ def scan_rows(
         chosen: model → its attention head, a position in ``candidates``.
 
     Yields:
-        The case, (R, h, w) float32 ≥ 0, and (R,) bool: the map was 0 everywhere and counts as uniform.
+        The case, (R, h, w) float32 ≥ 0, and (R,) bool: the map is 0 everywhere, a miss.
     """
     trained = {model.name for model in _trained(models)}
     for i, case in enumerate(tqdm(cases, desc="scores", unit="scan", disable=None, leave=False)):
         size, maps, empty, of_every_model = case.mask.lesion.shape, [], [], []
 
         def add(values: np.ndarray, maps=maps, empty=empty) -> np.ndarray:
-            nothing = not values.max() > 0
-            maps.append(np.ones_like(values) if nothing else values)
-            empty.append(nothing)
-            return rank_normalise(maps[-1])
+            maps.append(values)
+            empty.append(not values.max() > 0)
+            return rank_normalise(values)
 
         for model in models:
             ranked = []

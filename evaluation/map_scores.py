@@ -1,7 +1,8 @@
 """How well a map agrees with a lesion mask: every score that the field quotes, for one map and one mask.
 
-A map is S ≥ 0 and a mask M of one size; enlarge the map to the mask, never the mask to the map. Scores are NaN where
-the mask is empty (there is nothing to find, so nothing is a hit) or the map is 0 everywhere.
+A map is S ≥ 0 and a mask M of one size; enlarge the map to the mask, never the mask to the map. A map that is 0
+everywhere finds nothing: it is a miss, and every score of it is 0. Scores are NaN only where the mask is empty (there
+is nothing to find, so nothing is a hit or a miss), which holds for all maps of that scan alike.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from scipy.integrate import trapezoid
 from scipy.ndimage import gaussian_filter
 from sklearn.metrics import average_precision_score
 
+from dino_oct.streams import generator
 from evaluation.attention_maps import mass_mask
 
 SCORES = ("pointing", "energy", "enrichment", "rank_accuracy", "auprc", "iou_otsu", "iou_mass")
@@ -42,8 +44,10 @@ def score_map(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all() or values.min() < 0:
         raise ValueError("map values must be finite and not negative")
     total = values.sum()
-    if not mask.any() or not total > 0:
+    if not mask.any():
         return np.full(len(SCORES), np.nan)
+    if not total > 0:
+        return np.zeros(len(SCORES))
     energy = values[mask].sum() / total
     return np.array(
         [
@@ -93,8 +97,10 @@ THRESHOLDS = np.linspace(0, 1, 51)[:-1]  # shares of a map's maximum that a thre
 
 def iou_curve(values: np.ndarray, mask: np.ndarray, shares: np.ndarray = THRESHOLDS) -> np.ndarray:
     """``iou_at`` of each of some ascending shares, (T,), from one sort of the map."""
-    if not mask.any() or not values.max() > 0:
+    if not mask.any():
         return np.full(len(shares), np.nan)
+    if not values.max() > 0:
+        return np.zeros(len(shares))
     limits = shares * values.max()
     above, inside = (
         len(part) - np.searchsorted(np.sort(part), limits, side="right") for part in (values.ravel(), values[mask])
@@ -106,7 +112,7 @@ def tune_threshold(curves: np.ndarray) -> float:
     """The threshold, as a share of a map's maximum, of highest mean IoU over validation scans.
 
     Args:
-        curves: (N, T) from ``iou_curve`` with ``THRESHOLDS``; NaN rows (no lesion, no map) are left out.
+        curves: (N, T) from ``iou_curve`` with ``THRESHOLDS``; NaN rows (no lesion) are left out.
 
     Raises:
         ValueError: nothing is left.
@@ -118,8 +124,8 @@ def tune_threshold(curves: np.ndarray) -> float:
 
 
 def iou_at(values: np.ndarray, mask: np.ndarray, share: float) -> float:
-    """IoU of the mask with the map above ``share`` of its maximum; NaN for an empty mask or a map of zeros."""
-    if not mask.any() or not values.max() > 0:
+    """IoU of the mask with the map above ``share`` of its maximum, 0 for a map of zeros; NaN for an empty mask."""
+    if not mask.any():
         return np.nan
     return iou(values > share * values.max(), mask)
 
@@ -154,7 +160,7 @@ def deletion_insertion(
         Areas under the two curves, 0 to 1, by the trapezoidal rule.
     """
     hidden, shown = fill_of(scan, fill), scan.astype(np.float32)
-    ties = np.random.default_rng(0).random(values.size)
+    ties = generator("order of tied pixels").random(values.size)
     rank = np.empty(values.size, dtype=np.int64)
     rank[np.lexsort((ties, -values.ravel()))] = np.arange(values.size)
     rank = rank.reshape(values.shape)

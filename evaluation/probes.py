@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_oct.errors import InputError
+from dino_oct.streams import seed_of
 
 _HISTORY = 10  # pairs of steps that L-BFGS remembers
 
@@ -202,7 +203,7 @@ def sgd_epochs(
         InputError: scans of fewer than two classes.
     """
     present, target = _present(labels, features.device)
-    random = torch.Generator().manual_seed(seed)
+    random = torch.Generator().manual_seed(seed_of("linear probe by SGD", seed))
     weight = (0.01 * torch.randn(len(present), features.shape[1], generator=random)).to(features.device)
     weight.requires_grad_(True)
     bias = torch.zeros(len(present), device=features.device, requires_grad=True)

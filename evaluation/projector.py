@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 from torch.utils.tensorboard import SummaryWriter
 
 from dino_oct.errors import InputError
+from dino_oct.streams import short_seed_of
 
 MOST_COLUMNS = 256  # the projector reads features as text: wider ones are cut to this many principal components
 _CONFIG = "projector_config.pbtxt"
@@ -46,7 +47,9 @@ def write_projector(
     with SummaryWriter(str(folder)) as writer:
         for name, found in features.items():
             if min(found.shape) > MOST_COLUMNS:
-                reduced = PCA(MOST_COLUMNS, svd_solver="randomized", random_state=0).fit(found)
+                reduced = PCA(
+                    MOST_COLUMNS, svd_solver="randomized", random_state=short_seed_of("components for the projector")
+                ).fit(found)
                 kept = 100 * reduced.explained_variance_ratio_.sum()
                 notes.append(
                     f"projector: {name}: {MOST_COLUMNS} principal components of {found.shape[1]} features "

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from dino_oct.models.backbone import classifier_tensors, load_backbone, open_layer_scales
+from dino_oct.streams import seed_of
 from evaluation.bootstrap import Interval
 from evaluation.class_target import Classifier
 from evaluation.ensembles import rank_correlations, rank_normalise
@@ -38,9 +39,9 @@ def randomised_correlations(
         seed: of the fresh weights.
 
     Returns:
-        method → (N scans, 3 stages) float64; NaN where the trained network's map is constant, 0 where only the
-        randomised one's is: nothing is left of it. A method that does not ask for a class does not read the classifier:
-        1 there.
+        method → (N scans, 3 stages) float64. Where one of the two maps is constant: 0, nothing of it is left or was
+        there; where both are: 1, it did not change. A method that does not ask for a class does not read the
+        classifier: 1 there.
     """
 
     def maps() -> dict[str, list[np.ndarray]]:
@@ -63,7 +64,10 @@ def randomised_correlations(
 
 def _correlation(before: np.ndarray, after: np.ndarray) -> float:
     """Of two rank-normalised maps."""
-    return 0.0 if np.ptp(before) > 0 and np.ptp(after) == 0 else float(rank_correlations([before, after])[0, 1])
+    constant = [np.ptp(one) == 0 for one in (before, after)]
+    if any(constant):
+        return float(all(constant))
+    return float(rank_correlations([before, after])[0, 1])
 
 
 def verdict(correlation: Interval) -> str:
@@ -75,10 +79,14 @@ def verdict(correlation: Interval) -> str:
 
 
 def fresh_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
-    """A state of the same architecture as timm initialises it, running statistics included, with LayerScale 1."""
+    """A state of the same architecture as timm initialises it, running statistics included, with LayerScale 1; no run
+    starts from it."""
     hub, classes = model.hub_config, model.num_classes if classifier_tensors(model) else 0
     fresh_model = load_backbone(
-        f"random:{hub['architecture']}", model_args=hub["model_args"], num_classes=classes, seed=seed
+        f"random:{hub['architecture']}",
+        model_args=hub["model_args"],
+        num_classes=classes,
+        seed=seed_of("randomised weights", seed),
     )
     open_layer_scales(fresh_model)
     fresh, like = fresh_model.state_dict(), model.state_dict()

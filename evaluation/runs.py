@@ -17,6 +17,7 @@ from dino_oct.errors import InputError
 from dino_oct.models.backbone import load_backbone, local_file, open_layer_scales
 from dino_oct.monitor import MonitorConfig
 from dino_oct.provenance import run_of
+from dino_oct.streams import seed_of
 from evaluation.scan_data import DatasetOptions, PhantomOptions
 
 RUNS = Path("runs")
@@ -197,7 +198,7 @@ def random_weights(source: Source, model: Frozen, seed: int, device: torch.devic
         return "no row for random weights: the model itself has random weights"
     hub = model.backbone.hub_config
     source_name = f"random:{hub['architecture']}"
-    backbone = load_backbone(source_name, model_args=hub["model_args"], seed=seed)
+    backbone = load_backbone(source_name, model_args=hub["model_args"], seed=seed_of("random control", seed))
     open_layer_scales(backbone)
     backbone.pretrained_cfg = {**backbone.pretrained_cfg, **hub["pretrained_cfg"]}  # the same mean and std
     frozen = _freeze(backbone, source_name, device)

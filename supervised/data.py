@@ -6,6 +6,7 @@ from dino_oct.data.cache import ScanCache
 from dino_oct.data.index import UNLABELLED, ScanIndex
 from dino_oct.data.sampler import TrainingScans
 from dino_oct.errors import InputError
+from dino_oct.streams import generator
 
 
 def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
@@ -17,7 +18,7 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     chosen = np.empty(len(labels), dtype=np.int64)
     for turn, c in enumerate(classes):
         members, wanted = np.flatnonzero(labels == c), len(range(turn, len(labels), len(classes)))
-        rng = np.random.default_rng((seed, epoch, int(c)))
+        rng = generator("order of balanced classes", seed, epoch, int(c))
         rounds = [rng.permutation(members) for _ in range(-(-wanted // len(members)))]
         chosen[turn :: len(classes)] = np.concatenate(rounds)[:wanted]
     return chosen

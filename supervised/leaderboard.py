@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 from optuna.trial import FrozenTrial, TrialState
 
 from dino_oct.errors import InputError
+from dino_oct.streams import short_seed_of
 from evaluation.bootstrap import Interval
 from evaluation.reports import plain, show, table, write_json
 from evaluation.scan_data import PHANTOM_NOTICE
@@ -174,7 +175,7 @@ def importance(study: optuna.Study) -> tuple[dict[str, float], str]:
     if len({t.value for t in complete}) < 2:
         return {}, "no importance: all completed trials have the same validation"
     found = optuna.importance.get_param_importances(
-        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
+        study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=short_seed_of("importance of settings"))
     )
     absent = sorted({name for t in complete for name in t.params} - set(found))
     few = " (few: these shares are rough)" if len(complete) < _FEW_TRIALS else ""

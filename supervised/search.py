@@ -32,7 +32,7 @@ from dino_oct.config import differences, load_settings
 from dino_oct.data.load import load_scans
 from dino_oct.errors import InputError
 from dino_oct.runlog import StopSignal
-from dino_oct.runtime import stream
+from dino_oct.streams import short_seed_of
 from evaluation.reports import make_folder, write_json
 from evaluation.runs import default_device
 from evaluation.scan_data import ScanData
@@ -168,7 +168,7 @@ def make_sampler(method: Method, seed: int, number: int, n_random: int, epochs: 
             Hyperband bracket at a time, which holds its share of them.
         epochs: the most of a trial.
     """
-    own = stream(seed, number) % 2**32
+    own = short_seed_of("settings of a trial", seed, number)
     if method == "random":
         return optuna.samplers.RandomSampler(seed=own)
     brackets = int(math.log(max(epochs / LEAST_EPOCHS, 1), _REDUCTION)) + 1

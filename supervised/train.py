@@ -27,7 +27,8 @@ from dino_oct.models.backbone import adopt_description, save_export
 from dino_oct.models.description import check_description
 from dino_oct.monitor import draw_views
 from dino_oct.runlog import RunLog, StopSignal, check_run_folder, prepare_run_folder
-from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader, stream
+from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader
+from dino_oct.streams import generator, seed_of
 from evaluation.reports import make_folder, write_json
 from evaluation.runs import load_frozen
 from evaluation.scan_data import ScanData
@@ -40,7 +41,6 @@ from supervised.zoo import ZooModel, build, find
 
 STATE = {"model", "optimizer", "step", "best", "losses", "hub_config"}  # what resuming needs
 JUDGED_BY = "val_balanced_accuracy"
-MIXING = 2**20  # keys mixup's stream apart from that of dropout
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 
@@ -211,10 +211,10 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
         clock = time.perf_counter()
         while step < steps and not best.is_old and not stop.asked(device):
             # Dropout and stochastic depth are drawn from (seed, step, process) alone, so that resuming is exact.
-            torch.manual_seed(stream(config.seed, accelerator.process_index, step))
+            torch.manual_seed(seed_of("dropout of a supervised run", config.seed, accelerator.process_index, step))
             learner.model.train()
             parts = [micro_batch(next(batches)) for _ in range(config.optim.accumulate)]
-            metrics = learner.step(parts, step, np.random.default_rng((config.seed, MIXING, step)))
+            metrics = learner.step(parts, step, generator("mixing", config.seed, step))
             step += 1
             losses.append(metrics["loss"])
             bar.update()

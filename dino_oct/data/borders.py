@@ -11,6 +11,7 @@ from scipy import ndimage
 from scipy.spatial import KDTree
 
 from dino_oct.data.tissue import tissue_mask
+from dino_oct.streams import generator
 
 WHITE = 240  # JPEG ringing lets a white area drop to about this value at its rim
 FEATURES = (
@@ -86,20 +87,20 @@ def neutralise(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarray | None 
     """
     if not borders.any() or borders.all():
         return scan
-    generator = np.random.default_rng(zlib.crc32(np.ascontiguousarray(scan)))
+    random = generator("fill of borders", zlib.crc32(np.ascontiguousarray(scan)))
     tissue = tissue_mask(scan, borders) if tissue is None else tissue
     sources, block = _background_patches(scan, borders, tissue)  # (M, 2)
     filled = scan.copy()
     if len(sources) == 0:  # no free patch: draw single pixels from the darkest quarter of the scan
         measured = scan[~borders]
         dark = measured[measured <= np.quantile(measured, 0.25)]
-        filled[borders] = generator.choice(dark, size=np.count_nonzero(borders))
+        filled[borders] = random.choice(dark, size=np.count_nonzero(borders))
         return filled
     corners = np.argwhere(_any_in_blocks(borders, block)) * block  # (K, 2) blocks to fill
     _, near = KDTree(sources).query(corners, k=min(_NEAR, len(sources)), p=1)  # (K, up to 12)
     near = near.reshape(len(corners), -1)
-    chosen = sources[near[np.arange(len(near)), generator.integers(near.shape[1], size=len(near))]]
-    flips = generator.choice((1, -1), size=(len(near), 2))
+    chosen = sources[near[np.arange(len(near)), random.integers(near.shape[1], size=len(near))]]
+    flips = random.choice((1, -1), size=(len(near), 2))
     for (top, left), (row, column), (flip_rows, flip_columns) in zip(corners, chosen, flips, strict=True):
         inside = borders[top : top + block, left : left + block]
         patch = scan[row : row + block, column : column + block][::flip_rows, ::flip_columns]

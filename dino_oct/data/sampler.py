@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from dino_oct import processes
 from dino_oct.errors import InputError
+from dino_oct.streams import generator
 
 if TYPE_CHECKING:
     from dino_oct.data.cache import ScanCache
@@ -42,7 +43,7 @@ def shares(batch_size: int, accumulate: int) -> int:
 
 def order(n_scans: int, seed: int, epoch: int) -> np.ndarray:
     """The scans' order in an epoch: a permutation keyed by (seed, epoch), the same on every process."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(n_scans)
+    return generator("order of scans", seed, epoch).permutation(n_scans)
 
 
 class StepSampler:

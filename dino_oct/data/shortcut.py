@@ -6,6 +6,8 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
+from dino_oct.streams import generator, short_seed_of
+
 _FOLDS = 5
 _LEAST_PATIENTS = 5  # of a class, so that each fold can hold one
 _RESAMPLES = 1000
@@ -82,7 +84,9 @@ def as_numbers(results: list[Shortcut]) -> list[dict]:
 
 def _predict(table: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray:
     predicted = np.empty_like(labels)
-    splitter = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(
+        _FOLDS, shuffle=True, random_state=short_seed_of("folds of the shortcut check", seed)
+    )
     for train, test in splitter.split(table, labels, groups=patients):
         forest = RandomForestClassifier(
             n_estimators=30,
@@ -90,7 +94,7 @@ def _predict(table: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: 
             min_samples_leaf=3,
             max_samples=min(1.0, _TREE_SCANS / len(train)),
             class_weight="balanced",
-            random_state=seed,
+            random_state=short_seed_of("forests of the shortcut check", seed),
         )
         predicted[test] = forest.fit(table[train], labels[train]).predict(table[test])
     return predicted
@@ -106,7 +110,9 @@ def _balanced_accuracy(
     hits = np.zeros_like(scans)
     np.add.at(scans, (of_person, of_class), 1)
     np.add.at(hits, (of_person, of_class), labels == predicted)
-    draws = np.random.default_rng(seed).multinomial(len(people), np.full(len(people), 1 / len(people)), size=_RESAMPLES)
+    draws = generator("bootstrap of the shortcut check", seed).multinomial(
+        len(people), np.full(len(people), 1 / len(people)), size=_RESAMPLES
+    )
     drawn_scans = draws @ scans  # (resamples, classes)
     recalls = np.divide(draws @ hits, drawn_scans, out=np.full_like(drawn_scans, np.nan), where=drawn_scans > 0)
     low, high = np.quantile(np.nanmean(recalls, axis=1), [0.025, 0.975])

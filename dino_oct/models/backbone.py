@@ -19,6 +19,7 @@ from dino_oct.models import formats, official
 from dino_oct.models.description import check_arguments, check_description, describe_images
 from dino_oct.models.network import in_channels
 from dino_oct.models.vit import DinoVisionTransformer
+from dino_oct.streams import seed_of
 
 # What a transformer is asked for unless told otherwise; networks that do not know an argument are built without it.
 _IF_KNOWN = {"dynamic_img_size": True, "drop_path_rate": 0.0}
@@ -381,7 +382,7 @@ def _create(name: str, num_classes: int, args: dict[str, Any], seed: int, pretra
     while True:
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
+                torch.manual_seed(seed_of("weights", seed))
                 model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **wanted)
             break
         except TypeError as error:

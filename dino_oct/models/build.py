@@ -15,6 +15,7 @@ from dino_oct.models.backbone import adopt_description, load_backbone, load_into
 from dino_oct.models.description import check_description
 from dino_oct.models.head import DinoHead
 from dino_oct.models.network import DinoNetwork
+from dino_oct.streams import seed_of
 
 if TYPE_CHECKING:
     from dino_oct.config import ModelConfig
@@ -98,7 +99,7 @@ def _network(backbone: nn.Module, config: "ModelConfig", tensors: official.Tenso
         out_dim, bottleneck_dim = tensors["head.last_layer.weight_v"].shape
         sizes = {"out_dim": out_dim, "hidden_dim": len(tensors["head.mlp.0.weight"]), "bottleneck_dim": bottleneck_dim}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 1)
+        torch.manual_seed(seed_of("weights of the head", seed))
         head = DinoHead(backbone.num_features, **sizes, norm_last_layer=config.norm_last_layer, init=config.init)
     return DinoNetwork(backbone, head)
 
@@ -116,7 +117,7 @@ def _rebuild(state: dict[str, Any], config: "ModelConfig") -> nn.Module:
 def _init_by_fan_in(backbone: nn.Module, seed: int) -> None:
     """Draw linear and convolution weights with std 1 / √fan_in: narrow networks then tell scans apart at the start."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed_of("weights by fan-in", seed))
         for module in backbone.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
                 nn.init.trunc_normal_(module.weight, std=1 / math.sqrt(module.weight[0].numel()))

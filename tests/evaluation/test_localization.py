@@ -1,7 +1,9 @@
 """The league of maps: masks, controls with their exact values, choices on validation, and what may be said."""
 
+import dataclasses
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +16,17 @@ from evaluation.lesion_masks import LesionMasks, Mask
 from evaluation.lesion_scores import CONTROLS, control_maps, layer_densities, lesion_over_retina, with_mean
 from evaluation.localization import order_by_median
 from evaluation.localization_report import paired, statements
-from evaluation.map_league import ALL_SCORES, Measured, _compare, all_scores, spread_over_patients
-from evaluation.map_rows import Case, Row
+from evaluation.map_league import (
+    ALL_SCORES,
+    Measured,
+    _add_scores,
+    _compare,
+    all_scores,
+    measure,
+    spread_over_patients,
+)
+from evaluation.map_methods import MapSettings
+from evaluation.map_rows import Case, MapModel, RawMaps, Row
 from evaluation.scan_data import DatasetOptions, PhantomOptions, open_data
 
 
@@ -73,7 +84,8 @@ def test_lesion_over_retina_depends_on_where_a_map_is_and_not_on_its_scale():
     beside = np.zeros(lesion.shape)
     beside[11:18, 30:41] = 1  # as large as the lesion, in the retina, elsewhere
     assert lesion_over_retina(beside, lesion, retina) == 0
-    assert np.isnan(lesion_over_retina(np.zeros(lesion.shape), lesion, retina))
+    assert lesion_over_retina(np.zeros(lesion.shape), lesion, retina) == 0
+    assert lesion_over_retina((~retina).astype(float), lesion, retina) == 0  # all beside the retina
     assert np.isnan(lesion_over_retina(values, np.zeros_like(lesion), retina))
 
 
@@ -83,7 +95,31 @@ def test_layer_densities_by_hand():
     values[2:4, 0] = 1  # two of the first band's five pixels, two of the retina's eight
     np.testing.assert_allclose(layer_densities(values, boundaries), [(2 / 5) / (2 / 8), 0])
     np.testing.assert_allclose(layer_densities(np.ones((8, 2)), boundaries), [1, 1])
-    assert np.isnan(layer_densities(np.zeros((8, 2)), boundaries)).all()
+    assert (layer_densities(np.zeros((8, 2)), boundaries) == 0).all()
+    empty_band = np.array([[2.0, 2.0], [2.0, 2.0], [6.0, 6.0]])
+    np.testing.assert_array_equal(layer_densities(np.ones((8, 2)), empty_band), [np.nan, 1])
+
+
+def test_one_good_map_and_nine_misses_score_a_tenth_of_the_good_one():
+    """As a league measures them: misses are not left out, and every map is scored on the same ten scans."""
+    lesion, retina = masks()
+    good, beside, nothing = lesion.astype(np.float32), (~retina).astype(np.float32), np.zeros(lesion.shape, np.float32)
+    cases = [dataclasses.replace(case(lesion, retina, patient=str(i)), position=i) for i in range(10)]
+    score = dict(zip(ALL_SCORES, all_scores(good, cases[0], 0.5), strict=True))
+    for miss in (beside, nothing):
+        maps = {("net", "gradcam"): [one[None] for one in (good, *[miss] * 9)]}
+        net = MapModel("net", "supervised", SimpleNamespace(), MapSettings(), ("gradcam",))
+        found = measure([net], RawMaps(maps, {}, {}), {}, cases, [0.5] * 6)
+        assert np.isfinite(found.scores).all()
+        rows = {row.name: {} for row in found.rows}
+        _add_scores(rows, found, PatientBootstrap(np.array([one.patient for one in cases]), 50))
+        scores = rows["net: gradcam"]["scores"]
+        assert scores["lesion_over_retina"].point == pytest.approx(score["lesion_over_retina"] / 10)
+        assert rows["net: gradcam"]["single_scans"]["median_lesion_over_retina"] == 0
+        assert rows["net: gradcam"]["single_scans"]["share_above_1"] == 0.1
+        assert found.empty[:, 0].sum() == (9 if miss is nothing else 0)
+        for name in ("pointing", "energy", "enrichment", "iou_tuned"):
+            assert scores[name].point == pytest.approx(score[name] / 10), name
 
 
 def test_mean_of_heads():
@@ -326,6 +362,7 @@ def result_of(ratio: Interval, low: float = 0.05, beats: bool = True, sanity: st
         "validation": 0.3,
         "scores": scores,
         "maps_of_zeros": 0,
+        "off_the_retina": 2,
         "single_scans": {"median_lesion_over_retina": 1.1, "share_above_1": 0.6},
     }
     rows = {
@@ -374,7 +411,8 @@ def test_claims_follow_the_tests():
     assert "FAILED" not in said
     assert "Shown to exceed every map without a network (random, centre, retina band, brightness): run: att" in said
     assert "NOT shown" not in said
-    assert "counted as uniform ones: net: gradcam 3" in said
+    assert "misses that score 0: net: gradcam 3." in said
+    assert "nothing on the retina, misses whose lesion / retina is 0: run: attention 2, start: attention 2" in said
     doubtful = " ".join(statements(result_of(Interval(1.5, 1.2, 1.8), low=-0.05, beats=False, sanity="FAILED")))
     assert "no difference is shown" in doubtful
     assert "NOT shown to exceed every map without a network" in doubtful

@@ -188,6 +188,19 @@ def test_a_map_that_vanishes_has_changed(cnn, monkeypatch):
     assert (randomised_correlations(cnn, ["eigencam"], {}, SCANS, TARGETS, MapSettings())["eigencam"] == 0).all()
 
 
+def test_a_map_that_says_nothing_before_and_after_has_not_changed(cnn, monkeypatch):
+    calls = []
+
+    def nothing(model, scans, targets, settings):
+        """Only the first scan has a map, and only with the trained weights."""
+        calls.append(1)
+        return [(scan[None] * (len(calls) == 1 and i == 0)).astype(np.float32) for i, scan in enumerate(scans)]
+
+    monkeypatch.setitem(METHODS, "eigencam", METHODS["eigencam"]._replace(make=nothing))
+    found = randomised_correlations(cnn, ["eigencam"], {}, SCANS, TARGETS, MapSettings())["eigencam"]
+    np.testing.assert_array_equal(found, [[0] * len(STAGES)] + [[1] * len(STAGES)] * 2)
+
+
 @pytest.mark.parametrize(
     ("interval", "expected"),
     [

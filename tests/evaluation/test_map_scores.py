@@ -73,10 +73,13 @@ def test_a_mask_of_one_pixel():
     assert found["iou_mass"] == 1
 
 
-def test_empty_masks_and_empty_maps_have_no_score():
+def test_an_empty_mask_has_no_score_and_an_empty_map_is_a_miss():
     assert np.isnan(score_map(MASK.astype(float), np.zeros_like(MASK))).all()
-    assert np.isnan(score_map(np.zeros((10, 10)), MASK)).all()
-    assert np.isnan(iou_at(np.zeros((10, 10)), MASK, 0.5))
+    assert np.isnan(score_map(np.zeros((10, 10)), np.zeros_like(MASK))).all()
+    assert np.isnan(iou_at(MASK.astype(float), np.zeros_like(MASK), 0.5))
+    assert (score_map(np.zeros((10, 10)), MASK) == 0).all()
+    assert iou_at(np.zeros((10, 10)), MASK, 0.5) == 0
+    assert (iou_curve(np.zeros((10, 10)), MASK) == 0).all()
 
 
 def test_ties_are_averaged():
