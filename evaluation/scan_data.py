@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from dino_oct.bootstrap import Interval
 from dino_oct.config import RunSettings
 from dino_oct.data.cache import ScanCache
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scans
@@ -15,7 +16,6 @@ from dino_oct.data.load import load_scans
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.data.shortcut import check_shortcuts
 from dino_oct.errors import InputError
-from evaluation.bootstrap import Interval
 
 PHANTOM_NOTICE = "PHANTOMS: synthetic scans"
 OTHER_DATA = "other data than the run was trained on: whether it saw these patients is not known"
@@ -126,7 +126,7 @@ class ScanData:
         return [
             {
                 "features": one.features,
-                "balanced_accuracy": Interval(*(100 * value for value in (one.balanced_accuracy, one.low, one.high))),
+                "balanced_accuracy": Interval(one.balanced_accuracy, one.low, one.high).times(100),
                 "chance": 100 * one.chance,
             }
             for one in found
