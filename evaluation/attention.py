@@ -18,6 +18,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from dino_oct.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
 from dino_oct.models.attention import check_transformer, cls_attention
@@ -25,10 +26,9 @@ from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import normalise
 from dino_oct.monitor import fit_short_side
 from evaluation.attention_maps import MEASURES, draw_page, mass_mask, spread
-from evaluation.bootstrap import Interval, PatientBootstrap, weighted_mean
 from evaluation.chosen_scans import Chosen, from_files, from_split
 from evaluation.lesion_scores import with_mean
-from evaluation.reports import heading, make_folder, show, table, write_json
+from evaluation.reports import heading, make_folder, missing_intervals, show, table, write_json
 from evaluation.runs import (
     EvaluationOptions,
     Frozen,
@@ -194,7 +194,7 @@ def _summarise(scores: np.ndarray, names: Sequence[str], bootstrap: PatientBoots
     """Means over scans of scores (N, rows, 3), with intervals: row → measure → ``Interval``."""
     values = bootstrap.values(lambda weights: weighted_mean(weights, scores))  # (1 + R, rows, 3)
     return {
-        name: {measure: bootstrap.interval(values[:, i, j]) for j, measure in enumerate(MEASURES)}
+        name: {measure: bootstrap.interval(values[:, i, j], Scale.SCORE) for j, measure in enumerate(MEASURES)}
         for i, name in enumerate(names)
     }
 
@@ -229,7 +229,7 @@ def report(result: dict[str, Any]) -> str:
     if data["patients"] > 1 and (resamples := settings["bootstrap"]["resamples"]):
         lines += [f"[95 % interval, {resamples} resamples of patients]"]
     lines += [""]
-    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+    return "\n".join([*lines, *(f"note: {note}" for note in [*result["notes"], *missing_intervals(result)])])
 
 
 def _count(n: int, what: str) -> str:

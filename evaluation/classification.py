@@ -2,6 +2,7 @@
 
 import numpy as np
 
+NO_CALIBRATION_INTERVAL = "a calibration error is biased upwards, and more so in resamples"
 METRICS = ("accuracy", "balanced_accuracy", "macro_auroc")
 
 

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from evaluation.bootstrap import Interval, PatientBootstrap
+from dino_oct.bootstrap import Interval, PatientBootstrap, Scale, Support
 from evaluation.classification import METRICS, confusion, score_all
 
 Setting = TypeVar("Setting", int, str)
@@ -44,7 +44,7 @@ def compare_scores(
         InputError: no query.
     """
     resampled = PatientBootstrap(queries.patients, bootstrap, seed)
-    alone = classes_of_one_patient(queries, class_names)
+    supports = metric_supports(resampled, queries.labels)
     rows: dict[str, dict[Setting, Any]] = {}
     values: dict[str, dict[Setting, np.ndarray]] = {}
     for name, votes in scores.items():
@@ -55,7 +55,7 @@ def compare_scores(
         for k, found in votes.items():
             predicted = found.argmax(axis=1)
             rows[name][k] = {
-                **_intervals(resampled, values[name][k], alone),
+                **_intervals(resampled, values[name][k], Scale.PERCENT, supports),
                 "recall": {
                     label: _recall(resampled, queries.labels == c, predicted == c)
                     for c, label in enumerate(class_names)
@@ -65,7 +65,8 @@ def compare_scores(
     first, *others = scores
     differences = {
         f"{first} − {other}": {
-            k: _intervals(resampled, of_first - values[other][k], alone) for k, of_first in values[first].items()
+            k: _intervals(resampled, of_first - values[other][k], Scale.DIFFERENCE, supports)
+            for k, of_first in values[first].items()
         }
         for other in others
     }
@@ -76,18 +77,22 @@ def compare_scores(
     }
 
 
-def _intervals(bootstrap: PatientBootstrap, values: np.ndarray, alone: list[str]) -> dict[str, Interval]:
-    """The metrics of one row; those that are means over classes have no interval where a class is one patient."""
-    intervals = {metric: bootstrap.interval(values[:, i]) for i, metric in enumerate(METRICS)}
-    if alone:
-        intervals |= {metric: Interval(intervals[metric].point) for metric in METRICS[1:]}
-    return intervals
+def metric_supports(bootstrap: PatientBootstrap, labels: np.ndarray) -> dict[str, Support]:
+    """The patients that each of ``METRICS`` rests on: all, or those of each class where it is a mean over classes."""
+    everyone, by_class = bootstrap.support(np.zeros_like(labels)), bootstrap.support(labels)
+    return {metric: everyone if metric == "accuracy" else by_class for metric in METRICS}
+
+
+def _intervals(
+    bootstrap: PatientBootstrap, values: np.ndarray, scale: Scale, supports: dict[str, Support]
+) -> dict[str, Interval]:
+    """The metrics of one row, or of a difference of two."""
+    return {metric: bootstrap.interval(values[:, i], scale, supports[metric]) for i, metric in enumerate(METRICS)}
 
 
 def _recall(bootstrap: PatientBootstrap, members: np.ndarray, hit: np.ndarray) -> Interval:
-    """Share of a class's scans that are found, in per cent; without an interval where they are of one patient."""
-    interval = bootstrap.mean(np.where(members, 100.0 * hit, np.nan))
-    return Interval(interval.point) if bootstrap.patients_of(members) < 2 else interval
+    """Share of a class's scans that are found, in per cent."""
+    return bootstrap.mean(np.where(members, 100.0 * hit, np.nan), Scale.PERCENT)
 
 
 def classes_of_one_patient(queries: ScanSet, class_names: tuple[str, ...]) -> list[str]:
@@ -121,7 +126,8 @@ def verdict(difference: Interval, other: str, setting: str | int) -> str:
     """
     label = f"k={setting}" if isinstance(setting, int) else setting
     if difference.low is None or difference.high is None:
-        return f"{label}: without an interval, nothing is shown about the model against {other}."
+        why = f" ({difference.reason})" if difference.reason else ""
+        return f"{label}: without an interval{why}, nothing is shown about the model against {other}."
     interval = f"(95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
     if difference.is_above(0):
         return f"{label}: the model is {difference.point:.1f} points of accuracy above {other} {interval}."

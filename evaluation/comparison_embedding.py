@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from dino_oct.bootstrap import PatientBootstrap, Scale
 from dino_oct.errors import InputError
 from dino_oct.streams import generator
-from evaluation.bootstrap import PatientBootstrap
 from evaluation.comparison_measures import Setting
 from evaluation.comparison_models import Model
 from evaluation.embedding_figures import AXES_NOTE, Frame, Panel
@@ -58,7 +58,7 @@ def embedding(models: dict[str, Model], shared: Setting) -> tuple[dict[str, Any]
                 "x": frame["x"],
                 "y": frame["y"],
                 "near": near,
-                "purity": bootstrap.mean(found["purity"]) if bootstrap else None,
+                "purity": bootstrap.mean(found["purity"], Scale.PERCENT) if bootstrap else None,
             }
         )
     drawn = f"{len(chosen):,} of {len(test):,} test scans, drawn by seed" if len(chosen) < len(test) else ""

@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from dino_oct.bootstrap import Interval
 from dino_oct.errors import InputError
-from evaluation.bootstrap import Interval
 from evaluation.embedding_figures import Frame, Mark, Panel, draw_panels
 from evaluation.reports import show
 

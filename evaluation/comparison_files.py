@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dino_oct.bootstrap import Interval
 from dino_oct.errors import InputError
-from evaluation.bootstrap import Interval
 from evaluation.comparison_measures import Setting
 from evaluation.embedding_page import thumbnails
 from evaluation.reports import plain, write_json

@@ -12,6 +12,7 @@ from evaluation.comparison_severity import NEIGHBOURS as SEVERITY_NEIGHBOURS
 from evaluation.comparison_suspects import FOLDS
 from evaluation.comparison_table import RULE
 from evaluation.relevance_maps import PATENT_NOTICE
+from evaluation.reports import missing_intervals
 
 PACKAGES = (
     "dino-oct", "torch", "timm", "numpy", "scipy", "scikit-learn", "umap-learn", "faiss-gpu", "faiss-cpu", "matplotlib",
@@ -80,8 +81,11 @@ def paragraphs(models: dict[str, Model], results: dict[str, Any], shared: Settin
         "logistic regression on standardised frozen features of all labelled training scans, its strength chosen among "
         "20 values by balanced accuracy on validation patients. Classifier: the one that a supervised "
         "model was trained with.",
-        f"Intervals: 95 %, percentile bootstrap over patients ({options.bootstrap} resamples, seed {options.seed}), "
-        "who bring all their scans; differences are paired on the same resamples. "
+        f"Intervals: 95 %. Standard errors by a bootstrap over patients ({options.bootstrap} resamples, seed "
+        f"{options.seed}), who bring all their scans; point ± t × error with degrees of freedom from the number of "
+        "patients (of each class, for a mean over classes; fewer where some have most of the scans), on a logit scale "
+        "for shares, Fisher's z for correlations, a logarithmic one for ratios; at 0 and 100 % an exact bound by the "
+        "number of patients. Differences are paired on the same resamples. "
         f"{RULE[0].upper()}{RULE[1:]}. The verdict compares the best model of each kind, chosen on validation "
         "patients.",
         "AUROC: one class against the rest, mean over classes. Calibration error: 15 bins of equal width (Guo et al. "
@@ -130,6 +134,7 @@ def limits(models: dict[str, Model], shared: Setting, results: dict[str, Any]) -
         "Explanation maps show where a model's answer is sensitive, not that the model is right, and not where the "
         "disease is.",
         "ms per scan is that of this machine at the time, beside whatever else ran on it.",
+        *(f"{note[0].upper()}{note[1:]}." for note in missing_intervals(results)),
     ]
     if any(
         model.kind in ("self-supervised", "starting weights", "random weights", "other") for model in models.values()

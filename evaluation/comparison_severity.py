@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from dino_oct.bootstrap import Interval, PatientBootstrap, Scale
 from dino_oct.errors import InputError
 from dino_oct.features import unit
 from dino_oct.knn import neighbours
-from evaluation.bootstrap import Interval, PatientBootstrap
 from evaluation.comparison_measures import Setting
 from evaluation.comparison_models import Model
 from evaluation.lesion_masks import LesionMasks
@@ -105,7 +105,9 @@ def _correlations(
 ) -> dict[str, Interval]:
     bootstrap = PatientBootstrap(patients, shared.bootstrap, shared.seed)
     return {
-        name: bootstrap.interval(bootstrap.values(partial(rank_correlation, a=load, b=predicted[name])))
+        name: bootstrap.interval(
+            bootstrap.values(partial(rank_correlation, a=load, b=predicted[name])), Scale.CORRELATION
+        )
         if name in predicted
         else Interval(float("nan"))
         for name in PREDICTORS

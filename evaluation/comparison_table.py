@@ -6,9 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evaluation.bootstrap import Interval, PatientBootstrap, weighted_mean
-from evaluation.classification import METRICS, auroc, calibration_error, confusion, score_all
-from evaluation.comparison import ScanSet, classes_of_one_patient
+from dino_oct.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
+from evaluation.classification import (
+    METRICS,
+    NO_CALIBRATION_INTERVAL,
+    auroc,
+    calibration_error,
+    confusion,
+    score_all,
+)
+from evaluation.comparison import ScanSet, metric_supports
 from evaluation.comparison_cache import digest
 from evaluation.comparison_measures import Answers, Setting
 from evaluation.comparison_models import Model
@@ -42,7 +49,8 @@ class Column(NamedTuple):
     higher_is_better: bool | None = True
 
 
-Values = dict[str, np.ndarray]  # column or metric → (1 + resamples,), row 0 the scans as they are
+# Column or metric → (1 + resamples,), row 0 the scans as they are; a calibration error has row 0 alone.
+Values = dict[str, np.ndarray]
 
 
 def columns(ks: Sequence[int], class_names: Sequence[str]) -> list[Column]:
@@ -132,8 +140,8 @@ def _resampled(
     for prefix, scores in (("linear", answers.probe), ("classifier", answers.classifier if has_own else None)):
         if scores is not None:
             values |= metrics(prefix, scores)
-            calibration = partial(calibration_error, labels=labels, scores=scores)
-            values[f"{prefix}_calibration_error"] = bootstrap.values(calibration)
+            as_they_are = np.ones((1, len(labels)))
+            values[f"{prefix}_calibration_error"] = calibration_error(as_they_are, labels, scores)
     if answers.classifier is not None:
         called = answers.classifier.argmax(axis=1)
         for c, name in enumerate(names):
@@ -156,21 +164,32 @@ def _share(bootstrap: PatientBootstrap, members: np.ndarray, hit: np.ndarray) ->
 
 
 class Intervals:
-    """Intervals of columns and of their differences, none where a class that they depend on is of one patient."""
+    """Intervals of columns and of their differences, by the patients that each column rests on."""
 
     def __init__(self, queries: ScanSet, class_names: tuple[str, ...], resamples: int, seed: int):
         self.bootstrap = PatientBootstrap(queries.patients, resamples, seed)
-        alone = classes_of_one_patient(queries, class_names)
-        self._without = {f"recall_{name}" for name in alone}
-        if alone:
-            self._without |= {"balanced_accuracy", "macro_auroc", "urgent_sensitivity", "urgent_specificity"}
+        labels = queries.labels
+        self._supports = {
+            f"recall_{name}": self.bootstrap.support(np.where(labels == c, 0, -1)) for c, name in enumerate(class_names)
+        }
+        if is_urgency_known(class_names):
+            urgent = np.array([name.casefold() in URGENT for name in class_names])[labels]
+            self._supports |= {
+                "urgent_sensitivity": self.bootstrap.support(np.where(urgent, 0, -1)),
+                "urgent_specificity": self.bootstrap.support(np.where(urgent, -1, 0)),
+                "urgent_auroc": self.bootstrap.support(urgent.astype(int)),
+            }
+        # Balanced accuracy before accuracy, whose name its own ends with.
+        self._of_metrics = sorted(metric_supports(self.bootstrap, labels).items(), key=lambda item: -len(item[0]))
 
-    def of(self, column: str, values: np.ndarray) -> Interval:
-        """The interval of ``values`` (1 + resamples,) of a column, or of a difference of two."""
-        found = self.bootstrap.interval(values)
-        if any(column == name or column.endswith(f"_{name}") for name in self._without):
-            return Interval(found.point)
-        return found
+    def of(self, column: str, values: np.ndarray, scale: Scale = Scale.PERCENT) -> Interval:
+        """The interval of ``values`` (1 + resamples,) of a column, or of a difference of two (another scale)."""
+        if column.endswith("calibration_error"):
+            return Interval(float(values[0]), reason=NO_CALIBRATION_INTERVAL)
+        support = self._supports.get(column) or next(
+            (support for metric, support in self._of_metrics if column.endswith(metric)), None
+        )
+        return self.bootstrap.interval(values, scale, support)
 
 
 def make_table(
@@ -213,7 +232,9 @@ def _compare(column: Column, values: dict[str, Values], intervals: Intervals) ->
     sign = 1 if column.higher_is_better else -1
     first = max(found, key=lambda key: sign * found[key][0])
     differences = {
-        f"{first} − {other}": intervals.of(column.key, found[first] - found[other]) for other in found if other != first
+        f"{first} − {other}": intervals.of(column.key, found[first] - found[other], Scale.DIFFERENCE)
+        for other in found
+        if other != first
     }
     shown = all(one.is_above(0) if column.higher_is_better else one.is_below(0) for one in differences.values())
     return first if shown else None, differences

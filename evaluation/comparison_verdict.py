@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from dino_oct.bootstrap import Interval, Scale
 from dino_oct.data.cache import cache_root
 from dino_oct.knn import knn_votes
-from evaluation.bootstrap import Interval
 from evaluation.classification import METRICS, score_all
 from evaluation.comparison_measures import Answers, Setting
 from evaluation.comparison_models import Model
@@ -45,10 +45,10 @@ def verdict(
         for key in (a, b)
         if key is not None
     }
-    said = {key: f"{show(intervals.bootstrap.interval(found))} %" for key, found in accuracy.items()}
+    said = {key: f"{show(intervals.of('accuracy', found))} %" for key, found in accuracy.items()}
     chosen_by = "chosen by balanced accuracy on validation patients, never on the test"
     if a and b:
-        difference = intervals.bootstrap.interval(accuracy[a] - accuracy[b])
+        difference = intervals.of("accuracy", accuracy[a] - accuracy[b], Scale.DIFFERENCE)
         headline = _headline(a, b, difference, where)
         sentences += [
             f"{a} with {_protocol(models[a])}: {said[a]} of the test scans right; {b} with {_protocol(models[b])}: "
@@ -127,7 +127,7 @@ def _knn_sentences(
             others[f"its starting weights ({key})"] = values[key][f"knn_{k}"]
     said = []
     for name, found in others.items():
-        difference = intervals.bootstrap.interval(values[a][f"knn_{k}"] - found)
+        difference = intervals.of("accuracy", values[a][f"knn_{k}"] - found, Scale.DIFFERENCE)
         numbers = f"{show(difference, signed=True)} points of k-NN accuracy, k = {k}"
         if difference.is_above(0):
             said.append(f"{a} beats {name}: {numbers}.")

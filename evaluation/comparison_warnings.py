@@ -4,8 +4,8 @@ import dataclasses
 from collections import Counter
 from typing import Any, Literal, NamedTuple
 
+from dino_oct.bootstrap import PatientBootstrap
 from dino_oct.data.audit import audit
-from evaluation.bootstrap import PatientBootstrap
 from evaluation.comparison import ScanSet, classes_of_one_patient
 from evaluation.comparison_measures import Setting
 from evaluation.comparison_models import Model

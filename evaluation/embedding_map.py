@@ -17,6 +17,7 @@ import numpy as np
 from sklearn.manifold import trustworthiness
 from tqdm import tqdm
 
+from dino_oct.bootstrap import PatientBootstrap, Scale
 from dino_oct.cli import run_command
 from dino_oct.data.cache import cache_root
 from dino_oct.data.index import UNLABELLED
@@ -24,7 +25,6 @@ from dino_oct.errors import InputError
 from dino_oct.models import official
 from dino_oct.monitor import MonitorConfig
 from dino_oct.streams import generator
-from evaluation.bootstrap import PatientBootstrap
 from evaluation.comparison import MODEL, PIXELS, RANDOM, START
 from evaluation.embedding_figures import AXES_NOTE
 from evaluation.embedding_results import Maps, report, write_results
@@ -45,6 +45,7 @@ from evaluation.reports import make_folder
 from evaluation.runs import Frozen, Source, default_device, load_frozen, open_source
 from evaluation.scan_data import ScanData, open_data
 
+SCALES = {"silhouette": Scale.CORRELATION, "purity": Scale.PERCENT, "map_purity": Scale.PERCENT}
 MOST_RANKED = 5000  # scans that trustworthiness ranks all distances of: its memory grows with their square
 UNITS = (
     "purity, map_purity, chance: per cent; silhouette: −1 to 1, cosine; trustworthiness, overlap: 0 to 1; procrustes: "
@@ -276,7 +277,7 @@ def _over_training(
         features_before = features
         measured[name] = {"weights": network.weights}
         if bootstrap:
-            measured[name]["purity"] = bootstrap.mean(_purity(features, maps, k))
+            measured[name]["purity"] = bootstrap.mean(_purity(features, maps, k), Scale.PERCENT)
     return frames, measured, notes
 
 
@@ -308,7 +309,9 @@ def _measure(maps: Maps, k: int, options: Options) -> dict[str, Any]:
                 "purity": _purity(features, maps, k),
                 "map_purity": _purity(drawn[0], maps, k, "euclidean"),
             }
-            rows[name] = {measure: bootstrap.mean(values) for measure, values in per_scan[name].items()}
+            rows[name] = {
+                measure: bootstrap.mean(values, SCALES[measure]) for measure, values in per_scan[name].items()
+            }
         rows[name]["trustworthiness"] = float(
             trustworthiness(features[ranked], drawn[0][ranked], n_neighbors=k_ranked, metric=options.metric)
         )
@@ -318,7 +321,7 @@ def _measure(maps: Maps, k: int, options: Options) -> dict[str, Any]:
         "rows": rows,
         "differences": {
             f"{MODEL} − {name}": {
-                measure: bootstrap.mean(per_scan[MODEL][measure] - values[measure])
+                measure: bootstrap.mean(per_scan[MODEL][measure] - values[measure], Scale.DIFFERENCE)
                 for measure in ("silhouette", "purity")
             }
             for name, values in per_scan.items()

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from dino_oct.bootstrap import Interval
 from dino_oct.data.index import UNLABELLED
 from dino_oct.errors import InputError
 from dino_oct.features import squash_all
 from dino_oct.streams import generator
-from evaluation.bootstrap import Interval
 from evaluation.comparison import MODEL
 from evaluation.embedding_figures import Frame, Mark, Panel, animate, draw_panels, marks
 from evaluation.embedding_page import page, page_data, thumbnails

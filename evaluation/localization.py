@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dino_oct.bootstrap import PatientBootstrap, Scale
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
-from evaluation.bootstrap import PatientBootstrap
 from evaluation.chosen_scans import Chosen, take_turns
 from evaluation.class_target import Classifier, ClassTargetOptions
 from evaluation.explanations import Page, open_each, write_pages
@@ -30,7 +30,7 @@ from evaluation.map_pages import FOOT, page_of_case
 from evaluation.map_rows import ATTENTION, Case, MapModel
 from evaluation.occlusion_maps import Fill
 from evaluation.relevance_maps import PATENT_NOTICE
-from evaluation.reports import make_folder
+from evaluation.reports import make_folder, missing_intervals
 from evaluation.runs import Frozen, Source, default_device, open_source, starting_weights
 from evaluation.scan_data import ScanData, open_data
 from supervised.zoo import describe
@@ -250,12 +250,13 @@ def evaluate(
         },
         "units": UNITS,
         "area": {
-            "lesion": resampled.mean(np.array([case.mask.lesion.mean() for case in test])),
-            "retina": resampled.mean(np.array([case.mask.retina.mean() for case in test])),
+            "lesion": resampled.mean(np.array([case.mask.lesion.mean() for case in test]), Scale.SCORE),
+            "retina": resampled.mean(np.array([case.mask.retina.mean() for case in test]), Scale.SCORE),
         },
         **rated,
         "notes": [*resampled.notes(), *_patient_notes(data, positions, sources), *notes, *_method_notes(models, masks)],
     }
+    result["notes"] += missing_intervals(result)
     result["statements"] = statements(result)
     ours = [r for r, row in enumerate(result["rows"].values()) if row["kind"] == "map"]
     median_first = order_by_median([case.label for case in test], per_scan[:, ours].mean(axis=1))

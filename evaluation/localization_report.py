@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from evaluation.bootstrap import Interval
+from dino_oct.bootstrap import Interval
 from evaluation.lesion_scores import CONTROLS, SIMPLE
 from evaluation.map_rows import ATTENTION
 from evaluation.randomisation import LIMIT, STAGES
@@ -67,7 +67,7 @@ def shown(value: Interval, score: str) -> str:
 
 def percent(share: Interval) -> Interval:
     """A share as per cent."""
-    return Interval(*(value if value is None else 100 * value for value in (share.point, share.low, share.high)))
+    return share.times(100)
 
 
 def _ranked(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -260,9 +260,7 @@ def paired(result: dict[str, Any], a: str, b: str) -> dict[str, Any]:
         if (one["a"], one["b"]) == (a, b):
             return one
         if (one["a"], one["b"]) == (b, a):
-            d = one["difference"]
-            turned = Interval(-d.point, None if d.high is None else -d.high, None if d.low is None else -d.low)
-            return {**one, "a": a, "b": b, "difference": turned}
+            return {**one, "a": a, "b": b, "difference": one["difference"].times(-1)}
     raise KeyError(f"{a} − {b}")
 
 

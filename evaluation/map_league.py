@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from evaluation.bootstrap import PatientBootstrap, paired_p_value, weighted_mean
+from dino_oct.bootstrap import PatientBootstrap, Scale, weighted_mean
 from evaluation.class_target import Classifier
 from evaluation.ensembles import rank_correlations, rank_normalise
 from evaluation.lesion_scores import SIMPLE, layer_densities, lesion_over_retina
@@ -29,6 +29,11 @@ from evaluation.map_scores import (
 from evaluation.randomisation import STAGES, randomised_correlations, verdict
 
 ALL_SCORES = (*SCORES, "iou_tuned", "energy_retina", "lesion_over_retina")
+SCALES = dict.fromkeys(ALL_SCORES, Scale.SCORE) | {
+    "pointing": Scale.SHARE,
+    "enrichment": Scale.RATIO,
+    "lesion_over_retina": Scale.RATIO,
+}
 ALPHA = 0.05  # of p values after Holm's correction
 
 
@@ -193,7 +198,7 @@ def rate(
         bands = [f"{upper} to {lower}" for upper, lower in pairwise(layer_names)]
         for r, row in enumerate(found.rows):
             result["rows"][row.name]["layers"] = {
-                band: resampled.interval(values[:, r, b]) for b, band in enumerate(bands)
+                band: resampled.interval(values[:, r, b], Scale.RATIO) for b, band in enumerate(bands)
             }
     spread = spread_over_patients(test)
     result["faithfulness"] = _faithfulness(models, raw, chosen, test, spread[:faithfulness], bootstrap, seed)
@@ -215,7 +220,7 @@ def spread_over_patients(cases: Sequence[Case]) -> list[int]:
 def _add_scores(rows: dict[str, Any], found: Measured, resampled: PatientBootstrap, label: str | None = None) -> None:
     values = resampled.values(lambda weights: weighted_mean(weights, found.scores))  # (1 + R, rows, scores)
     for r, row in enumerate(found.rows):
-        scores = {name: resampled.interval(values[:, r, s]) for s, name in enumerate(ALL_SCORES)}
+        scores = {name: resampled.interval(values[:, r, s], SCALES[name]) for s, name in enumerate(ALL_SCORES)}
         if label is None:
             ratio = found.scores[:, r, -1]
             rows[row.name]["scores"] = scores
@@ -239,14 +244,14 @@ def _compare(found: Measured, resampled: PatientBootstrap, column: int) -> dict[
     }
     result: dict[str, Any] = {}
     for family, pairs in families.items():
-        p_values = [paired_p_value(values[:, a] - values[:, b], resampled.n_patients) for a, b in pairs]
-        # What is undefined (one patient) is no evidence.
+        p_values = [resampled.p_value(values[:, a] - values[:, b]) for a, b in pairs]
+        # What is undefined (one patient, or no spread) is no evidence.
         adjusted = holm(np.nan_to_num(p_values, nan=1.0)) if pairs else []
         result[family] = [
             {
                 "a": names[a],
                 "b": names[b],
-                "difference": resampled.interval(values[:, a] - values[:, b]),
+                "difference": resampled.interval(values[:, a] - values[:, b], Scale.DIFFERENCE),
                 "p": p,
                 "p_holm": float(q),
             }
@@ -322,7 +327,7 @@ def _faithfulness(
         "models": {
             model: {
                 row: {
-                    name: resampled.mean(np.array([np.ravel(areas)[k] for areas in values]))
+                    name: resampled.mean(np.array([np.ravel(areas)[k] for areas in values]), Scale.SCORE)
                     for k, name in enumerate(names)
                 }
                 for row, values in by_row.items()
@@ -354,7 +359,7 @@ def _sanity(
         )
         result["models"][model.name] = {}
         for method, values in found.items():
-            stages = {stage: resampled.mean(values[:, s]) for s, stage in enumerate(STAGES)}
+            stages = {stage: resampled.mean(values[:, s], Scale.CORRELATION) for s, stage in enumerate(STAGES)}
             result["models"][model.name][method] = {
                 "correlation": stages,
                 "verdict": verdict(stages[STAGES[-1]]),

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from dino_oct.bootstrap import Interval
 from dino_oct.models.backbone import classifier_tensors, load_backbone, open_layer_scales
 from dino_oct.streams import seed_of
-from evaluation.bootstrap import Interval
 from evaluation.class_target import Classifier
 from evaluation.ensembles import rank_correlations, rank_normalise
 from evaluation.map_methods import MapSettings, make_maps

@@ -3,14 +3,14 @@
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dino_oct.bootstrap import Interval
 from dino_oct.errors import InputError
-from evaluation.bootstrap import Interval
 from evaluation.scan_data import PHANTOM_NOTICE
 
 
@@ -31,6 +31,19 @@ def show(value: Interval, digits: int = 1, signed: bool = False) -> str:
     if value.low is None or value.high is None:
         return f"{value.point:{form}}"
     return f"{value.point:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
+
+def missing_intervals(result: Any) -> list[str]:
+    """Why numbers of a result have no interval, each reason once, as notes."""
+
+    def reasons(value: Any) -> Iterator[str]:
+        if isinstance(value, Interval):
+            yield value.reason
+        elif isinstance(value, (dict, list, tuple)):
+            for item in value.values() if isinstance(value, dict) else value:
+                yield from reasons(item)
+
+    return [f"a number without an interval: {reason}" for reason in dict.fromkeys(filter(None, reasons(result)))]
 
 
 def plain(value: Any) -> Any:
@@ -90,7 +103,8 @@ def recall_table(rows: dict[str, dict[str, Any]], scans: dict[str, int]) -> str:
 def closing(result: dict[str, Any]) -> list[str]:
     """Last lines of a report: verdicts, notes, and how well the classes are told without the retina."""
     data = result["data"]
-    lines = ["", *result["verdicts"], *(f"note: {note}" for note in result["notes"])]
+    notes = [*result["notes"], *missing_intervals(result)]
+    lines = ["", *result["verdicts"], *(f"note: {note}" for note in notes)]
     if shortcuts := data["shortcut"]:
         found = ", ".join(f"{one['features']} {show(one['balanced_accuracy'])} %" for one in shortcuts)
         done = "are neutralised here" if data["dataset"]["neutralise_borders"] else "are NOT neutralised here"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 
+from dino_oct.bootstrap import Interval
 from dino_oct.data.cache import ScanCache
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex
 from dino_oct.data.load import load_scans
@@ -16,7 +17,6 @@ from dino_oct.data.shortcut import check_shortcuts
 from dino_oct.data.table import ScanRow, read_rows
 from dino_oct.errors import InputError
 from dino_oct.provenance import TABLE, TRAINED_ON, Seen, seen_in, trained_on
-from evaluation.bootstrap import Interval
 
 if TYPE_CHECKING:
     from evaluation.runs import Source
@@ -163,7 +163,7 @@ class ScanData:
         return [
             {
                 "features": one.features,
-                "balanced_accuracy": Interval(*(100 * value for value in (one.balanced_accuracy, one.low, one.high))),
+                "balanced_accuracy": Interval(one.balanced_accuracy, one.low, one.high).times(100),
                 "chance": 100 * one.chance,
             }
             for one in found

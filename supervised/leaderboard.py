@@ -13,9 +13,9 @@ import optuna
 from jinja2 import Environment, FileSystemLoader
 from optuna.trial import FrozenTrial, TrialState
 
+from dino_oct.bootstrap import Interval
 from dino_oct.errors import InputError
 from dino_oct.streams import short_seed_of
-from evaluation.bootstrap import Interval
 from evaluation.reports import plain, show, table, write_json
 from evaluation.scan_data import PHANTOM_NOTICE
 from supervised.search_figures import draw_figure3, draw_importance

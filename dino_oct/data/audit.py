@@ -308,7 +308,12 @@ def _shortcut_lines(shortcut: dict[str, Any], borders: dict[str, Any]) -> list[s
     if not shortcut["results"]:
         return [title, "  not possible: it takes two classes with at least five patients each"]
     rows = [
-        [r["features"], f"{r['balanced_accuracy']:.1%}", f"{r['low']:.1%} to {r['high']:.1%}", f"{r['chance']:.1%}"]
+        [
+            r["features"],
+            f"{r['balanced_accuracy']:.1%}",
+            "none" if r["low"] is None else f"{r['low']:.1%} to {r['high']:.1%}",
+            f"{r['chance']:.1%}",
+        ]
         for r in shortcut["results"]
     ]
     lines = [title, *_table(["from", "accuracy", "95 % interval", "chance"], rows)]

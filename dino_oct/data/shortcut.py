@@ -6,11 +6,11 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
-from dino_oct.streams import generator, short_seed_of
+from dino_oct.bootstrap import Interval, PatientBootstrap, Scale
+from dino_oct.streams import short_seed_of
 
 _FOLDS = 5
 _LEAST_PATIENTS = 5  # of a class, so that each fold can hold one
-_RESAMPLES = 1000
 _TREE_SCANS = 5000  # scans each tree sees: such features need no more
 
 
@@ -18,19 +18,19 @@ _TREE_SCANS = 5000  # scans each tree sees: such features need no more
 class Shortcut:
     """Balanced accuracy of the class predicted from ``features`` in patient-grouped cross-validation.
 
-    ``low`` and ``high`` bound the 95 % interval of a bootstrap over patients; ``chance`` is 1 / classes.
+    ``low`` and ``high`` bound its 95 % interval by patient, None where there is none; ``chance`` is 1 / classes.
     """
 
     features: str
     balanced_accuracy: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     chance: float
 
     @property
     def is_usable(self) -> bool:
         """Better than chance beyond the interval."""
-        return self.low > self.chance
+        return self.low is not None and self.low > self.chance
 
 
 def check_shortcuts(
@@ -72,8 +72,8 @@ def check_shortcuts(
     results = []
     for name, table in features.items():
         predicted = _predict(table, labels[chosen], patients[chosen], seed)
-        accuracy, low, high = _balanced_accuracy(labels[chosen], predicted, patients[chosen], seed)
-        results.append(Shortcut(name, accuracy, low, high, 1 / len(used)))
+        accuracy = _balanced_accuracy(labels[chosen], predicted, patients[chosen], seed)
+        results.append(Shortcut(name, accuracy.point, accuracy.low, accuracy.high, 1 / len(used)))
     return results, left_out
 
 
@@ -100,20 +100,14 @@ def _predict(table: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: 
     return predicted
 
 
-def _balanced_accuracy(
-    labels: np.ndarray, predicted: np.ndarray, patients: np.ndarray, seed: int
-) -> tuple[float, float, float]:
-    """Mean recall over the classes and the bounds of its 95 % interval, patients resampled with replacement."""
-    classes, of_class = np.unique(labels, return_inverse=True)
-    people, of_person = np.unique(patients, return_inverse=True)
-    scans = np.zeros((len(people), len(classes)))
-    hits = np.zeros_like(scans)
-    np.add.at(scans, (of_person, of_class), 1)
-    np.add.at(hits, (of_person, of_class), labels == predicted)
-    draws = generator("bootstrap of the shortcut check", seed).multinomial(
-        len(people), np.full(len(people), 1 / len(people)), size=_RESAMPLES
-    )
-    drawn_scans = draws @ scans  # (resamples, classes)
-    recalls = np.divide(draws @ hits, drawn_scans, out=np.full_like(drawn_scans, np.nan), where=drawn_scans > 0)
-    low, high = np.quantile(np.nanmean(recalls, axis=1), [0.025, 0.975])
-    return float((hits.sum(axis=0) / scans.sum(axis=0)).mean()), float(low), float(high)
+def _balanced_accuracy(labels: np.ndarray, predicted: np.ndarray, patients: np.ndarray, seed: int) -> Interval:
+    """Mean recall over the classes, with its interval by patient."""
+    bootstrap = PatientBootstrap(patients, seed=seed)
+    members = (labels[:, None] == np.unique(labels)).astype(float)  # (N, classes)
+    hits = members * (labels == predicted)[:, None]
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return ((weights @ hits) / (weights @ members)).mean(axis=1)
+
+    return bootstrap.interval(bootstrap.values(statistic), Scale.SHARE, bootstrap.support(labels))

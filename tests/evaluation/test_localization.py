@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino_oct.bootstrap import Interval, PatientBootstrap
 from dino_oct.data.index import DatasetConfig
 from dino_oct.errors import InputError
-from evaluation.bootstrap import Interval, PatientBootstrap
 from evaluation.lesion_masks import LesionMasks, Mask
 from evaluation.lesion_scores import CONTROLS, control_maps, layer_densities, lesion_over_retina, with_mean
 from evaluation.localization import order_by_median

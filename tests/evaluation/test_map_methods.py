@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from dino_oct.bootstrap import Interval
 from dino_oct.errors import InputError
 from dino_oct.features import squash
-from evaluation.bootstrap import Interval
 from evaluation.class_target import Classifier
 from evaluation.ensembles import disagreement, ensemble, rank_correlations, rank_normalise
 from evaluation.gradcam_maps import gradcam

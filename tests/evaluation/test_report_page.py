@@ -171,7 +171,7 @@ def made_report(seed: int = 0) -> tuple[dict, dict]:
         "gaps": ["search: no leaderboard was given"],
         "methods": [
             "Features were extracted once for each model at its own size and compared on the same 1,152 scans.",
-            "Intervals are 95 % percentile intervals of 1,000 resamples of patients; differences are paired.",
+            "Intervals are 95 % intervals by patient, from 1,000 resamples; differences are paired.",
         ],
         "versions": {"torch": "2.9.0", "timm": "1.0.31", "scikit-learn": "1.7.2"},
         "settings": {"seed": 0, "knn": {"k": [5, 10]}, "bootstrap": {"resamples": 1000}},

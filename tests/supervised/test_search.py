@@ -14,9 +14,9 @@ import pytest
 from conftest import FEW_PHANTOMS, TINY_FIT
 from optuna.trial import TrialState
 
+from dino_oct.bootstrap import Interval
 from dino_oct.cli import write_settings
 from dino_oct.errors import InputError
-from evaluation.bootstrap import Interval
 from supervised import leaderboard, search
 from supervised.config import SupervisedConfig
 from supervised.leaderboard import Board, Row

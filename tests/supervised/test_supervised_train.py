@@ -58,8 +58,9 @@ def test_a_run_leaves_what_every_run_leaves(fitted):
 def test_the_test_split_has_every_metric_with_its_interval(fitted):
     result = json.loads((fitted / "evaluation" / "supervised" / "supervised_test.json").read_text())
     row = result["rows"]["classifier"]
-    for metric in ("accuracy", "calibration_error"):
-        assert row[metric]["low"] <= row[metric]["point"] <= row[metric]["high"]
+    assert row["accuracy"]["low"] <= row["accuracy"]["point"] <= row["accuracy"]["high"]
+    assert row["calibration_error"]["low"] is row["calibration_error"]["high"] is None
+    assert "biased" in row["calibration_error"]["reason"]
     for metric in (
         "balanced_accuracy",
         "macro_auroc",
