@@ -47,18 +47,26 @@ def check_arguments(architecture: str, args: Any, source: str) -> dict[str, Any]
     return args
 
 
+_NOT_PLAIN = {
+    *("self", "args", "kwargs", "model_kwargs", "variant", "pretrained", "num_classes", "cfg", "block_args"),
+    *("device", "dtype"),
+}
+
+
 @functools.cache
 def _constructor_arguments(architecture: str) -> frozenset[str]:
-    """Arguments of the classes that an architecture is built from. Those of timm's factory, which reads files and
-    addresses, are not among them."""
+    """Arguments of the classes that an architecture is built from, and of the functions that scale a family of them.
+    Those of timm's factory, which reads files and addresses, are not among them."""
     module = sys.modules[model_entrypoint(architecture).__module__]
     known: set[str] = set()
-    for item in vars(module).values():
+    for key, item in vars(module).items():
+        if key.startswith("_gen_") and inspect.isfunction(item):
+            known |= set(inspect.signature(item).parameters)
         if isinstance(item, type) and issubclass(item, nn.Module):
             bases = [base for base in item.__mro__ if issubclass(base, nn.Module) and base is not nn.Module]
             names = {name for base in bases for name in inspect.signature(base.__init__).parameters}
             known |= names if "num_classes" in names else set()
-    return frozenset(known - {"self", "args", "kwargs", "num_classes", "cfg", "block_args", "device", "dtype"})
+    return frozenset(known - _NOT_PLAIN)
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:

@@ -61,8 +61,8 @@ class DinoVisionTransformer(VisionTransformer):
 def set_native_size(model: DinoVisionTransformer, size: tuple[int, int]) -> None:
     """Make ``size`` (rows, columns, in pixels) a transformer's native one; its features at that size stay the same."""
     native = tuple(model.patch_embed.grid_size)
-    patch = model.patch_embed.patch_size
-    grid = (size[0] // patch[0], size[1] // patch[1])
+    model.patch_embed.set_input_size(img_size=tuple(size))
+    grid = tuple(model.patch_embed.grid_size)
     if model.pos_embed is None or grid == native:
         return
     n_positions = 0 if model.no_embed_class else model.num_prefix_tokens
@@ -71,4 +71,3 @@ def set_native_size(model: DinoVisionTransformer, size: tuple[int, int]) -> None
     else:
         positions = resample_abs_pos_embed(model.pos_embed.detach(), list(grid), list(native), n_positions)
     model.pos_embed = torch.nn.Parameter(positions)
-    model.patch_embed.set_input_size(img_size=tuple(size))

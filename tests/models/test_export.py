@@ -171,14 +171,16 @@ def test_the_users_arguments_are_held_to_the_same_list():
         load_backbone("random:vit_tiny_patch16_224", model_args={"depht": 3})
 
 
-def test_a_classifier_trained_at_another_size_is_native_there(scan, tmp_path):
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_tiny_r_s16_p8_224", "vit_small_patch16_224"])
+def test_a_classifier_trained_at_another_size_is_native_there(name, scan, tmp_path):
     args = {"embed_dim": 48, "depth": 2, "num_heads": 3}
-    before = load_backbone("random:vit_tiny_patch16_224", model_args=args, num_classes=2).eval()
-    zoo = build("random:vit_tiny_patch16_224", 2, image_size=(80, 112), model_args=args)
+    args |= {"patch_size": 1} if "_r_" in name else {"reg_tokens": 2} if "small" in name else {}
+    before = load_backbone(f"random:{name}", model_args=args, num_classes=2).eval()
+    zoo = build(f"random:{name}", 2, image_size=(80, 112), model_args=args)
     images = torch.randn(2, 3, 80, 112)
     with torch.no_grad():
         torch.testing.assert_close(zoo.model.eval()(images), before(images))
     save_export(zoo.model, tmp_path / "export", ["a", "b"])
     ours = our_features(tmp_path / "export", scan)
     np.testing.assert_allclose(readme_snippet(tmp_path / "export", scan).numpy(), ours, rtol=1e-5, atol=1e-5)
-    assert load_backbone(str(tmp_path / "export")).patch_embed.grid_size == (5, 7)
+    assert list(load_backbone(str(tmp_path / "export")).patch_embed.img_size) == [80, 112]
