@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dino_oct import features as feats
+from dino_oct.class_summary import ClassSummary, majority, summarise
 from dino_oct.data.index import UNLABELLED, ScanIndex
 from dino_oct.knn import knn_votes
 from dino_oct.models.attention import cls_attention
@@ -60,10 +61,12 @@ class Monitor:
     Attributes:
         no_knn_because: why there is no k-NN; empty where there is.
         pixel_knn: k → accuracy of the same k-NN on raw pixels, the control to beat; empty without labels.
+        majority: most frequent class of the validation scans; None without labels.
     """
 
     def __init__(self, config: MonitorConfig, index: ScanIndex, scans: Sequence[np.ndarray], seed: int):
-        self.config, self.n_classes = config, len(index.class_names)
+        self.config, self.class_names = config, index.class_names
+        self.n_classes = len(index.class_names)
         val = choose(index, "val", config.max_val, seed, labelled=True)
         train = choose(index, "train", config.max_train, seed, labelled=True)
         self.no_knn_because = ""
@@ -84,15 +87,21 @@ class Monitor:
         self.attention_positions = _one_per_class(val, index.labels, config.attention_scans)
         self.attention_names = [index.files[i].lstrip("/").replace("/", "_") for i in self.attention_positions]
         self.attention_scans = [scans[i] for i in self.attention_positions]
-        self.pixel_knn = self._knn(feats.pixel_features(self.images)) if self.has_labels else {}
+        pixels = self._knn(feats.pixel_features(self.images)) if self.has_labels else {}
+        self.pixel_knn = {k: metrics[f"knn_{k}"] for k, metrics in pixels.items()}
+        self.majority = majority(self.val_labels, self.class_names) if self.has_labels else None
 
     def evaluate(self, backbone: nn.Module, device: torch.device, bf16: bool) -> dict[str, float]:
-        """``knn_K`` in per cent (with labels), ``rankme``, ``feature_spread``. Every process must call it."""
+        """``rankme`` and ``feature_spread``; with labels, in per cent, ``knn_K``, ``balanced_knn_K``, the recalls
+        ``recall_knn_K_CLASS`` and ``majority_share``. Every process must call it.
+        """
         features = feats.extract(backbone, self.images, device, self.config.batch_size, bf16)
         validation = features[len(self.train_labels) :]
         metrics = {"rankme": feats.rankme(validation), "feature_spread": feats.feature_spread(validation)}
         if self.has_labels:
-            metrics |= {f"knn_{k}": accuracy for k, accuracy in self._knn(features).items()}
+            for of_k in self._knn(features).values():
+                metrics |= of_k
+            metrics["majority_share"] = self.majority.share
         return metrics
 
     def attention_panels(self, backbone: nn.Module, device: torch.device) -> list[np.ndarray]:
@@ -104,10 +113,22 @@ class Monitor:
             panels.append(draw_attention(enlarge(image[0].numpy()), attention))
         return panels
 
-    def _knn(self, features: np.ndarray) -> dict[int, float]:
+    def recall(self, metrics: dict[str, float], k: int) -> ClassSummary:
+        """The recalls among the metrics of an evaluation."""
+        keys = {name: f"recall_knn_{k}_{name}" for name in self.class_names}
+        return ClassSummary({name: metrics[key] for name, key in keys.items() if key in metrics})
+
+    def _knn(self, features: np.ndarray) -> dict[int, dict[str, float]]:
         n = len(self.train_labels)
         votes = knn_votes(features[:n], self.train_labels, features[n:], self.config.k, self.n_classes)
-        return {k: 100 * float((v.argmax(1) == self.val_labels).mean()) for k, v in votes.items()}
+        found = {}
+        for k, votes_of_k in votes.items():
+            called = votes_of_k.argmax(axis=1)
+            by_class = summarise(self.val_labels, called, self.class_names)
+            found[k] = {f"knn_{k}": 100 * float((called == self.val_labels).mean())}
+            found[k][f"balanced_knn_{k}"] = by_class.balanced_accuracy
+            found[k] |= {f"recall_knn_{k}_{name}": value for name, value in by_class.recall.items()}
+        return found
 
 
 def _one_per_class(positions: np.ndarray, labels: np.ndarray, count: int) -> list[int]:

@@ -130,7 +130,8 @@ def describe(step: int, steps: int, metrics: dict[str, float], start: dict[str, 
     for key in (key for key in metrics if key.startswith("knn_")):
         k = int(key.removeprefix("knn_"))
         before = f"start {start[key]:.1f}, " if key in start else ""  # a resumed run may ask for another k
-        parts.append(f"k-NN (k={k}) {metrics[key]:.1f} % ({before}pixels {monitor.pixel_knn[k]:.1f})")
+        controls = f"{before}pixels {monitor.pixel_knn[k]:.1f}, {monitor.majority.words}"
+        parts.append(f"k-NN (k={k}) {metrics[key]:.1f} % ({controls}), {monitor.recall(metrics, k).words}")
     parts += [
         f"RankMe {metrics['rankme']:.1f} (start {start['rankme']:.1f})",
         f"spread {metrics['feature_spread']:.2f} (start {start['feature_spread']:.2f})",

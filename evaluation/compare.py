@@ -30,18 +30,18 @@ from evaluation.comparison_methods import INTENDED_USE, command, limits, paragra
 from evaluation.comparison_models import SPLITS, Model, check_names, open_models
 from evaluation.comparison_severity import lesion_loads, severity
 from evaluation.comparison_suspects import suspects
-from evaluation.comparison_table import URGENT, confusions, make_table, resampled, single_results
+from evaluation.comparison_table import URGENT, confusions, make_table, protocol_title, resampled, single_results
 from evaluation.comparison_verdict import best_on_validation, verdict
 from evaluation.comparison_warnings import warnings
 from evaluation.embedding_figures import marks
 from evaluation.lesion_masks import LesionMasks
 from evaluation.localization import METHODS_BY_DEFAULT
 from evaluation.map_methods import MethodName
-from evaluation.reports import make_folder, show, table
+from evaluation.reports import ACCURACY_HEADER, accuracy_cells, majority_row, make_folder, show, table
 from evaluation.runs import open_source
 from evaluation.scan_data import PHANTOM_NOTICE, DatasetOptions, PhantomOptions, open_data
 
-_SUMMARY = ("linear_accuracy", "classifier_accuracy", "urgent_sensitivity", "urgent_specificity")
+_URGENT = ("urgent_sensitivity", "urgent_specificity")
 
 
 @dataclass
@@ -240,20 +240,25 @@ def _settings(options: Options, reference: str | None, shared: Setting) -> dict[
 
 def report(results: dict[str, Any]) -> str:
     """The result as text: the verdict, one table, and the serious warnings."""
-    columns = {one["key"]: one for one in results["table"]["columns"]}
-    wanted = [key for key in columns if key.startswith("knn_") or key in _SUMMARY]
     rows = [
-        [key, results["models"][key]["kind"], *(show(row[name]) if row[name] else "–" for name in wanted)]
-        for key, row in results["table"]["rows"].items()
+        [key, protocol_title(name), *accuracy_cells(metrics)]
+        for key, by_protocol in results["evaluations"].items()
+        for name, metrics in by_protocol.items()
     ]
-    header = ["model", "kind", *(_heading(columns[name]) for name in wanted)]
-    found = results["verdict"]
+    found, test = results["verdict"], results["data"]["sets"]["test"]["classes"]
+    always, *cells = majority_row(found["majority"], test)
+    urgent = [
+        [key, *(show(row[name]) for name in _URGENT)]
+        for key, row in results["table"]["rows"].items()
+        if all(row.get(name) for name in _URGENT)
+    ]
     return "\n".join(
         [
             results["title"] + (f" · {results['notice']}" if results["notice"] else ""),
             "",
-            table(header, rows),
+            table(["model", "by", *ACCURACY_HEADER], [*rows, [always, "", *cells]]),
             "",
+            *([table(["urgent against routine", "sensitivity %", "specificity %"], urgent), ""] if urgent else []),
             *(f"{key}: {one['loaded']}" for key, one in results["models"].items()),
             "",
             found["headline"],
@@ -262,10 +267,6 @@ def report(results: dict[str, Any]) -> str:
             *(f"gap: {text}" for text in results["gaps"]),
         ]
     )
-
-
-def _heading(column: dict[str, Any]) -> str:
-    return f"{column['group']}, {column['title']} %"
 
 
 def main(options: Options) -> None:

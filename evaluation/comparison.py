@@ -1,5 +1,6 @@
 """Classifiers on the same scans: metrics with intervals by patient, paired differences, and what they let one say."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -7,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dino_oct.bootstrap import Interval, PatientBootstrap, Scale, Support
+from dino_oct.class_summary import majority, summarise
 from evaluation.classification import METRICS, confusion, score_all
 
 Setting = TypeVar("Setting", int, str)
@@ -36,9 +38,10 @@ def compare_scores(
         scores: row name → setting (k, say; the same ones in every row) → class scores (M, C) of the queries.
 
     Returns:
-        ``rows[name][setting]``: an ``Interval`` in per cent for each of ``METRICS`` and for ``recall`` by class, and
-        the confusion matrix (true class by row); ``differences["a − b"][setting]``: an ``Interval`` in points for each
-        metric, on the same resamples of patients; ``notes``.
+        ``rows[name][setting]``: an ``Interval`` in per cent for each of ``METRICS`` and for ``recall`` by class,
+        ``lowest_recall`` (its class and recall), ``never_recognised`` (classes with scans of which none is), and the
+        confusion matrix (true class by row); ``differences["a − b"][setting]``: an ``Interval`` in points for each
+        metric, on the same resamples of patients; ``majority``: the most frequent class; ``notes``.
 
     Raises:
         InputError: no query.
@@ -60,6 +63,7 @@ def compare_scores(
                     label: _recall(resampled, queries.labels == c, predicted == c)
                     for c, label in enumerate(class_names)
                 },
+                **weakest(resampled, queries.labels, predicted, class_names),
                 "confusion": confusion(queries.labels, predicted, len(class_names)),
             }
     first, *others = scores
@@ -73,6 +77,7 @@ def compare_scores(
     return {
         "rows": rows,
         "differences": differences,
+        "majority": majority(queries.labels, class_names),
         "notes": resampled.notes() + _class_notes(reference, queries, class_names),
     }
 
@@ -88,6 +93,18 @@ def _intervals(
 ) -> dict[str, Interval]:
     """The metrics of one row, or of a difference of two."""
     return {metric: bootstrap.interval(values[:, i], scale, supports[metric]) for i, metric in enumerate(METRICS)}
+
+
+def weakest(
+    bootstrap: PatientBootstrap, labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
+) -> dict[str, Any]:
+    """``lowest_recall``, the class that is recognised least and its recall, and ``never_recognised``."""
+    summary = summarise(labels, predicted, class_names)
+    c = class_names.index(summary.lowest)
+    return {
+        "lowest_recall": {"class": summary.lowest, "recall": _recall(bootstrap, labels == c, predicted == c)},
+        "never_recognised": summary.never_recognised,
+    }
 
 
 def _recall(bootstrap: PatientBootstrap, members: np.ndarray, hit: np.ndarray) -> Interval:

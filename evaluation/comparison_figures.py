@@ -72,12 +72,11 @@ def write_figures(
 
 
 def _forest(results: dict[str, Any], where: str) -> tuple[Figure, str] | None:
-    """Accuracy of every model by each protocol, with intervals."""
-    wanted = [
-        column
-        for column in results["table"]["columns"]
-        if column["group"] == "k-NN" or column["key"] in ("linear_accuracy", "classifier_accuracy")
-    ]
+    """Accuracy of every model by each protocol, with intervals, beside balanced accuracy."""
+    balanced = {column["key"] for column in results["table"]["columns"] if column["key"].endswith("_balanced_accuracy")}
+    beside = {key.removesuffix("_balanced_accuracy"): key for key in balanced}
+    beside |= {f"{protocol}_accuracy": key for protocol, key in beside.items()}
+    wanted = [column for column in results["table"]["columns"] if column["key"] in beside]
     models = list(results["models"])
     figure = Figure(figsize=(3.1 * len(wanted) + 1.8, 0.42 * len(models) + 1.7), layout="constrained")
     panels = figure.subplots(1, len(wanted), sharey=True, squeeze=False)[0]
@@ -91,6 +90,8 @@ def _forest(results: dict[str, Any], where: str) -> tuple[Figure, str] | None:
             best = results["table"]["best"][column["key"]] == key
             if value.low is not None and value.high is not None:
                 axes.plot([value.low, value.high], [y, y], color=colour, linewidth=2.2)
+            if mean_recall := results["table"]["rows"][key][beside[column["key"]]]:
+                axes.plot(mean_recall.point, y, "D", color=colour, markersize=7, markerfacecolor="none")
             axes.plot(value.point, y, "o", color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.8)
             axes.annotate(
                 show(value), (value.point, y), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=7,
@@ -107,8 +108,13 @@ def _forest(results: dict[str, Any], where: str) -> tuple[Figure, str] | None:
         axes.set_xticks([tick for tick in axes.get_xticks() if min(low, high - 8) <= tick <= 100])
     panels[0].set_yticks(range(len(models)), [_wrapped(key) for key in models], fontsize=8)
     panels[0].set_ylim(len(models) - 0.5, -0.7)
-    figure.suptitle(f"{where} · points with 95 % patient-bootstrap intervals, bold: shown to be the best", fontsize=9)
-    return figure, "Accuracy of every model by each protocol, with 95 % intervals"
+    always = results["verdict"]["majority"]
+    figure.suptitle(
+        f"{where} · points: accuracy with 95 % intervals by patient, bold: shown to be the best; diamonds: balanced "
+        f"accuracy; {always.words}",
+        fontsize=9,
+    )
+    return figure, "Accuracy and balanced accuracy of every model by each protocol, with 95 % intervals of accuracy"
 
 
 def _confusions(results: dict[str, Any], where: str) -> tuple[Figure, str] | None:

@@ -15,7 +15,7 @@ from evaluation.classification import (
     confusion,
     score_all,
 )
-from evaluation.comparison import ScanSet, metric_supports
+from evaluation.comparison import ScanSet, metric_supports, weakest
 from evaluation.comparison_cache import digest
 from evaluation.comparison_measures import Answers, Setting
 from evaluation.comparison_models import Model
@@ -32,8 +32,11 @@ _HELP = {
     "accuracy": "share of the test scans classified right",
     "balanced_accuracy": "mean of the classes' recalls",
     "macro_auroc": "area under the ROC curve of each class against the rest, mean over classes; chance is 50",
+    "lowest_recall": "recall of the class that is recognised least, and its name",
     "calibration_error": "mean distance of the stated probability from the accuracy, over 15 bins; 0 is calibrated",
 }
+_UNRANKED: dict[str, Any] = {"higher_is_better": None}  # models may differ in the class that it is of
+_VOTE = "weighted vote of the {} nearest training scans by features"
 _EITHER = "of the classifier: the model's own, or a linear probe in its place (see the models)"
 
 
@@ -56,10 +59,13 @@ Values = dict[str, np.ndarray]
 def columns(ks: Sequence[int], class_names: Sequence[str]) -> list[Column]:
     """The table's columns."""
     found = [
-        Column(
-            f"knn_{k}", f"k = {k}", _KNN, f"accuracy of the weighted vote of the {k} nearest training scans by features"
-        )
+        Column(f"knn_{k}{end}", f"k = {k}{title}", _KNN, f"{_VOTE.format(k)}: {_HELP[metric]}", **rest)
         for k in ks
+        for end, title, metric, rest in (
+            ("", "", "accuracy", {}),
+            ("_balanced_accuracy", ", balanced", "balanced_accuracy", {}),
+            ("_lowest_recall", ", lowest recall", "lowest_recall", _UNRANKED),
+        )
     ]
     for group, prefix in ((_LINEAR, "linear"), (_CLASSIFIER, "classifier")):
         whose = {
@@ -69,6 +75,9 @@ def columns(ks: Sequence[int], class_names: Sequence[str]) -> list[Column]:
         found += [
             Column(f"{prefix}_{metric}", _TITLES[metric], group, f"{whose}: {_HELP[metric]}") for metric in METRICS
         ]
+        found.append(
+            Column(f"{prefix}_lowest_recall", "lowest recall", group, f"{whose}: {_HELP['lowest_recall']}", **_UNRANKED)
+        )
         found.append(
             Column(
                 f"{prefix}_calibration_error",
@@ -168,7 +177,8 @@ class Intervals:
 
     def __init__(self, queries: ScanSet, class_names: tuple[str, ...], resamples: int, seed: int):
         self.bootstrap = PatientBootstrap(queries.patients, resamples, seed)
-        labels = queries.labels
+        self._labels = labels = queries.labels
+        self._class_names = class_names
         self._supports = {
             f"recall_{name}": self.bootstrap.support(np.where(labels == c, 0, -1)) for c, name in enumerate(class_names)
         }
@@ -181,6 +191,10 @@ class Intervals:
             }
         # Balanced accuracy before accuracy, whose name its own ends with.
         self._of_metrics = sorted(metric_supports(self.bootstrap, labels).items(), key=lambda item: -len(item[0]))
+
+    def weakest(self, scores: np.ndarray) -> dict[str, Any]:
+        """As ``comparison.weakest``, of class scores (N, C)."""
+        return weakest(self.bootstrap, self._labels, scores.argmax(axis=1), self._class_names)
 
     def of(self, column: str, values: np.ndarray, scale: Scale = Scale.PERCENT) -> Interval:
         """The interval of ``values`` (1 + resamples,) of a column, or of a difference of two (another scale)."""
@@ -199,11 +213,17 @@ def make_table(
     intervals = Intervals(shared.set_of("test"), shared.class_names, shared.bootstrap, shared.seed)
     wanted = columns(ks, shared.class_names)
     rows: dict[str, dict[str, Interval | None]] = {}
-    for key in models:
+    lowest: dict[str, dict[str, str]] = {}
+    for key, model in models.items():
         rows[key] = {
             column.key: intervals.of(column.key, values[key][column.key]) if column.key in values[key] else None
             for column in wanted
         }
+        lowest[key] = {}
+        for protocol, scores in by_protocol(answers[key], model).items():
+            found = intervals.weakest(scores)["lowest_recall"]
+            rows[key][f"{protocol}_lowest_recall"] = found["recall"]
+            lowest[key][f"{protocol}_lowest_recall"] = found["class"]
         if about := answers[key].facts:
             rows[key]["parameters"] = Interval(about["parameters"] / 1e6)
             rows[key]["ms_per_scan"] = Interval(about["ms_per_scan"])
@@ -214,6 +234,7 @@ def make_table(
     return {
         "columns": [column._asdict() for column in wanted],
         "rows": rows,
+        "classes_of_lowest_recall": lowest,
         "best": best,
         "rule": RULE,
         "differences": {column: found for column, found in differences.items() if found},
@@ -249,18 +270,28 @@ def single_results(
     found: dict[str, Any] = {}
     for key, model in models.items():
         one, of_model = answers[key], values[key]
-        asked = {f"knn_{k}": votes for k, votes in one.knn.items()} | {"linear": one.probe}
-        asked |= {"classifier": one.classifier} if model.has_own else {}
         found[key] = {
             name: {
                 **{metric: intervals.of(metric, of_model[f"{name}_{metric}"]) for metric in METRICS},
+                **intervals.weakest(scores),
                 "confusion": confusion(queries.labels, scores.argmax(axis=1), len(names)),
                 **(one.probe_about if name == "linear" else {}),
             }
-            for name, scores in asked.items()
-            if scores is not None
+            for name, scores in by_protocol(one, model).items()
         }
     return found
+
+
+def protocol_title(name: str) -> str:
+    """A key of ``by_protocol`` in words."""
+    return f"k-NN, k = {name.removeprefix('knn_')}" if name.startswith("knn_") else name.replace("linear", _LINEAR)
+
+
+def by_protocol(answers: Answers, model: Model) -> dict[str, np.ndarray]:
+    """Class scores (M, C) of the test scans by each protocol that a model has: k-NN, linear probe, own classifier."""
+    scores = {f"knn_{k}": votes for k, votes in answers.knn.items()} | {"linear": answers.probe}
+    scores |= {"classifier": answers.classifier} if model.has_own else {}
+    return {name: found for name, found in scores.items() if found is not None}
 
 
 def confusions(answers: dict[str, Answers], shared: Setting) -> dict[str, Any]:

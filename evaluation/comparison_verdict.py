@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from dino_oct.bootstrap import Interval, Scale
+from dino_oct.class_summary import majority, never_recognised, summarise
 from dino_oct.data.cache import cache_root
 from dino_oct.knn import knn_votes
 from evaluation.classification import METRICS, score_all
 from evaluation.comparison_measures import Answers, Setting
 from evaluation.comparison_models import Model
-from evaluation.comparison_table import Intervals, Values
+from evaluation.comparison_table import Intervals, Values, by_protocol, protocol_title
 from evaluation.feature_cache import FeatureCache, of_pixels
 from evaluation.frozen_features import FeatureOptions, choose_preprocessing
 from evaluation.reports import show
@@ -45,7 +46,12 @@ def verdict(
         for key in (a, b)
         if key is not None
     }
-    said = {key: f"{show(intervals.of('accuracy', found))} %" for key, found in accuracy.items()}
+    said = {}
+    for key, found in accuracy.items():
+        scores = answers[key].classifier if models[key].is_judged_by_own else answers[key].probe
+        by_class = summarise(queries.labels, scores.argmax(axis=1), shared.class_names)
+        said[key] = f"{show(intervals.of('accuracy', found))} % ({by_class.words})"
+    most = majority(queries.labels, shared.class_names)
     chosen_by = "chosen by balanced accuracy on validation patients, never on the test"
     if a and b:
         difference = intervals.of("accuracy", accuracy[a] - accuracy[b], Scale.DIFFERENCE)
@@ -78,6 +84,14 @@ def verdict(
         seen = models[key].seen
         if both := len(seen.patients & set(queries.patients.tolist())) if seen else 0:
             sentences.insert(0, f"NOT a fair test: {key} was trained on scans of {both} of these patients.")
+    sentences.append(
+        f"Always naming {most.name}, the most frequent class, would be right in {most.share:.1f} % of the test scans."
+    )
+    sentences += never_recognised(
+        (f"{key}, {protocol_title(protocol)}", intervals.weakest(scores)["never_recognised"])
+        for key, model in models.items()
+        for protocol, scores in by_protocol(answers[key], model).items()
+    )
     sentences += [f"Note: {note}." for note in intervals.bootstrap.notes()]
     if shared.data.is_phantom:
         headline = f"On phantoms (synthetic scans): {headline}"
@@ -87,6 +101,7 @@ def verdict(
         "sentences": sentences,
         "patients": patients,
         "scans": scans,
+        "majority": most,
         "difference": difference,
         "a": a,
         "b": b,

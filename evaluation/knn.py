@@ -11,12 +11,23 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dino_oct.class_summary import never_recognised
 from dino_oct.cli import run_command
 from dino_oct.knn import check_k, check_temperature, knn_votes
-from evaluation.classification import METRICS
 from evaluation.comparison import MODEL, PIXELS, START, ScanSet, compare_scores, verdict
 from evaluation.frozen_features import FeatureOptions, extract_features
-from evaluation.reports import closing, heading, make_folder, recall_table, show, table, write_json
+from evaluation.reports import (
+    ACCURACY_HEADER,
+    accuracy_cells,
+    closing,
+    difference_cells,
+    heading,
+    majority_row,
+    make_folder,
+    recall_table,
+    table,
+    write_json,
+)
 from evaluation.runs import Source, open_source
 from evaluation.scan_data import ScanData, open_data
 
@@ -113,10 +124,18 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
         "units": "per cent; differences in points; each number with its 95 % patient-bootstrap interval",
         "rows": compared["rows"],
         "differences": compared["differences"],
+        "majority": compared["majority"],
         "verdicts": [
-            verdict(compared["differences"][f"{MODEL} − {other}"][k]["accuracy"], other, k)
-            for other in others
-            for k in options.k
+            *(
+                verdict(compared["differences"][f"{MODEL} − {other}"][k]["accuracy"], other, k)
+                for other in others
+                for k in options.k
+            ),
+            *never_recognised(
+                (f"{name}, k={k}", row["never_recognised"])
+                for name, by_k in compared["rows"].items()
+                for k, row in by_k.items()
+            ),
         ],
         "notes": _patient_notes(data, reference, queries, options) + compared["notes"] + found.notes,
     }
@@ -149,13 +168,11 @@ def report(result: dict[str, Any]) -> str:
     ]
     rows = []
     for k in result["settings"]["k"]:
-        for name, by_k in result["rows"].items():
-            rows.append([str(k), name, *(show(by_k[k][metric]) for metric in METRICS)])
-        for name, by_k in result["differences"].items():
-            rows.append([str(k), name, *(show(by_k[k][metric], signed=True) for metric in METRICS)])
-    header = ["k", "", "accuracy %", "balanced accuracy %", "macro AUROC %"]
+        rows += [[str(k), name, *accuracy_cells(by_k[k])] for name, by_k in result["rows"].items()]
+        rows += [[str(k), name, *difference_cells(by_k[k])] for name, by_k in result["differences"].items()]
+    rows.append(["", *majority_row(result["majority"], sets["queries"]["classes"])])
     lines += [
-        table(header, rows),
+        table(["k", "", *ACCURACY_HEADER], rows),
         "",
         recall_table(
             {f"k={k}, {name}": by_k[k] for k in result["settings"]["k"][:1] for name, by_k in result["rows"].items()},

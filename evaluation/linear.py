@@ -5,9 +5,11 @@
     python evaluation/linear.py --protocol dino              DINO's SGD protocol instead of logistic regression
 
 C (or the epoch) is chosen on the validation patients; the scans of the test are classified once, by the chosen probe.
+With a share of the labels it is chosen within the labelled patients, by a cross-validation over them.
 """
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from dino_oct.class_summary import never_recognised
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
 from dino_oct.streams import generator
@@ -25,14 +28,26 @@ from evaluation.feature_cache import IMAGE_FEATURE
 from evaluation.frozen_features import FeatureOptions, extract_features
 from evaluation.probes import (
     Choice,
-    LinearClassifier,
+    Fit,
     choose,
+    choose_within,
     draw_patients,
     logistic_path,
     sgd_epochs,
     standardisation,
 )
-from evaluation.reports import closing, heading, make_folder, recall_table, show, table, write_json
+from evaluation.reports import (
+    ACCURACY_HEADER,
+    accuracy_cells,
+    closing,
+    difference_cells,
+    heading,
+    majority_row,
+    make_folder,
+    recall_table,
+    table,
+    write_json,
+)
 from evaluation.runs import Source, default_device, open_source
 from evaluation.scan_data import PHANTOM_NOTICE, ScanData, open_data
 
@@ -40,6 +55,7 @@ PROBE = "linear"
 # At least one patient of each class makes small draws even between classes, whatever the test's shares: plain accuracy
 # would rise with the fraction for that alone.
 CURVE_METRIC = "balanced_accuracy"
+FIXED_C = 1.0  # about; where too few patients are labelled to choose among them
 _TITLES = ("accuracy %", "balanced accuracy %", "macro AUROC %")
 # Okabe and Ito's colours, told apart by readers of any colour vision.
 _COLOURS = {MODEL: "#0072B2", START: "#E69F00", RANDOM: "#CC79A7", PIXELS: "#666666"}
@@ -86,25 +102,25 @@ class Features:
     queries: np.ndarray
 
 
-Fit = Callable[[torch.Tensor, np.ndarray, int], Iterator[tuple[float, LinearClassifier]]]
-
-
 def probe(
     features: Features,
     train: ScanSet,
-    val: ScanSet,
+    val: ScanSet | None,
     chosen: np.ndarray,
     fit: Fit,
     n_classes: int,
     *,
+    fallback: float | None = None,
     standardise: bool = True,
     device: torch.device | None = None,
 ) -> tuple[Choice, np.ndarray]:
-    """Fit candidates on some training scans, choose one on validation, classify with that one.
+    """Fit candidates on some training scans, choose one, classify with that one.
 
     Args:
+        val: validation scans that choose; None: the chosen training scans choose among themselves, as
+            ``choose_within`` says.
         chosen: positions of the training scans whose labels are used.
-        fit: ``logistic_path`` or ``sgd_epochs`` with their settings.
+        fit: ``logistic_path`` or ``sgd_epochs`` with their settings; fallback: as in ``choose_within``.
         standardise: to mean 0 and standard deviation 1 over all training scans (this needs no label).
 
     Returns:
@@ -118,28 +134,33 @@ def probe(
     def ready(rows: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(((rows - mean) / scale).astype(np.float32)).to(device or "cpu")
 
-    candidates = fit(ready(features.train[chosen]), train.labels[chosen], n_classes)
-    choice = choose(candidates, ready(features.val), val.labels)
+    rows, labels = ready(features.train[chosen]), train.labels[chosen]
+    if val is None:
+        choice = choose_within(fit, rows, labels, train.patients[chosen], n_classes, fallback)
+    else:
+        choice = choose(fit(rows, labels, n_classes), ready(features.val), val.labels)
     return choice, choice.classifier.probabilities(ready(features.queries))
 
 
 def fit_probe(
     features: Features,
     train: ScanSet,
-    val: ScanSet,
+    val: ScanSet | None,
     chosen: np.ndarray,
     options: Options,
     n_classes: int,
     standardise: bool = True,
 ) -> tuple[Choice, np.ndarray]:
     """``probe`` by the protocol of the options, on the device of evaluations."""
+    fallback = min(_cs(options), key=lambda c: abs(np.log(c / FIXED_C))) if options.protocol == "fast" else None
     return probe(
-        features, train, val, chosen, _fit(options), n_classes, standardise=standardise, device=default_device()
-    )
+        features, train, val, chosen, _fit(options), n_classes, fallback=fallback, standardise=standardise,
+        device=default_device(),
+    )  # fmt: skip
 
 
 def label_curves(
-    fit_row: Callable[[str, np.ndarray], tuple[Choice, np.ndarray]],
+    fit_row: Callable[[str, np.ndarray, bool], tuple[Choice, np.ndarray]],
     names: list[str],
     train: ScanSet,
     queries: ScanSet,
@@ -150,12 +171,13 @@ def label_curves(
     """Metrics with the labels of some of the training patients; every row sees the same draws.
 
     Args:
-        fit_row: from a row's name and the training positions used to its choice and the queries' probabilities.
+        fit_row: from a row's name, the training positions used, and whether these must choose the setting among
+            themselves, to its choice and the queries' probabilities.
 
     Returns:
-        For each fraction, ascending: ``fraction``, ``patients`` and ``scans`` of each draw, and ``rows[name]``: the
-        ``setting`` of each draw, and for each of ``METRICS`` ``mean``, ``low`` and ``high`` over the draws and
-        ``draws``, in per cent.
+        For each fraction, ascending: ``fraction``, ``patients`` and ``scans`` of each draw, ``setting_by`` (what chose
+        the setting, by draw), and ``rows[name]``: the ``setting`` of each draw, and for each of ``METRICS`` ``mean``,
+        ``low`` and ``high`` over the draws and ``draws``, in per cent.
     """
     weights, curve = np.ones((1, len(queries.labels))), []
     for fraction in sorted(set(fractions)):
@@ -166,16 +188,16 @@ def label_curves(
         ]
         rows = {}
         for name in names:
-            found = [fit_row(name, chosen) for chosen in drawn]
+            found = [fit_row(name, chosen, fraction < 1) for chosen in drawn]
             values = np.concatenate([score_all(weights, queries.labels, scores) for _, scores in found])
             rows[name] = {"setting": [choice.setting for choice, _ in found]} | {
                 metric: {"mean": v.mean(), "low": v.min(), "high": v.max(), "draws": v}
                 for metric, v in zip(METRICS, values.T, strict=True)
             }
         patients = [len(set(train.patients[chosen].tolist())) for chosen in drawn]
-        curve.append(
-            {"fraction": fraction, "patients": patients, "scans": [len(chosen) for chosen in drawn], "rows": rows}
-        )
+        scans = [len(chosen) for chosen in drawn]
+        by = [choice.by for choice, _ in found]  # of the last row: the draw decides, not the features
+        curve.append({"fraction": fraction, "patients": patients, "scans": scans, "setting_by": by, "rows": rows})
     return curve
 
 
@@ -197,10 +219,11 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
     features = {name: Features(*(rows[name] for rows in found.by_set.values())) for name in found.by_set["train"]}
     names = data.index.class_names
 
-    def fit_row(name: str, chosen: np.ndarray) -> tuple[Choice, np.ndarray]:
+    def fit_row(name: str, chosen: np.ndarray, within: bool = False) -> tuple[Choice, np.ndarray]:
         # SGD's learning rate is made for a backbone's features as they are; grey values need scaling.
         standardise = options.protocol == "fast" or name == PIXELS
-        return fit_probe(features[name], train, val, chosen, options, len(names), standardise)
+        # Validation labels beside a few training labels would make the few many.
+        return fit_probe(features[name], train, None if within else val, chosen, options, len(names), standardise)
 
     fitted = {name: fit_row(name, np.arange(len(train.labels))) for name in features}
     compared = compare_scores(
@@ -233,7 +256,7 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
         },
         "settings": {
             "protocol": options.protocol,
-            "chosen_on": "val: balanced accuracy, ties by log-loss",
+            "chosen_on": "val: balanced accuracy, ties by log-loss; with some of the labels: see label_fractions",
             **(
                 {"c": _cs(options)}
                 if options.protocol == "fast"
@@ -247,11 +270,15 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
         "with mean, lowest and highest of the draws",
         "rows": rows,
         "differences": differences,
+        "majority": compared["majority"],
         "label_fractions": curve,
         "verdicts": [
-            verdict(differences[f"{MODEL} − {other}"]["accuracy"], other, "linear probe")
-            for other in (PIXELS, START)
-            if other in features
+            *(
+                verdict(differences[f"{MODEL} − {other}"]["accuracy"], other, "linear probe")
+                for other in (PIXELS, START)
+                if other in features
+            ),
+            *never_recognised((name, row["never_recognised"]) for name, row in rows.items()),
         ],
         "notes": _patient_notes(data, positions, options) + compared["notes"] + found.notes,
     }
@@ -297,22 +324,31 @@ def report(result: dict[str, Any]) -> str:
         f"classified: {result['data']['queries']}, {counts['queries']}",
         "",
     ]
+    classes = sets["queries"]["classes"]
+    rows = [[name, f"{row['setting']:.3g}", *accuracy_cells(row)] for name, row in result["rows"].items()]
+    rows += [[name, "", *difference_cells(row)] for name, row in result["differences"].items()]
+    always, *cells = majority_row(result["majority"], classes)
     curve = result["label_fractions"]
     shares = [f"{100 * point['fraction']:g} % labels ({_span(point['patients'])} p.)" for point in curve]
-    rows = []
-    for name, row in result["rows"].items():
-        drawn = [_over_draws(point["rows"][name][CURVE_METRIC]) for point in curve]
-        rows.append([name, f"{row['setting']:.3g}", *(show(row[metric]) for metric in METRICS), *drawn])
-    for name, row in result["differences"].items():
-        rows.append([name, "", *(show(row[metric], signed=True) for metric in METRICS), *("" for _ in curve)])
+    drawn = [[name, *(_over_draws(point["rows"][name][CURVE_METRIC]) for point in curve)] for name in result["rows"]]
     lines += [
-        table(["", what, *_TITLES, *shares], rows),
+        table(["", what, *ACCURACY_HEADER], [*rows, [always, "", *cells]]),
         "",
-        recall_table(result["rows"], {name: count["scans"] for name, count in sets["queries"]["classes"].items()}),
-        f"[95 % interval, {settings['bootstrap']['resamples']} resamples of patients]; by labels: balanced accuracy %, "
-        f"mean (lowest–highest) of {settings['draws']} draws of p. training patients",
+        recall_table(result["rows"], {name: count["scans"] for name, count in classes.items()}),
+        f"[95 % interval, {settings['bootstrap']['resamples']} resamples of patients]",
+        "",
+        table(["balanced accuracy %", *shares], drawn),
+        f"mean (lowest–highest) of {settings['draws']} draws of p. training patients; {what} chosen by: "
+        + "; ".join(f"{100 * point['fraction']:g} %: {_settings_by(point['setting_by'])}" for point in curve),
     ]
     return "\n".join([*lines, *closing(result)])
+
+
+def _settings_by(reasons: list[str]) -> str:
+    counts = Counter(reasons)
+    if len(counts) == 1:
+        return reasons[0]
+    return ", ".join(f"{reason} ({count} of {len(reasons)} draws)" for reason, count in counts.items())
 
 
 def _span(counts: list[int]) -> str:

@@ -1,6 +1,6 @@
 """Linear classifiers on frozen features: a path of L2 logistic regressions, and DINO's SGD protocol."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,8 @@ from torch import Tensor
 from dino_oct.errors import InputError
 from dino_oct.streams import seed_of
 
+FOLDS = 5  # of the cross-validation within few labelled patients
+ON_VALIDATION, WITHIN = "validation patients", "cross-validation over the drawn patients"
 _HISTORY = 10  # pairs of steps that L-BFGS remembers
 
 
@@ -30,19 +32,24 @@ class LinearClassifier:
         return (features @ self.weight.T + self.bias).double().softmax(dim=1).cpu().numpy()
 
 
+Fit = Callable[[Tensor, np.ndarray, int], Iterator[tuple[float, LinearClassifier]]]
+
+
 @dataclass(frozen=True)
 class Choice:
-    """The candidate that validation chose.
+    """The candidate that was chosen.
 
     Attributes:
         setting: its C (or epoch).
         classifier: its weights.
-        accuracies: validation balanced accuracy of every candidate by setting, per cent.
+        accuracies: balanced accuracy of every candidate by setting on the scans that chose, per cent.
+        by: what chose it.
     """
 
     setting: float
     classifier: LinearClassifier
     accuracies: dict[float, float]
+    by: str = ON_VALIDATION
 
 
 def choose(candidates: Iterator[tuple[float, LinearClassifier]], features: Tensor, labels: np.ndarray) -> Choice:
@@ -51,18 +58,57 @@ def choose(candidates: Iterator[tuple[float, LinearClassifier]], features: Tenso
     Args:
         candidates: settings and classifiers; features: (M, D) and labels: (M,) of the validation scans.
     """
-    present, best, accuracies = np.unique(labels), None, {}
+    best, accuracies = None, {}
     for setting, classifier in candidates:
-        found = classifier.probabilities(features)
-        correct = found.argmax(axis=1) == labels
-        accuracy = float(np.mean([correct[labels == c].mean() for c in present]))
-        loss = -float(np.log(np.maximum(found[np.arange(len(labels)), labels], 1e-12)).mean())
-        accuracies[setting] = 100 * accuracy
-        if best is None or (accuracy, -loss) > best[0]:
-            best = ((accuracy, -loss), setting, classifier)
+        merit = _merit(classifier.probabilities(features), labels)
+        accuracies[setting] = 100 * merit[0]
+        if best is None or merit > best[0]:
+            best = (merit, setting, classifier)
     if best is None:
         raise InputError("no setting to choose from; give at least one")
     return Choice(best[1], best[2], accuracies)
+
+
+def _merit(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Balanced accuracy, and the log-likelihood that breaks ties."""
+    correct = probabilities.argmax(axis=1) == labels
+    accuracy = float(np.mean([correct[labels == c].mean() for c in np.unique(labels)]))
+    return accuracy, float(np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)).mean())
+
+
+def choose_within(
+    fit: Fit, features: Tensor, labels: np.ndarray, patients: np.ndarray, n_classes: int, fallback: float | None = None
+) -> Choice:
+    """The candidate whose setting does best in a cross-validation over these patients; no other label is used.
+
+    Args:
+        fit: from features (N, D), labels (N,) and the number of classes to settings and classifiers.
+        fallback: setting where a class has one patient only, so that nothing can be held out; unset: the last one.
+    """
+    fold = patient_folds(labels, patients)
+    classifiers = dict(fit(features, labels, n_classes))
+    if fold is None:
+        setting = next(reversed(classifiers)) if fallback is None else fallback
+        return Choice(setting, classifiers[setting], {}, f"fixed at {setting:g}, as a class has one patient only")
+    held_out = {setting: np.zeros((len(labels), n_classes)) for setting in classifiers}
+    for k in np.unique(fold):
+        for setting, classifier in fit(features[fold != k], labels[fold != k], n_classes):
+            held_out[setting][fold == k] = classifier.probabilities(features[fold == k])
+    merits = {setting: _merit(found, labels) for setting, found in held_out.items()}
+    setting = max(merits, key=merits.__getitem__)
+    return Choice(setting, classifiers[setting], {key: 100 * merit[0] for key, merit in merits.items()}, WITHIN)
+
+
+def patient_folds(labels: np.ndarray, patients: np.ndarray, folds: int = FOLDS) -> np.ndarray | None:
+    """A fold (N,) for each scan, whole patients, those of each class spread over the folds; None where a class would
+    be left out of a training part."""
+    fold_of: dict[str, int] = {}
+    for c in np.unique(labels):
+        for patient in np.unique(patients[labels == c]).tolist():
+            fold_of.setdefault(patient, len(fold_of) % folds)
+    fold = np.array([fold_of[patient] for patient in patients.tolist()])
+    whole = all(len(np.unique(fold[labels == c])) > 1 for c in np.unique(labels))
+    return fold if whole else None
 
 
 def standardisation(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from dino_oct.class_summary import ClassSummary
 from dino_oct.errors import InputError
 from evaluation.embedding_figures import UNLABELLED_NAME
 
@@ -124,6 +125,8 @@ def _model_table(results: dict[str, Any]) -> dict[str, Any]:
         for column in columns:
             key = column["key"]
             cell = number(found.get(key), column["digits"])
+            if cell and (weakest := table["classes_of_lowest_recall"].get(model, {}).get(key)):
+                cell = cell._replace(text=f"{cell.text} {weakest}")
             if cell is None:
                 reason = _reason(about, key, column["group"]) or (_UNDEFINED if found.get(key) else _NO_REASON)
                 cell = notes.gap(f"{model}: {reason}")
@@ -224,6 +227,13 @@ def _confusions(results: dict[str, Any]) -> list[dict[str, Any]]:
             if labels[scan] == called:
                 behind.setdefault(f"{called},{called}", []).append(scan)
         totals = [sum(row) for row in one["counts"]]
+        by_class = ClassSummary(
+            {
+                about["name"]: 100 * row[c] / total
+                for c, (about, row, total) in enumerate(zip(results["classes"], one["counts"], totals, strict=True))
+                if total
+            }
+        )
         found.append(
             {
                 "model": model,
@@ -234,6 +244,7 @@ def _confusions(results: dict[str, Any]) -> list[dict[str, Any]]:
                 ],
                 "right": sum(one["counts"][i][i] for i in range(len(totals))),
                 "total": sum(totals),
+                "by_class": by_class.words,
                 "behind": behind,
                 "probability": {
                     scan: f"{100 * value:.1f} %"

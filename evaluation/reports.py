@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from dino_oct.bootstrap import Interval
+from dino_oct.class_summary import Majority
 from dino_oct.errors import InputError
+from evaluation.classification import METRICS
 from evaluation.scan_data import PHANTOM_NOTICE
 
 
@@ -31,6 +33,31 @@ def show(value: Interval, digits: int = 1, signed: bool = False) -> str:
     if value.low is None or value.high is None:
         return f"{value.point:{form}}"
     return f"{value.point:{form}} [{value.low:{form}}, {value.high:{form}}]"
+
+
+ACCURACY_HEADER = ("accuracy %", "balanced %", "AUROC %", "lowest recall %")
+
+
+def accuracy_cells(row: dict[str, Any]) -> list[str]:
+    """Cells under ``ACCURACY_HEADER`` of a result of ``compare_scores``."""
+    lowest = row["lowest_recall"]
+    return [*(show(row[metric]) for metric in METRICS), f"{lowest['recall'].point:.1f} {lowest['class']}"]
+
+
+def difference_cells(row: dict[str, Interval]) -> list[str]:
+    """Cells under the same header of a difference of two results, in points."""
+    return [*(show(row[metric], signed=True) for metric in METRICS), ""]
+
+
+def majority_row(always: Majority, counts: dict[str, dict[str, int]]) -> list[str]:
+    """A name, and the cells of naming always the most frequent class.
+
+    Args:
+        counts: class → ``scans``, as ``ScanData.counts`` gives them.
+    """
+    classes = sum(count["scans"] > 0 for count in counts.values())
+    rest = ["50.0", "0.0"] if classes > 1 else ["–", f"100.0 {always.name}"]
+    return [f"always {always.name}", f"{always.share:.1f}", f"{100 / classes:.1f}", *rest]
 
 
 def missing_intervals(result: Any) -> list[str]:

@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 from dino_oct.bootstrap import Interval
+from dino_oct.class_summary import majority, never_recognised
 from dino_oct.features import extract, squash_all
 from evaluation.classification import METRICS, NO_CALIBRATION_INTERVAL, calibration_error, confusion, score_all
 from evaluation.comparison import ScanSet, compare_scores
-from evaluation.reports import closing, heading, show, table
+from evaluation.reports import ACCURACY_HEADER, accuracy_cells, closing, heading, majority_row, show, table
 from evaluation.scan_data import ScanData
 
 _BATCH, _CHUNK = 64, 256  # scans per forward pass, and in memory at a time
@@ -34,7 +35,8 @@ def predict_scans(
 
 
 def validation_metrics(labels: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
-    """Loss (nats), accuracy, balanced accuracy, AUROC and recall of each class (per cent), prefixed by ``val_``.
+    """Loss (nats), accuracy, balanced accuracy, AUROC, recall of each class and the share of the most frequent one (per
+    cent), prefixed by ``val_``.
 
     Args:
         found: (N, C) probabilities.
@@ -47,7 +49,8 @@ def validation_metrics(labels: np.ndarray, found: np.ndarray, class_names: Seque
         for c, (name, row) in enumerate(zip(class_names, counts, strict=True))
         if row.sum()
     }
-    metrics = {"val_loss": -np.log(np.maximum(right, 1e-12)).mean()} | dict(
+    share = majority(labels, class_names).share
+    metrics = {"val_majority": share, "val_loss": -np.log(np.maximum(right, 1e-12)).mean()} | dict(
         zip((f"val_{metric}" for metric in METRICS), scores, strict=True)
     )
     return {name: float(value) for name, value in (metrics | recalls).items() if np.isfinite(value)}
@@ -95,7 +98,8 @@ def final_result(
         "settings": {**settings, "bootstrap": {"unit": "patient", "resamples": _RESAMPLES, "seed": seed}},
         "units": "per cent; each number with its 95 % patient-bootstrap interval",
         "rows": {NAME: row},
-        "verdicts": [],
+        "majority": compared["majority"],
+        "verdicts": never_recognised([(NAME, row["never_recognised"])]),
         "notes": [*data.notes, *notes],
     }
 
@@ -110,8 +114,11 @@ def report(result: dict[str, Any]) -> str:
         f"patients · classified once: test, {sets['queries']['scans']} scans of {sets['queries']['patients']} patients",
         "",
         table(
-            ["accuracy %", "balanced accuracy %", "macro AUROC %", "calibration error %"],
-            [[show(row[metric]) for metric in (*METRICS, "calibration_error")]],
+            ["", *ACCURACY_HEADER, "calibration error %"],
+            [
+                [NAME, *accuracy_cells(row), show(row["calibration_error"])],
+                [*majority_row(result["majority"], sets["queries"]["classes"]), ""],
+            ],
         ),
         "",
         table(

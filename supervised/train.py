@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dino_oct import checkpoint, processes, provenance
 from dino_oct.augment import SingleCrop
+from dino_oct.class_summary import ClassSummary
 from dino_oct.cli import one_line_errors
 from dino_oct.data.load import load_scans, scan_settings
 from dino_oct.data.sampler import StepSampler, shares, steps_per_epoch
@@ -285,15 +286,18 @@ def build_model(config: SupervisedConfig, n_classes: int, state: dict[str, Any] 
 
 def describe(epoch: int, epochs: int, metrics: dict[str, float], names: Sequence[str]) -> str:
     """One line of an epoch."""
+    recall = {name: metrics[f"val_recall_{name}"] for name in names if f"val_recall_{name}" in metrics}
+    each = ", ".join(f"{name} {value:.0f}" for name, value in recall.items())
+    never = ClassSummary(recall).never_recognised
     losses = [f"loss {metrics['train_loss']:.3f}"] if "train_loss" in metrics else []
-    recalls = [f"{name} {metrics[f'val_recall_{name}']:.0f}" for name in names if f"val_recall_{name}" in metrics]
     return " · ".join(
         [
             f"epoch {epoch}/{epochs}",
             *losses,
             f"validation: loss {metrics['val_loss']:.3f}",
-            f"accuracy {metrics['val_accuracy']:.1f} %",
-            f"balanced {metrics[JUDGED_BY]:.1f} % ({', '.join(recalls)})",
+            f"accuracy {metrics['val_accuracy']:.1f} % (always one class {metrics['val_majority']:.1f} %)",
+            f"balanced {metrics[JUDGED_BY]:.1f} % ({each})",
+            *([f"never recognised: {', '.join(never)}"] if never else []),
             f"{metrics['epoch_seconds']:.1f} s",
         ]
     )

@@ -14,7 +14,7 @@ from dino_oct.errors import InputError
 from evaluation import linear
 from evaluation.comparison import ScanSet
 from evaluation.linear import Features, Options, label_curves, probe
-from evaluation.probes import choose, draw_patients, logistic_path, sgd_epochs
+from evaluation.probes import WITHIN, choose, choose_within, draw_patients, logistic_path, patient_folds, sgd_epochs
 
 CS = (1e-4, 1e-2, 1.0, 100.0)
 
@@ -112,6 +112,50 @@ def test_the_setting_is_chosen_by_validation_alone():
         assert choose(iter(candidates), val, wanted).accuracies[c] == 100
 
 
+def test_few_labels_choose_their_setting_among_themselves():
+    """Labels of validation patients beside a few training patients would make the few many."""
+    features, sets = split_features()
+    train, fit = sets["train"], partial(logistic_path, cs=CS)
+    few = np.flatnonzero(np.isin(train.patients, np.unique(train.patients)[:6]))  # of 8 scans of all four classes
+    choice, scores = probe(features, train, None, few, fit, 4)
+    assert choice.by == WITHIN
+    nothing = Features(features.train, np.full_like(features.val, np.nan), features.queries)
+    same, same_scores = probe(nothing, train, None, few, fit, 4)
+    assert same.setting == choice.setting
+    np.testing.assert_array_equal(same_scores, scores)
+    # The setting is that of the highest balanced accuracy on patients that were held out.
+    x, labels, patients = (part[few] for part in (features.train, train.labels, train.patients))
+    inside = choose_within(fit, torch.from_numpy(x), labels, patients, 4)
+    assert list(inside.accuracies) == list(CS)
+    assert inside.accuracies[inside.setting] == max(inside.accuracies.values())
+    # Where patients are recognised rather than classes, held-out patients tell: 25 % by chance, not 100.
+    rng = np.random.default_rng(0)
+    own = np.repeat(rng.normal(size=(40, 30)), 5, axis=0) + 1e-3 * rng.normal(size=(200, 30))
+    names, classes = np.repeat([f"p{i}" for i in range(40)], 5), np.repeat(rng.permutation(np.arange(40) % 4), 5)
+    assert max(choose_within(fit, torch.from_numpy(own), classes, names, 4).accuracies.values()) < 60
+
+
+def test_the_setting_is_fixed_where_a_class_has_one_patient():
+    labels, patients = np.array([0, 0, 0, 1, 1]), np.array(["a", "b", "b", "c", "c"])
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 3)))
+    choice = choose_within(partial(logistic_path, cs=CS), x, labels, patients, 2, fallback=1.0)
+    assert choice.setting == 1
+    assert "fixed at 1, as a class has one patient only" in choice.by
+    last = choose_within(partial(sgd_epochs, epochs=3), x.float(), labels, patients, 2)
+    assert last.setting == 3
+
+
+def test_folds_hold_whole_patients_and_leave_every_class_to_learn_from():
+    labels = np.repeat(np.repeat([0, 1, 2], [9, 3, 2]), 3)
+    patients = np.repeat([f"p{i}" for i in range(14)], 3)
+    fold = patient_folds(labels, patients)
+    assert len(set(fold.tolist())) == 5
+    for k in range(5):
+        assert not set(patients[fold == k]) & set(patients[fold != k])
+        assert set(labels[fold != k].tolist()) == {0, 1, 2}
+    assert patient_folds(labels[:-3], patients[:-3]) is None
+
+
 def test_draws_are_of_whole_patients_and_hold_every_class():
     labels = np.repeat([0] * 60 + [1] * 30 + [2] * 9 + [3], 3)
     patients = np.repeat([f"p{i}" for i in range(100)], 3)
@@ -128,13 +172,18 @@ def test_more_labels_do_better_and_rows_share_their_draws():
     features, sets = split_features()
     seen = {"a": [], "b": []}
 
-    def fit_row(name, chosen):
+    def fit_row(name, chosen, within):
         seen[name].append(chosen.tolist())
-        return probe(features, sets["train"], sets["val"], chosen, partial(logistic_path, cs=CS), 4)
+        val = None if within else sets["val"]
+        return probe(features, sets["train"], val, chosen, partial(logistic_path, cs=CS), 4, fallback=1.0)
 
     curve = label_curves(fit_row, ["a", "b"], sets["train"], sets["queries"], (1.0, 0.04), 3, 0)
     assert seen["a"] == seen["b"]
     assert [(point["fraction"], len(point["patients"])) for point in curve] == [(0.04, 3), (1.0, 1)]
+    assert [set(point["setting_by"]) for point in curve] == [
+        {"fixed at 1, as a class has one patient only"},
+        {"validation patients"},
+    ]
     few, everything = (point["rows"]["a"]["accuracy"] for point in curve)
     assert few["low"] <= few["mean"] <= few["high"] < everything["mean"]
 
@@ -144,7 +193,8 @@ def test_the_command(trained, command):
     assert finished.returncode == 0, finished.stderr
     for words in ("PHANTOMS: synthetic scans", "starting weights", "raw pixels", "model − raw pixels", "accuracy %",
                   "linear probe: the model", "16 scans of 4 patients", "25 % labels (4 p.)", "C chosen: val",
-                  "4 patients are few", "sha256"):  # fmt: skip
+                  "4 patients are few", "sha256", "as a class has one patient only; 100 %: validation patients",
+                  "lowest recall %", "always "):  # fmt: skip
         assert words in finished.stdout, finished.stdout
     folder = trained / "evaluation" / "linear"
     result = json.loads((folder / "linear_fast_test.json").read_text())
@@ -157,6 +207,11 @@ def test_the_command(trained, command):
         assert tried[str(row["setting"])] == max(tried.values())
         all_labels = result["label_fractions"][-1]["rows"][name]["accuracy"]
         assert all_labels["mean"] == pytest.approx(row["accuracy"]["point"])
+        assert row["lowest_recall"]["recall"]["point"] == min(one["point"] for one in row["recall"].values())
+    few, every = result["label_fractions"]
+    assert [text.split(",")[0] for text in few["setting_by"]] == ["fixed at 1.43845"] * 3
+    assert every["setting_by"] == ["validation patients"]
+    assert all(setting == pytest.approx(1.43845) for setting in few["rows"]["model"]["setting"])
     with Image.open(folder / "linear_fast_test.png") as image:
         assert min(image.size) > 500
 

@@ -74,6 +74,7 @@ def made_report(seed: int = 0) -> tuple[dict, dict]:
             ],
             "patients": 96,
             "scans": 1152,
+            "majority": {"name": "NORMAL", "share": 86.1},
             "difference": {"point": 6.71, "low": 3.94, "high": 9.58},
             "a": "quickstart-1",
             "b": "phantoms_vit-1",
@@ -219,6 +220,7 @@ def made_table(rng: np.random.Generator) -> dict:
             for key, title, group, unit, digits, better in columns
         ],
         "rows": rows,
+        "classes_of_lowest_recall": {MODELS[0]: {"linear_balanced": "DRUSEN"}},
         "best": {key: MODELS[0] if key in ("knn_5", "linear") else None for key, *_ in columns},
         "rule": "the best of a column whose paired difference to every other model excludes 0 (95 %, by patients).",
         "differences": {
@@ -454,7 +456,8 @@ def test_the_numbers_are_those_of_the_results(page, report):
                 assert shown == f"{found['point']:.{digits}f}"
             else:
                 point, low, high = (f"{found[end]:.{digits}f}" for end in ("point", "low", "high"))
-                assert shown == f"{point} [{low}, {high}]"
+                weakest = results["table"]["classes_of_lowest_recall"].get(model, {}).get(column["key"])
+                assert shown == f"{point} {f'{weakest} ' if weakest else ''}[{low}, {high}]"
     league = rows_of(page, "league-table")[1:]
     first = results["league"]["rows"][0]["scores"]
     assert league[0][1].startswith("{point:.3f} [{low:.3f}, {high:.3f}]".format(**first["auprc"]))
@@ -464,7 +467,14 @@ def test_the_numbers_are_those_of_the_results(page, report):
     found = results["severity"]["rows"][MODELS[0]]["all"]["from_normal"]
     assert severity[0][1] == "{point:+.2f} [{low:+.2f}, {high:+.2f}]".format(**found)
     words = Reader(page).words
-    for expected in ("+6.7", "[+3.9, +9.6]", "1,152 scans of 96 patients", results["verdict"]["headline"], "PHANTOMS"):
+    for expected in (
+        "+6.7",
+        "[+3.9, +9.6]",
+        "always NORMAL, the most frequent class 86.1 %",
+        "1,152 scans of 96 patients",
+        results["verdict"]["headline"],
+        "PHANTOMS",
+    ):
         assert expected in words
 
 
