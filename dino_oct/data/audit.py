@@ -333,7 +333,7 @@ def _shortcut_lines(shortcut: dict[str, Any], borders: dict[str, Any]) -> list[s
     if "brightness" in usable:
         lines.append(
             "  Brightness alone (mean, contrast, percentiles and noise of a scan) gives the class away: a model could "
-            "read the device or the exposure of each class. Lesions change the brightness a little, too."
+            "read the device or the exposure of each class. Lesions and swelling change it, too."
         )
     if not usable:
         lines.append("  Neither size nor border nor brightness predicts the class better than chance.")

@@ -5,6 +5,7 @@ import csv
 import importlib
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -225,6 +226,33 @@ def test_wrong_use_is_one_line(args, message, trained, own_cache, tmp_path):
         said("compare", [*given, "--out", tmp_path / "out"])
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_values_of_masks_reach_league_severity_and_cases(trained, own_cache, cache_root, tmp_path):
+    """Scans that are no phantoms to the program, with masks of the same values."""
+    phantoms = next(iter(cache_root.glob("phantom-*")))
+    shutil.copytree(phantoms, tmp_path / "scans")
+    (tmp_path / "scans" / "phantom.json").unlink()
+    common = [trained, "--data", tmp_path / "scans", "--dataset.split", "official", "--k", 3, "--cases", 4]
+    common += ["--league", 2, "--methods", "attention", "--bootstrap", 20]
+
+    def found(name, *values):
+        said("compare", [*common, *values, "--out", tmp_path / name])
+        return json.loads((tmp_path / name / "results.json").read_text())
+
+    narrow, wide = (
+        found("narrow", "--lesion-values", 255, "--retina-values", 128),
+        found("wide", "--lesion-values", 128, 255),
+    )
+    assert narrow["severity"]["measure"] == wide["severity"]["measure"] == "share of the scan in the lesion mask"
+    for case, other in zip(narrow["cases"], wide["cases"], strict=True):
+        assert case["scan"] == other["scan"]
+        assert other["severity"] > 0.1 > case["severity"]
+    shares = [
+        next(row for row in one["league"]["rows"] if row["name"] == "random")["scores"]["auprc"]["point"]
+        for one in (narrow, wide)
+    ]  # of a random map: the lesion's share of the pixels
+    assert shares[1] > 2 * shares[0]
 
 
 def test_one_model_alone_gives_a_report_that_says_what_is_missing(trained, own_cache, tmp_path):
