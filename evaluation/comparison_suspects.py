@@ -1,16 +1,20 @@
-"""Scans whose label is probably wrong, by the margin of a cross-validated classifier, with their nearest neighbours.
+"""Scans whose label is probably wrong, by a cross-validated classifier, with their nearest neighbours.
 
-The given class of a scan is doubted where a classifier that never saw its patient finds another class much more
-probable (confident-learning's self-confidence ranking, Northcutt et al. 2021, with a fixed limit instead of class
-thresholds). A suspect is a scan to look at again, not an error: hard scans look the same.
+The given class of a scan is doubted where a classifier that never saw its patient finds another class at least as
+probable as it finds that class, on average, for the scans that are labelled so (the thresholds of confident learning,
+Northcutt et al. 2021, section 3). Where the classifier does not know a class, its errors are not the labels': classes
+of few patients, and those of which it finds less than half, are not judged. A suspect is a scan to look at again, not
+an error: hard scans look the same.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from sklearn.model_selection import GroupKFold
 
+from dino_oct.class_summary import summarise
 from dino_oct.errors import InputError
 from dino_oct.knn import neighbours
 from evaluation.comparison_files import ShownScans
@@ -18,7 +22,9 @@ from evaluation.comparison_measures import Answers, Setting
 from evaluation.comparison_models import SPLITS, Model
 from evaluation.probes import logistic_path, standardisation
 
-FOLDS, LIMIT, MOST, NEIGHBOURS = 5, -0.5, 24, 5
+FOLDS, MOST, NEIGHBOURS = 5, 24, 5
+LEAST_PATIENTS = 2 * FOLDS  # of a class, so that a fold holds out two and the others teach it
+LEAST_RECALL = 0.5
 
 
 class Suspect(NamedTuple):
@@ -47,8 +53,10 @@ def suspects(
     network fits even a wrong label of its training; of all models where there is no other.
 
     Raises:
-        InputError: no model has a linear probe, or labels cannot be cross-validated.
+        InputError: the scans are phantoms, no model has a linear probe, or labels cannot be cross-validated.
     """
+    if shared.data.is_phantom:
+        raise InputError("the labels of phantoms are exact, so none is doubted")
     probed = {key: one.probe_about["validation"] for key, one in answers.items() if one.probe_about}
     unlabelled = {key: value for key, value in probed.items() if models[key].kind != "supervised"}
     candidates = unlabelled or probed
@@ -61,18 +69,20 @@ def suspects(
 
     def find() -> dict[str, Any]:
         features = np.concatenate([model.features[split] for split in SPLITS])
-        found, about = find_suspects(features, labels, patients, len(shared.class_names), c)
+        found, about = find_suspects(features, labels, patients, shared.class_names, c)
         return {"found": [one._asdict() for one in found], **about}
 
-    made = shared.cache.json(f"suspects {key}", shared.identity(model, c=c, most=MOST, limit=LIMIT), find)
+    settings = {"c": c, "most": MOST, "least": [LEAST_PATIENTS, LEAST_RECALL]}
+    made = shared.cache.json(f"suspects {key}", shared.identity(model, **settings), find)
     among = "among the models that did not learn from these labels" if unlabelled else "of all models"
     learnt = "" if unlabelled else " It learnt from these labels, so errors among its training scans may hide."
     return {
         "rule": f"logistic regression (C {c:.3g}) on the frozen features of {key}, the best probe on validation "
-        f"patients {among}. Suspected where the probability of the given class less that of the best other one is "
-        f"below {LIMIT:g}: {made['below']:,} of {len(every):,} scans, the worst {len(made['found'])} shown. "
+        f"patients {among}. Suspected where another class is more probable, and as probable as it is on average for "
+        f"the scans labelled so: {made['suspected']:,} of {made['judged']:,} judged scans, the worst "
+        f"{len(made['found'])} shown. {made['left_out']}"
         "A suspect is a scan to look at again, not an error: the regression itself finds "
-        f"{made['accuracy']:.1f} % of the given classes.{learnt}",
+        f"{made['accuracy']:.1f} % of the given classes ({made['by_class']}).{learnt}",
         "model": key,
         "found": [_shown(one, every, scans) for one in made["found"]],
     }
@@ -119,20 +129,42 @@ def margins(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return probabilities[rows, labels] - others.max(axis=1)
 
 
+def doubted(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(N,) bool, scans for which another class is more probable than the given one, and at least as probable as it is
+    on average for the scans labelled so.
+
+    Args:
+        probabilities: (N, C) of classifiers that did not see the scan; labels: (N,).
+    """
+    rows, others = np.arange(len(labels)), probabilities.copy()
+    others[rows, labels] = -np.inf
+    best = others.argmax(axis=1)
+    usual = np.full(probabilities.shape[1], np.inf)
+    for c in np.unique(labels):
+        usual[c] = probabilities[labels == c, c].mean()
+    return (others[rows, best] > probabilities[rows, labels]) & (others[rows, best] >= usual[best])
+
+
 def find_suspects(
-    features: np.ndarray, labels: np.ndarray, patients: np.ndarray, n_classes: int, c: float, most: int = MOST
-) -> tuple[list[Suspect], dict[str, Any]]:
-    """The scans of margin below ``LIMIT``, the worst first.
+    features: np.ndarray, labels: np.ndarray, patients: np.ndarray, class_names: Sequence[str], c: float,
+    most: int = MOST,
+) -> tuple[list[Suspect], dict[str, Any]]:  # fmt: skip
+    """The scans of judged classes that are ``doubted``, those of the lowest margin first.
 
     Returns:
-        At most so many suspects; and ``accuracy`` (of the cross-validation, per cent) and ``below`` (their number in
-        all).
+        At most so many suspects; and ``accuracy`` (of the cross-validation, per cent), ``by_class`` (what it hides, in
+        words), ``judged`` and ``suspected`` (scans in all), ``left_out`` (classes that are not judged, a sentence).
     """
-    probabilities = cross_validated(features, labels, patients, n_classes, c)
+    probabilities = cross_validated(features, labels, patients, len(class_names), c)
+    called = probabilities.argmax(axis=1)
+    by_class = summarise(labels, called, class_names)
+    few = [name for i, name in enumerate(class_names) if 0 < len(set(patients[labels == i].tolist())) < LEAST_PATIENTS]
+    unknown = [name for name, recall in by_class.recall.items() if recall < 100 * LEAST_RECALL and name not in few]
+    judged = ~np.isin(labels, [class_names.index(name) for name in (*few, *unknown)])
     margin = margins(probabilities, labels)
     order = np.argsort(margin, kind="stable")
-    below = order[margin[order] < LIMIT]
-    worst = below[:most]
+    suspected = order[(doubted(probabilities, labels) & judged)[order]]
+    worst = suspected[:most]
     others = probabilities.copy()
     others[np.arange(len(labels)), labels] = -np.inf
     similarity, near = nearest_of_others(features, patients, worst, NEIGHBOURS)
@@ -148,8 +180,15 @@ def find_suspects(
         )
         for row, i in enumerate(worst.tolist())
     ]
-    about = {"accuracy": 100 * float((probabilities.argmax(axis=1) == labels).mean()), "below": len(below)}
-    return found, about
+    reasons = {f"fewer than {LEAST_PATIENTS} patients": few, f"less than {LEAST_RECALL:.0%} recognised": unknown}
+    left_out = "; ".join(f"{', '.join(names)} ({reason})" for reason, names in reasons.items() if names)
+    return found, {
+        "accuracy": 100 * float((called == labels).mean()),
+        "by_class": by_class.words,
+        "judged": int(judged.sum()),
+        "suspected": len(suspected),
+        "left_out": f"Not judged: {left_out}. " if left_out else "",
+    }
 
 
 def nearest_of_others(

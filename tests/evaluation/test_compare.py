@@ -131,11 +131,16 @@ def test_every_part_of_the_report_is_there(results, folder, trained, fitted):
     for case in results["cases"]:
         assert set(case["models"]) == set(kinds)
         assert set(case["models"][fitted.name]["maps"]) >= {"attention", "gradcam"}
-    for one in results["suspects"]["found"]:
-        given = results["scans"]["label"][one["scan"]]
-        assert given == one["given"] != one["suggested"]
-        own = results["scans"]["patient"][one["scan"]]
-        assert all(results["scans"]["patient"][near["scan"]] != own for near in one["neighbours"])
+    assert results["suspects"] is None
+    assert "suspects: the labels of phantoms are exact, so none is doubted" in results["gaps"]
+    for key, one in results["evaluations"].items():
+        for protocol, found in one.items():
+            lowest = found["lowest_recall"]
+            assert lowest["recall"] == results["table"]["rows"][key][f"{protocol}_lowest_recall"]
+            assert results["table"]["classes_of_lowest_recall"][key][f"{protocol}_lowest_recall"] == lowest["class"]
+            assert bool(found["never_recognised"]) == (lowest["recall"]["point"] == 0)
+    most = results["verdict"]["majority"]
+    assert any(f"Always naming {most['name']}" in text for text in verdict["sentences"])
     printed = (folder / "printed.txt").read_text()
     assert verdict["headline"] in printed
     assert not [word for word in ("Traceback", "nan") if word in printed]

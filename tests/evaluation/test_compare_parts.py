@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 from evaluation.comparison_cache import StepCache
 from evaluation.comparison_cases import RULES, choose_cases
 from evaluation.comparison_severity import rank_correlation
-from evaluation.comparison_suspects import LIMIT, cross_validated, find_suspects, margins, nearest_of_others
+from evaluation.comparison_suspects import cross_validated, doubted, find_suspects, margins, nearest_of_others
 from evaluation.comparison_table import columns, is_urgency_known
 from evaluation.comparison_warnings import of_data
 
@@ -27,17 +27,49 @@ def test_flipped_labels_come_first(groups):
     flipped = np.array([5, 77, 130, 201])
     given = labels.copy()
     given[flipped] = (labels[flipped] + 1) % 3
-    found, about = find_suspects(features, given, patients, 3, c=1.0)
+    found, about = find_suspects(features, given, patients, ("A", "B", "C"), c=1.0)
     assert {one.scan for one in found[:4]} == set(flipped.tolist())
     assert [one.margin for one in found] == sorted(one.margin for one in found)
-    assert all(one.margin < LIMIT for one in found)
-    assert about["below"] == len(found)
+    assert all(one.margin < 0 for one in found)
+    assert (about["suspected"], about["judged"], about["left_out"]) == (len(found), 240, "")
+    assert len(found) <= 6  # at most two right ones beside the four wrong ones
     for one in found[:4]:
         assert (one.given, one.suggested) == (given[one.scan], labels[one.scan])
         assert len(one.near) == 5
         assert patients[one.scan] not in patients[one.near]
         assert (labels[one.near] == labels[one.scan]).mean() > 0.7
         assert one.similarities == sorted(one.similarities, reverse=True)
+
+
+@pytest.mark.parametrize("of_rare", [4, 12])
+def test_a_rare_class_without_a_wrong_label_is_not_accused(of_rare):
+    """Hard classes, one of them rare: the classifier finds few of its scans, which says nothing of their labels."""
+    names, sizes = ("COMMON", "SECOND", "RARE"), (100, 40, of_rare)
+    accused, wrong, found_wrong = 0, 0, 0
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        patients = np.repeat(np.arange(sum(sizes)).astype(str), 5)
+        labels = np.repeat(np.repeat([0, 1, 2], sizes), 5)
+        features = 2.5 * np.eye(3, 16)[labels] + np.repeat(0.7 * rng.normal(size=(sum(sizes), 16)), 5, axis=0)
+        features = (features + rng.normal(size=features.shape)).astype(np.float32)
+        flipped = rng.choice(np.flatnonzero(labels == 0), 10, replace=False)
+        given = labels.copy()
+        given[flipped] = 1
+        found, about = find_suspects(features, given, patients, names, c=0.003, most=1000)
+        accused += sum(one.given == 2 for one in found)
+        found_wrong += len({one.scan for one in found} & set(flipped.tolist()))
+        wrong += len(flipped)
+        assert "RARE (" in about["left_out"]
+        margin = margins(cross_validated(features, given, patients, 3, c=0.003), given)
+        assert (margin[labels == 2] < -0.5).mean() > 0.2  # a fixed limit would accuse these
+    assert accused == 0
+    assert found_wrong >= 0.5 * wrong
+
+
+def test_the_limit_of_doubt_is_that_of_the_other_class():
+    """Class 1 is usually found with 0.6: more than that, and more than the given class, is a reason to doubt."""
+    probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.45, 0.55], [0.4, 0.6], [0.4, 0.6]])
+    assert doubted(probabilities, np.array([0, 0, 0, 1, 1])).tolist() == [False, True, False, False, False]
 
 
 def test_cross_validation_never_saw_the_patient(groups):
