@@ -108,20 +108,20 @@ def trained_on(source: str) -> list[TrainedScan] | None:
 def seen_in(index: ScanIndex, digests: np.ndarray, rows: Sequence[TrainedScan] | None) -> Seen | None:
     """Which patients of a folder some weights were trained on.
 
-    A patient is known by a scan that is equal to the pixel; in the same folder also by name; elsewhere by a patient
-    number of four digits or more.
+    A patient is known by a file of the same content; in the same folder also by name; elsewhere by a patient number of
+    four digits or more.
 
     Args:
-        digests: (N,) of the index's scans.
+        digests: (N,) of the index's files.
         rows: from ``trained_on``; None gives None.
     """
     if rows is None:
         return None
     here = data_identity(index.root)
-    pixels = {row.digest.encode() for row in rows if row.file}
+    contents = {row.digest.encode() for row in rows if row.file}
     names = {row.patient for row in rows if row.file and row.data == here}
     numbers = {row.patient for row in rows if row.patient.isdecimal() and len(row.patient) >= _TELLING_DIGITS}
-    equal = np.isin(digests, np.array(sorted(pixels), dtype=digests.dtype))
+    equal = np.isin(digests, np.array(sorted(contents), dtype=digests.dtype))
     known = equal | np.isin(index.patients, sorted(names | numbers))
     return Seen(
         frozenset(index.patients[known].tolist()),

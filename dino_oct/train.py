@@ -87,7 +87,7 @@ def train(config: TrainConfig) -> None:
     # ---- run folder ------------------------------------------------------------------------------------------------
     if main_process:
         prepare_run_folder(run, config, resume_file, say)
-        provenance.record(run, index, scans.digests, config.init, resume_file)
+        provenance.record(run, index, scans.file_digests, config.init, resume_file)
         if step == 0:
             save_export(learner.teacher.backbone, run / "checkpoints" / "start", scans=scan_settings(config.dataset))
     accelerator.wait_for_everyone()

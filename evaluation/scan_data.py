@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 PHANTOM_NOTICE = "PHANTOMS: synthetic scans"
 _SPLITTING = ("split", "split_seed", "val_fraction", "test_fraction")
-_DECODING = ("neutralise_borders", "max_side", "grey_range")
 Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 
 
@@ -127,7 +126,7 @@ class ScanData:
 
     def seen_by(self, source: str) -> Seen | None:
         """What is known of these patients and the training of any SOURCE."""
-        return seen_in(self.index, self.scans.digests, trained_on(source))
+        return seen_in(self.index, self.scans.file_digests, trained_on(source))
 
     def _of_training(self, seen: Seen | None, positions: np.ndarray) -> list[str]:
         patients = set(self.index.patients[positions].tolist())
@@ -213,12 +212,11 @@ def open_data(
     chosen = dataclasses.replace(_changed(trained_dataset, dataset), unlabelled=further)
     split_as_run = all(getattr(chosen, name) == getattr(trained_dataset, name) for name in _SPLITTING)
     table = _table_of(source.run) if own and split_as_run else None
-    same_pixels = all(getattr(chosen, name) == getattr(trained_dataset, name) for name in _DECODING)
-    index, scans = load_scans(data, chosen, chosen_phantom, say, table, same_pixels)
+    index, scans = load_scans(data, chosen, chosen_phantom, say, table)
     notes = list(index.notes)
     if own and split_as_run and table is None:
         notes.append(f"{source.run} has no table of its scans ({TABLE}), so the splits are made anew from the folder")
-    seen = seen_in(index, scans.digests, trained_on(source.name)) if source else None
+    seen = seen_in(index, scans.file_digests, trained_on(source.name)) if source else None
     if config is not None and seen is not None and not seen.is_home:
         notes.append("other data than the run was trained on: none of these scans is among its training scans")
     return ScanData(index, scans, chosen, seen, tuple(notes))

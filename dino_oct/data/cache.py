@@ -50,6 +50,7 @@ _TABLES = {
     "brightness": "f4",
     "tissue": "f4",
     "digests": "S32",
+    "file_digests": "S32",
 }
 _CHUNK = 512  # scans decoded before they are written; bounds the memory of a build
 _PROBES = 16  # scans whose pixels are checked against their digest when a cache is opened
@@ -73,6 +74,7 @@ class ScanCache:
         brightness: (N, 9) float32, grey levels outside that border; columns ``brightness.FEATURES``.
         tissue: (N, 16, 16) float32, fraction of tissue in each cell of a grid over the scan.
         digests: (N,) S32, hash of shape and pixels: equal for scans that are equal to the pixel.
+        file_digests: (N,) S32, hash of each file's bytes, however it is decoded.
         skipped: (file, reason) of every file left out.
         grey_range: that deep images (16-bit, 32-bit, float) were read by; None where there are none.
         notes: one line each, what a user should know about how the files were read.
@@ -98,7 +100,7 @@ class ScanCache:
             raise ValueError(f"{self.folder}: {error}") from error
         self.sizes, self.original_sizes = np.array(tables["sizes"]), np.array(tables["original_sizes"])
         self.border, self.brightness = tables["border"], tables["brightness"]
-        self.tissue, self.digests = tables["tissue"], tables["digests"]
+        self.tissue, self.digests, self.file_digests = tables["tissue"], tables["digests"], tables["file_digests"]
         self._starts = np.concatenate([[0], self.sizes.prod(axis=1).cumsum()]).astype(np.int64)
         if len(self._pixels) != self._starts[-1]:
             raise ValueError(f"{self.folder}: scans.bin holds {len(self._pixels)} bytes, expected {self._starts[-1]}")
@@ -193,6 +195,7 @@ class _Decoded:
     border: np.ndarray
     brightness: np.ndarray
     tissue: np.ndarray
+    file_digest: bytes
     remarks: frozenset[Remark]
 
 
@@ -200,7 +203,8 @@ def _decode(path: Path, config: DatasetConfig, grey_range: GreyRange | None) -> 
     """Decode and measure one scan, or say why it is left out; None for a deep image without a grey range."""
     try:
         scan, original_size, remarks = decode(path, config.max_side, grey_range=grey_range)
-    except BadScan as reason:
+        file_digest = _digest_file(path)
+    except (BadScan, OSError) as reason:
         return str(reason)
     except RangeNeeded:
         return None
@@ -210,7 +214,13 @@ def _decode(path: Path, config: DatasetConfig, grey_range: GreyRange | None) -> 
     if config.neutralise_borders:
         scan = neutralise(scan, borders, tissue)
     return _Decoded(
-        np.ascontiguousarray(scan), original_size, border_features(borders), brightness, tissue_map(tissue), remarks
+        np.ascontiguousarray(scan),
+        original_size,
+        border_features(borders),
+        brightness,
+        tissue_map(tissue),
+        file_digest,
+        remarks,
     )
 
 
@@ -287,6 +297,7 @@ def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bo
                     rows["brightness"].append(decoded.brightness)
                     rows["tissue"].append(decoded.tissue)
                     rows["digests"].append(_digest(decoded.scan))
+                    rows["file_digests"].append(decoded.file_digest)
                     for remark in decoded.remarks:
                         remarked[remark].append(index.files[i])
                 bar.update()
@@ -397,6 +408,14 @@ def _key(index: ScanIndex, config: DatasetConfig) -> str:
             stamp = (-1, -1, -1)
         content.update(b"\0" + os.fsencode(file) + repr(stamp).encode())
     return content.hexdigest()[:20]
+
+
+def _digest_file(path: Path) -> bytes:
+    content = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            content.update(block)
+    return content.hexdigest().encode()
 
 
 def _digest(scan: np.ndarray) -> bytes:

@@ -15,13 +15,12 @@ def load_scans(
     phantom: PhantomConfig,
     say: Callable[[str], None],
     table: Sequence[ScanRow] | None = None,
-    same_pixels: bool = True,
 ) -> tuple[ScanIndex, ScanCache]:
     """Index a folder (or draw the phantoms), decode it once, and say what was found and left out.
 
     Args:
         data: an OCT2017-style folder, any folder of images, or ``phantom``.
-        table, same_pixels: a run's table, whose splits hold (``by_table``); None: the settings' splits.
+        table: of a run, whose splits hold (``by_table``); None: the settings' splits.
 
     Raises:
         InputError: missing or empty folder, or no readable scan in it.
@@ -32,7 +31,7 @@ def load_scans(
     index = without_copies_of_held_out(index, scans.digests)
     changes: list[str] = []
     if table is not None:
-        index, changes = by_table(index, scans.digests, table, same_pixels)
+        index, changes = by_table(index, scans.file_digests, table)
     for note in index.notes:
         say(f"note: {note}")
     for change in changes:

@@ -1,4 +1,4 @@
-"""The table of a run's scans: which file, class, patient and pixels were in which split when the run began.
+"""The table of a run's scans: which file, class and patient were in which split when the run began.
 
 A folder changes after a run; what the run was trained on does not. So a run writes its table, goes on by it, and is
 judged by it (``by_table``).
@@ -28,7 +28,7 @@ class ScanRow:
         label: class; "" without.
         patient: as in ``ScanIndex``.
         split: "train", "val", "test", or "" for a scan that no split may use.
-        digest: of the decoded pixels (``ScanCache.digests``).
+        digest: of the file's bytes (``ScanCache.file_digests``).
     """
 
     file: str
@@ -42,7 +42,7 @@ COLUMNS = tuple(column.name for column in fields(ScanRow))
 
 
 def rows_of(index: ScanIndex, digests: np.ndarray) -> list[ScanRow]:
-    """The rows of an index and its cache's digests (N,)."""
+    """The rows of an index and its cache's digests of files (N,)."""
     names = [*index.class_names, ""]  # UNLABELLED is the last
     columns = (index.files, index.labels.tolist(), index.patients.tolist(), index.splits.tolist(), digests.tolist())
     return [
@@ -82,24 +82,21 @@ def read_rows(file: Path, row_type: type = ScanRow) -> list:
     return rows
 
 
-def by_table(
-    index: ScanIndex, digests: np.ndarray, rows: Sequence[ScanRow], same_pixels: bool = True
-) -> tuple[ScanIndex, list[str]]:
+def by_table(index: ScanIndex, digests: np.ndarray, rows: Sequence[ScanRow]) -> tuple[ScanIndex, list[str]]:
     """Today's index with the splits of a table, and what differs between the two.
 
-    A scan of the table keeps its split, under another name too if its pixels are equal. A scan that is not in it joins
+    A scan of the table keeps its split, under another name too if its file is the same. A scan that is not in it joins
     its patient's split if that patient has one alone; else it stays where the index puts it.
 
     Args:
-        digests: (N,) of today's scans.
-        same_pixels: whether today's scans are decoded as the run decoded them, so that other pixels mean other files.
+        digests: (N,) of today's files.
 
     Returns:
         The index, and notes, none where the folder is as it was.
     """
     of_file = {row.file: row for row in rows}
-    # Of equal scans in several splits, the one that was trained on says what is known of these pixels.
-    of_pixels = {row.digest: row for row in sorted(rows, key=lambda row: row.split == "train")}
+    # Of copies in several splits, the one that was trained on says what is known of this content.
+    of_content = {row.digest: row for row in sorted(rows, key=lambda row: row.split == "train")}
     splits_of_patient: dict[str, set[str]] = {}
     for row in rows:
         splits_of_patient.setdefault(row.patient, set()).add(row.split)
@@ -107,7 +104,7 @@ def by_table(
     changes: dict[str, list[str]] = {}
     splits, kept = [], set()
     for row in today:
-        before = of_file.get(row.file) or of_pixels.get(row.digest)
+        before = of_file.get(row.file) or of_content.get(row.digest)
         if before is None:
             of_patient = splits_of_patient.get(row.patient, set())
             splits.append(next(iter(of_patient)) if len(of_patient) == 1 else row.split)
@@ -117,7 +114,7 @@ def by_table(
         splits.append(before.split)
         for what, has_changed in (
             ("moved or renamed", before.file != row.file),
-            ("with other pixels", same_pixels and before.digest != row.digest),
+            ("with other content", before.digest != row.digest),
             ("of another class", before.label != row.label),
             ("of another patient", before.patient != row.patient),
         ):

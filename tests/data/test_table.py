@@ -41,7 +41,7 @@ def opened(folder, **settings):
 
 def test_a_table_comes_back_as_it_was_written(scans, tmp_path):
     index, cache = opened(scans)
-    rows = rows_of(index, cache.digests)
+    rows = rows_of(index, cache.file_digests)
     write_rows(tmp_path / "t.csv", rows)
     assert read_rows(tmp_path / "t.csv") == rows
     assert {row.label for row in rows} == {"CNV", "DME"}
@@ -57,8 +57,8 @@ def test_a_damaged_table_is_one_line(tmp_path, text):
 
 def test_the_table_holds_when_files_are_added_moved_changed_and_removed(scans):
     index, cache = opened(scans)
-    rows = rows_of(index, cache.digests)
-    assert by_table(index, cache.digests, rows)[1] == []
+    rows = rows_of(index, cache.file_digests)
+    assert by_table(index, cache.file_digests, rows)[1] == []
     of_split = {split: [row.file for row in rows if row.split == split] for split in ("train", "val", "test")}
     moved, changed, gone = of_split["train"][0], of_split["test"][0], of_split["val"][0]
     (scans / moved).rename(scans / "CNV" / "CNV-99999-1.png")  # a trained-on scan under an unknown patient's number
@@ -69,21 +69,21 @@ def test_the_table_holds_when_files_are_added_moved_changed_and_removed(scans):
     patient = of_split["train"][1].split("-")[1]
     draw(scans, f"CNV/CNV-{patient}-2.png")
     index, cache = opened(scans)
-    today, notes = by_table(index, cache.digests, rows)
+    today, notes = by_table(index, cache.file_digests, rows)
     found = dict(zip(today.files, today.splits.tolist(), strict=True))
     assert found["CNV/CNV-99999-1.png"] == "train"
     assert found[f"CNV/CNV-{patient}-2.png"] == "train"
     assert found[changed] == "test"
     text = "; ".join(notes)
-    for word in ("2 scans new", "1 scans moved or renamed", "1 scans with other pixels", "1 scans gone"):
+    for word in ("2 scans new", "1 scans moved or renamed", "1 scans with other content", "1 scans gone"):
         assert word in text
 
 
 def test_the_table_wins_over_a_split_that_is_made_otherwise_today(scans):
     index, cache = opened(scans)
-    rows = rows_of(index, cache.digests)
+    rows = rows_of(index, cache.file_digests)
     other, _ = opened(scans, split_seed=5)
-    today, notes = by_table(other, cache.digests, rows)
+    today, notes = by_table(other, cache.file_digests, rows)
     assert today.splits.tolist() == index.splits.tolist()
     assert any("splits are those of the run's table" in note for note in notes)
 
@@ -105,7 +105,7 @@ def test_unlabelled_copies_of_held_out_scans_are_not_trained_on(scans, tmp_path)
 
 def record(run, folder, start="random:x", resume=None, **settings):
     index, cache = opened(folder, **settings)
-    provenance.record(run, index, cache.digests, start, resume)
+    provenance.record(run, index, cache.file_digests, start, resume)
     return index, cache
 
 
@@ -116,18 +116,18 @@ def test_provenance_follows_the_whole_chain_of_runs(scans, tmp_path):
     index, cache = record(first, scans)
     record(second, tmp_path / "second", start=str(first))
     record(third, tmp_path / "third", start=str(second / "export"))
-    seen = provenance.seen_in(index, cache.digests, provenance.trained_on(str(third)))
+    seen = provenance.seen_in(index, cache.file_digests, provenance.trained_on(str(third)))
     assert seen.patients == set(index.patients[index.positions("train")].tolist())
     assert seen.unknown == ()
     # The start of a run knows what came before it, not what it is trained on.
     own, own_cache = opened(tmp_path / "third")
     start = provenance.trained_on(str(third / "checkpoints" / "start"))
-    assert provenance.seen_in(own, own_cache.digests, start).patients == frozenset()
-    assert provenance.seen_in(index, cache.digests, start).patients == seen.patients
+    assert provenance.seen_in(own, own_cache.file_digests, start).patients == frozenset()
+    assert provenance.seen_in(index, cache.file_digests, start).patients == seen.patients
     # An export that was copied elsewhere brings its history along.
     shutil.copytree(third / "export", tmp_path / "elsewhere")
     copied = provenance.trained_on(str(tmp_path / "elsewhere"))
-    assert provenance.seen_in(index, cache.digests, copied).patients == seen.patients
+    assert provenance.seen_in(index, cache.file_digests, copied).patients == seen.patients
 
 
 def test_trained_on_patients_are_known_in_a_renamed_copy_of_the_folder(scans, tmp_path):
@@ -138,9 +138,22 @@ def test_trained_on_patients_are_known_in_a_renamed_copy_of_the_folder(scans, tm
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(index.path(i), target)
     today, cache = opened(copy)
-    seen = provenance.seen_in(today, cache.digests, provenance.trained_on(str(tmp_path / "run")))
+    seen = provenance.seen_in(today, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
     assert seen.is_home
     assert len(seen.patients) == len(index.positions("train"))
+
+
+def test_scans_are_known_again_however_they_are_decoded(scans, tmp_path):
+    index, _ = record(tmp_path / "run", scans)
+    shutil.copytree(scans, tmp_path / "copy")
+    today, cache = opened(tmp_path / "copy", max_side=60, neutralise_borders=False)
+    seen = provenance.seen_in(today, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
+    assert seen.is_home
+    assert by_table(today, cache.file_digests, rows_of(*files_of(index, scans)))[1] == []
+
+
+def files_of(index, scans):
+    return index, opened(scans)[1].file_digests
 
 
 def test_patient_numbers_tell_in_another_folder_only_where_they_are_long(tmp_path, monkeypatch):
@@ -149,7 +162,7 @@ def test_patient_numbers_tell_in_another_folder_only_where_they_are_long(tmp_pat
     draw(tmp_path / "b", "CNV/CNV-3-2.png", "DME/DME-12345-2.png")
     record(tmp_path / "run", tmp_path / "a", val_fraction=0, test_fraction=0)
     index, cache = opened(tmp_path / "b")
-    seen = provenance.seen_in(index, cache.digests, provenance.trained_on(str(tmp_path / "run")))
+    seen = provenance.seen_in(index, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
     assert seen.patients == {"12345"}
     assert not seen.is_home
 
@@ -159,7 +172,7 @@ def test_what_is_not_known_is_said(scans, tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"")
     assert provenance.trained_on(str(tmp_path / "weights.pth")) is None
     index, cache = record(tmp_path / "run", scans, start=str(tmp_path / "weights.pth"))
-    seen = provenance.seen_in(index, cache.digests, provenance.trained_on(str(tmp_path / "run")))
+    seen = provenance.seen_in(index, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
     assert seen.unknown == (str(tmp_path / "weights.pth"),)
 
 
@@ -172,7 +185,7 @@ def test_a_resumed_run_still_knows_scans_that_are_gone(scans, tmp_path):
     table = provenance.table_of(last)
     assert [row.file for row in table] == list(index.files)
     today, cache = load_scans(str(scans), DatasetConfig(), PhantomConfig(), quiet, table)
-    provenance.record(run, today, cache.digests, "random:x", last)
+    provenance.record(run, today, cache.file_digests, "random:x", last)
     assert gone in {row.file for row in provenance.trained_on(str(run))}
     assert gone in {row.file for row in provenance.table_of(last)}
 
@@ -181,8 +194,8 @@ def test_phantoms_of_other_seeds_are_other_patients(tmp_path, monkeypatch):
     monkeypatch.setenv("DINO_OCT_CACHE", str(tmp_path / "cache"))
     small = {"patients": 8, "scans_per_patient": 1, "size": (64, 64)}
     index, cache = load_scans("phantom", DatasetConfig(), PhantomConfig(**small), quiet)
-    provenance.record(tmp_path / "run", index, cache.digests, "random:x", None)
+    provenance.record(tmp_path / "run", index, cache.file_digests, "random:x", None)
     other, other_cache = load_scans("phantom", DatasetConfig(), PhantomConfig(seed=1, **small), quiet)
     rows = provenance.trained_on(str(tmp_path / "run"))
-    assert provenance.seen_in(other, other_cache.digests, rows).patients == frozenset()
-    assert provenance.seen_in(index, cache.digests, rows).patients
+    assert provenance.seen_in(other, other_cache.file_digests, rows).patients == frozenset()
+    assert provenance.seen_in(index, cache.file_digests, rows).patients
