@@ -63,7 +63,7 @@ def data_digest(data: ScanData) -> str:
     index, scans = data.index, data.scans
     tables = (scans.digests, scans.sizes, scans.original_sizes, scans.border, scans.brightness, scans.tissue)
     columns = (index.labels, index.patients, index.splits, index.folder_splits)
-    seen = None if data.seen is None else sorted(data.seen)
+    seen = data.seen and (sorted(data.seen.patients), data.seen.is_home, data.seen.unknown)
     said = (index.files, index.class_names, index.mislabelled, index.notes, scans.skipped, data.notes, seen)
     return digest(*map(np.asarray, (*tables, *columns)), np.array(json.dumps(said)))
 

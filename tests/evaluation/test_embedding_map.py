@@ -150,7 +150,7 @@ def test_what_the_command_tells(animated):
     printed, folder = animated
     for words in ("PHANTOMS: synthetic scans", "all splits, 48 scans of 12 patients", "starting weights", BESIDE,
                   "model − raw pixels", "chance", "3-NN purity %", "mean nothing by themselves",
-                  "were seen in pretraining", "--run.keep-every", "no row for random weights", "sha256"):  # fmt: skip
+                  "were trained on", "--run.keep-every", "no row for random weights", "sha256"):  # fmt: skip
         assert words in printed, printed
     result = json.loads((folder / "embedding_map.json").read_text())
     assert list(result["rows"]) == ["model", "starting weights", BESIDE, "raw pixels"]
@@ -325,7 +325,7 @@ def test_more_scans_than_asked_for_are_drawn_by_seed(trained, own_cache):
     assert len(set(maps.chosen.tolist())) == 20
     assert set(maps.data.index.splits[maps.chosen].tolist()) == {"train", "val", "test"}
     assert any("20 of 48 scans drawn by seed" in note for note in result["notes"])
-    assert any("were seen in pretraining" in note for note in result["notes"])
+    assert any("were trained on" in note for note in result["notes"])
 
 
 def test_scans_without_labels_are_mapped_in_grey(noise, own_cache, tmp_path):

@@ -175,10 +175,11 @@ def test_a_signal_puts_the_trial_down_for_the_next_start(tmp_path, stub, monkeyp
     out = tmp_path / "search"
 
     def stopping(config, on_epoch):
-        metrics = stub.train(config, on_epoch)
-        if config.out.endswith("0001"):
-            Path(config.out, "stopped").touch()
-            monkeypatch.setattr(search, "train", stub.train)
+        if not config.out.endswith("0001"):
+            return stub.train(config, on_epoch)
+        metrics = stub.train(config, lambda epoch, metrics: None)  # a signal, before Hyperband has its say
+        Path(config.out, "stopped").touch()
+        monkeypatch.setattr(search, "train", stub.train)
         return metrics
 
     search.train = stopping
