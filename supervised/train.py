@@ -147,9 +147,8 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
     # ---- run folder ------------------------------------------------------------------------------------------------
     if main_process:
         prepare_run_folder(run, config, resume_file, say)
-        provenance.record(
-            run, index, scans.file_digests, find(config.model, config.init == "pretrained")[1], resume_file
-        )
+        start = "" if resume_file else find(config.model, config.init == "pretrained")[1]
+        provenance.record(run, index, scans.file_digests, start, resume_file)
         if step == 0:
             save_export(learner.model, run / "checkpoints" / "start", names, scan_settings(config.dataset))
     accelerator.wait_for_everyone()

@@ -201,7 +201,7 @@ def _heads(tensors: Tensors, width: int, heads: int | None, file: Path) -> tuple
         raise InputError(f"{file}: width {width} cannot be divided over {count} heads")
     if told or heads:
         return count, ()
-    return count, (f"heads: {count} assumed, {width // count} channels each; --heads says otherwise",)
+    return count, (f"heads: {count} assumed, {width // count} channels each; --heads (--model.heads) says otherwise",)
 
 
 def _vit(tensors: Tensors, found: dict[str, Any], file: Path, args: dict[str, Any]) -> str:

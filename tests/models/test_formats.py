@@ -232,7 +232,10 @@ def test_what_lies_beside_and_is_not_known_is_refused(tmp_path):
 
 
 def test_assumed_heads_are_said_and_those_that_tensors_tell_are_not(tmp_path):
-    for name, words in (("DINO", "heads: 1 assumed, 64 channels each; --heads says otherwise"), ("DINOv3", "")):
+    for name, words in (
+        ("DINO", "heads: 1 assumed, 64 channels each; --heads (--model.heads) says otherwise"),
+        ("DINOv3", ""),
+    ):
         torch.save(FORMATS[name]()[1], tmp_path / "weights.pth")
         report = load_backbone(str(tmp_path / "weights.pth")).load_report
         assert " ".join(report.assumed) == words
