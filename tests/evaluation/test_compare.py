@@ -240,4 +240,4 @@ def test_one_model_alone_gives_a_report_that_says_what_is_missing(trained, own_c
     assert set(found["table"]["best"].values()) == {None}
     assert found["cases"] == []
     assert found["league"] is None
-    assert {text.split(":")[0] for text in found["gaps"]} == {"explanations", "cases"}
+    assert {text.split(":")[0] for text in found["gaps"]} == {"explanations", "cases", "suspects"}
