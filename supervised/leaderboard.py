@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader
 from optuna.trial import FrozenTrial, TrialState
 
 from dino_oct.bootstrap import Interval
+from dino_oct.class_summary import ClassSummary
 from dino_oct.errors import InputError
 from dino_oct.streams import short_seed_of
 from evaluation.reports import plain, show, table, write_json
@@ -30,6 +31,8 @@ _STATES = {
     TrialState.RUNNING: "running",
 }
 
+_RECALL = "val_recall_"
+
 
 @dataclass(frozen=True)
 class Row:
@@ -38,7 +41,9 @@ class Row:
     Attributes:
         rank: by validation; None for a trial without result. model: as it was asked for; paper: the display name.
         val_balanced, val_accuracy, val_auroc: per cent, best epoch. test_accuracy, test_balanced: of a winner, with
-            95 % patient intervals. parameters: that learn. seconds: over all attempts, without what a killed one lost.
+            95 % patient intervals. val_lowest, test_lowest: the lowest recall of a class, per cent, and the class.
+            val_majority, test_majority: share of the most frequent class, per cent. parameters: that learn. seconds:
+            over all attempts, without what a killed one lost.
         reason: why it failed or was stopped.
     """
 
@@ -50,8 +55,12 @@ class Row:
     state: str
     val_balanced: float | None
     val_accuracy: float | None
+    val_lowest: str | None
+    val_majority: float | None
     test_accuracy: Interval | None
     test_balanced: Interval | None
+    test_lowest: str | None
+    test_majority: float | None
     parameters: int | None
     epochs: int | None
     best_epoch: int | None
@@ -125,6 +134,10 @@ def make_row(trial: FrozenTrial, rank: int | None, run: Path, tested: dict[str, 
     result = next(iter(tested["rows"].values())) if tested else {}
     intervals = {name: Interval(**result[name]) if result else None for name in ("accuracy", "balanced_accuracy")}
     trained = outcome.get("trainable_parameters")
+    by_class = ClassSummary(
+        {name.removeprefix(_RECALL): value for name, value in outcome.items() if name.startswith(_RECALL)}
+    )
+    lowest = result.get("lowest_recall")
     return Row(
         rank=rank,
         trial=trial.number,
@@ -134,8 +147,12 @@ def make_row(trial: FrozenTrial, rank: int | None, run: Path, tested: dict[str, 
         state=_STATES[trial.state],
         val_balanced=outcome.get("val_balanced_accuracy"),
         val_accuracy=outcome.get("val_accuracy"),
+        val_lowest=f"{by_class.recall[by_class.lowest]:.1f} {by_class.lowest}" if by_class.recall else None,
+        val_majority=outcome.get("val_majority"),
         test_accuracy=intervals["accuracy"],
         test_balanced=intervals["balanced_accuracy"],
+        test_lowest=f"{lowest['recall']['point']:.1f} {lowest['class']}" if lowest else None,
+        test_majority=tested["majority"]["share"] if lowest else None,
         parameters=None if trained is None else int(trained),
         epochs=outcome.get("epochs"),
         best_epoch=outcome.get("best_epoch"),
@@ -204,7 +221,8 @@ def write_tables(rows: Sequence[Row], out: Path) -> None:
     _write(out / "leaderboard.csv", text.getvalue())
 
 
-_HEADER = ["rank", "architecture", "validation %, balanced", "validation %", "test % [95 % interval]",
+_HEADER = ["rank", "architecture", "validation %, balanced", "validation %", "lowest recall %",
+           "test % [95 % interval]", "test %, balanced", "test, lowest recall %",
            "M parameters", "epochs", "time", "settings", "trial", "state"]  # fmt: skip
 
 
@@ -216,7 +234,10 @@ def cells(row: Row) -> list[str]:
         name,
         _percent(row.val_balanced),
         _percent(row.val_accuracy),
+        row.val_lowest or "–",
         "" if row.test_accuracy is None else show(row.test_accuracy),
+        "" if row.test_balanced is None else show(row.test_balanced),
+        row.test_lowest or "",
         "–" if row.parameters is None else f"{row.parameters / 1e6:.2f}",
         "–" if row.epochs is None else f"{row.epochs} (best {row.best_epoch})",
         clock(row.seconds),
@@ -261,8 +282,19 @@ def _about(board: Board) -> list[str]:
         board.cost,
         "ranked by validation alone; "
         + ("the winner of each architecture classified the test split once" if tested else "nothing was tested yet"),
+        *_majorities(board.rows),
         *(f"note: {note}" for note in board.notes),
     ]
+
+
+def _majorities(rows: Sequence[Row]) -> list[str]:
+    """The accuracy of always naming the most frequent class, which is the same for every trial."""
+    shares = {
+        "validation": next((row.val_majority for row in rows if row.val_majority is not None), None),
+        "test": next((row.test_majority for row in rows if row.test_majority is not None), None),
+    }
+    known = ", ".join(f"{share:.1f} % of {split}" for split, share in shares.items() if share is not None)
+    return [f"always the most frequent class would be right in {known}"] if known else []
 
 
 def report(board: Board) -> str:
@@ -332,7 +364,10 @@ def _sort_keys(row: Row) -> list[Any]:
         row.paper.lower(),
         row.val_balanced,
         row.val_accuracy,
+        row.val_lowest and float(row.val_lowest.split()[0]),
         row.test_accuracy and row.test_accuracy.point,
+        row.test_balanced and row.test_balanced.point,
+        row.test_lowest and float(row.test_lowest.split()[0]),
         row.parameters,
         row.epochs,
         row.seconds,

@@ -43,14 +43,16 @@ def test_flipped_labels_come_first(groups):
 
 @pytest.mark.parametrize("of_rare", [4, 12])
 def test_a_rare_class_without_a_wrong_label_is_not_accused(of_rare):
-    """Hard classes, one of them rare: the classifier finds few of its scans, which says nothing of their labels."""
+    """The rare class looks much like the common one: the classifier finds few of its scans, whose labels are right."""
     names, sizes = ("COMMON", "SECOND", "RARE"), (100, 40, of_rare)
     accused, wrong, found_wrong = 0, 0, 0
     for seed in range(3):
         rng = np.random.default_rng(seed)
         patients = np.repeat(np.arange(sum(sizes)).astype(str), 5)
         labels = np.repeat(np.repeat([0, 1, 2], sizes), 5)
-        features = 2.5 * np.eye(3, 16)[labels] + np.repeat(0.7 * rng.normal(size=(sum(sizes), 16)), 5, axis=0)
+        centres = 4 * np.eye(3, 16)
+        centres[2] = centres[0] + 0.3 * centres[2]
+        features = centres[labels] + np.repeat(0.7 * rng.normal(size=(sum(sizes), 16)), 5, axis=0)
         features = (features + rng.normal(size=features.shape)).astype(np.float32)
         flipped = rng.choice(np.flatnonzero(labels == 0), 10, replace=False)
         given = labels.copy()
@@ -64,6 +66,14 @@ def test_a_rare_class_without_a_wrong_label_is_not_accused(of_rare):
         assert (margin[labels == 2] < -0.5).mean() > 0.2  # a fixed limit would accuse these
     assert accused == 0
     assert found_wrong >= 0.5 * wrong
+
+
+def test_nobody_is_accused_by_a_classifier_that_knows_no_class():
+    rng = np.random.default_rng(0)
+    patients, labels = np.repeat(np.arange(60).astype(str), 4), np.repeat(np.arange(60) % 3, 4)
+    features = 1.2 * np.eye(3, 16)[labels] + np.repeat(rng.normal(size=(60, 16)), 4, axis=0)
+    features = (features + rng.normal(size=(240, 16))).astype(np.float32)
+    assert find_suspects(features, labels, patients, ("A", "B", "C"), c=0.003)[0] == []
 
 
 def test_the_limit_of_doubt_is_that_of_the_other_class():

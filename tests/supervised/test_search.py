@@ -490,6 +490,7 @@ def a_row(rank, trial, **changes) -> Row:
     values = {
         "method": "random", "model": f"{NASTY}{trial}", "paper": f"{NASTY}{trial}", "state": "complete",
         "val_balanced": 90.0 - trial, "val_accuracy": 91.0 - trial, "test_accuracy": Interval(88.0, 80.0, 94.0),
+        "val_lowest": "61.5 DME", "val_majority": 40.0, "test_lowest": "0.0 DRUSEN", "test_majority": 52.3,
         "test_balanced": Interval(87.0), "parameters": 5_000_000, "epochs": 4, "best_epoch": 3, "seconds": 7200.0,
         "device": "cuda", "settings": {"optim.lr": 3.2e-4, "optim.optimizer": "sgd"}, "run": "r", "reason": "",
         "attempts": 1,
@@ -499,7 +500,7 @@ def a_row(rank, trial, **changes) -> Row:
 
 @pytest.fixture
 def published(tmp_path):
-    nothing = dict.fromkeys(("test_accuracy", "test_balanced"))
+    nothing = dict.fromkeys(("test_accuracy", "test_balanced", "test_lowest", "test_majority"))
     failed = nothing | dict.fromkeys(("val_balanced", "val_accuracy", "parameters", "epochs", "best_epoch"))
     rows = [
         a_row(1, 0),
@@ -520,7 +521,7 @@ def test_results_say_the_same_everywhere_and_escape_every_name(published):
     assert "data:image/png;base64" in html
     assert not re.search(r"(src|href)=[\"']?(http|/)", html)
     assert "<script>alert" not in text
-    assert all(line.count("|") - line.count("\\|") == 12 for line in text.splitlines() if line.startswith("|"))
+    assert all(line.count("|") - line.count("\\|") == 15 for line in text.splitlines() if line.startswith("|"))
     with (out / "leaderboard.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["rank"] for row in rows] == ["1", "2", ""]
@@ -530,6 +531,8 @@ def test_results_say_the_same_everywhere_and_escape_every_name(published):
         assert "PHANTOMS" in said
         assert "6.00 GPU-hours" in said
         assert "88.0" in said
+        for words in ("87.0", "61.5 DME", "0.0 DRUSEN", "40.0 % of validation, 52.3 % of test"):
+            assert words in said
         assert "out of memory" in said
         assert "40 scans of 10 patients" in said
     assert json.loads((out / "results.json").read_text()) == result
