@@ -23,18 +23,24 @@ if TYPE_CHECKING:
 
 
 class StopSignal:
-    """Remembers a SIGTERM or SIGUSR1 (SLURM's warning before a time limit) until the loop asks."""
+    """Remembers a request to stop until the loop asks: SIGTERM, SIGUSR1 (SLURM's warning before a time limit), Ctrl-C.
+
+    Ctrl-C interrupts at once while there is nothing to save (``can_save`` is not set yet), and when it comes again.
+    """
 
     def __init__(self):
-        self.received = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        self.received = self.can_save = False
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._receive)
 
-    def _receive(self, *_) -> None:
+    def _receive(self, number: int, _frame: object) -> None:
+        if number == signal.SIGINT and (self.received or not self.can_save):
+            raise KeyboardInterrupt
         self.received = True
 
     def asked(self, device: torch.device) -> bool:
         """Whether any process got a signal; the same answer on all."""
+        self.can_save = True
         if processes.count() == 1:
             return self.received
         return bool(processes.total(torch.tensor(float(self.received), device=device)) > 0)

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dino_oct.config import RunConfig, use_bf16
-from dino_oct.data.sampler import StepSampler, ignore_stop_signals
+from dino_oct.data.sampler import StepSampler, belong_to_trainer
 from dino_oct.errors import InputError
 
 
@@ -40,7 +40,7 @@ def step_loader(scans: Dataset, sampler: StepSampler, workers: int) -> DataLoade
         num_workers=workers,
         collate_fn=list,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=belong_to_trainer,
     )
 
 

@@ -19,6 +19,7 @@ from dino_oct.cli import one_line_errors
 from dino_oct.config import TrainConfig, load_config
 from dino_oct.data.load import load_scans, scan_settings
 from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_epoch
+from dino_oct.errors import InputError
 from dino_oct.features import check_size
 from dino_oct.learner import Learner, NotFiniteError, Schedules
 from dino_oct.models.backbone import save_export
@@ -168,11 +169,10 @@ def train(config: TrainConfig) -> None:
         try:
             metrics = learner.step(micro_batches, values)
         except NotFiniteError as error:
-            say(
-                f"stopped at step {step}: {error}. The last checkpoint is good; lower optim.lr or optim.clip_grad, and "
-                "use --run.precision fp32 to tell a precision problem from a diverging one"
-            )
-            raise
+            raise InputError(
+                f"{run}: stopped at step {step}, {error}; the last checkpoint is good: lower --optim.lr or "
+                "--optim.clip-grad, or use --run.precision fp32 to tell a precision problem from a diverging one"
+            ) from None
         step += 1
         recent.append(metrics.get("dino_loss", metrics["loss"]))
         images += config.optim.batch_size

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -96,6 +97,55 @@ def test_sigterm_saves_and_exits_cleanly(uninterrupted, cache_root, tmp_path):
     assert saved == lines(run)[-1]["step"] < lines(uninterrupted)[-1]["step"]
     output, _ = start(run, cache_root).communicate(timeout=120)
     assert_equal_runs(run, uninterrupted)
+
+
+def loaders_of(pid):
+    """Process numbers of a trainer's children."""
+    return [int(number) for number in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def assert_ends(pids, seconds=10):
+    deadline = time.monotonic() + seconds
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, f"still running: {pids}"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_group_saves_and_no_loader_stays(number, uninterrupted, cache_root, tmp_path):
+    run = tmp_path / "stopped"
+    process = start(run, cache_root, "--run.workers", "2")
+    wait_for(lambda: (run / "metrics.jsonl").exists() and '"step": 3,' in (run / "metrics.jsonl").read_text(), process)
+    children = loaders_of(process.pid)
+    assert len(children) >= 2
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 0, output
+    assert "stopped by a signal after step" in output
+    assert_ends(children)
+    output, _ = start(run, cache_root).communicate(timeout=120)
+    assert_equal_runs(run, uninterrupted)
+
+
+def test_an_error_with_loaders_ends_in_seconds_with_one_line(cache_root, tmp_path):
+    process = start(
+        tmp_path / "diverged", cache_root, "--run.workers", "2", "--optim.lr", "1e38", "--optim.clip-grad", "0"
+    )
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "Traceback" not in output
+    assert "error: " in output.splitlines()[-1]
+    assert "the loss is nan" in output.splitlines()[-1]
+
+
+def test_a_killed_trainer_leaves_no_loader_behind(cache_root, tmp_path):
+    run = tmp_path / "killed"
+    process = start(run, cache_root, "--run.workers", "2")
+    wait_for(lambda: (run / "metrics.jsonl").exists() and '"step": 3,' in (run / "metrics.jsonl").read_text(), process)
+    children = loaders_of(process.pid)
+    process.kill()
+    process.communicate()
+    assert_ends(children)
 
 
 def test_a_finished_run_stays_as_it_is(uninterrupted, cache_root):

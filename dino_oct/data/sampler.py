@@ -1,6 +1,9 @@
 """Which scans a process sees at which step: a pure function of (seed, step), so a run can resume anywhere."""
 
+import ctypes
+import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +16,9 @@ from dino_oct.streams import generator
 
 if TYPE_CHECKING:
     from dino_oct.data.cache import ScanCache
+
+
+_PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 def steps_per_epoch(n_scans: int, batch_size: int) -> int:
@@ -108,7 +114,10 @@ class TrainingScans(Dataset):
         return np.array(self.scans[position]), np.array(self.scans.tissue[position]), sample, epoch
 
 
-def ignore_stop_signals(_worker: int) -> None:
-    """For loader processes: launchers signal the whole group, and the training process must still get its batches."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
+def belong_to_trainer(_worker: int) -> None:
+    """For loader processes: signals to the whole group, of terminals and launchers, do not reach them, as the training
+    process must still get its batches. It ends them itself; the system does where it was killed."""
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    if sys.platform == "linux":  # PyTorch's own watch misses a loader that waits for room in the queue
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
