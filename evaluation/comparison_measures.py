@@ -64,8 +64,10 @@ def data_digest(data: ScanData) -> str:
     tables = (scans.digests, scans.sizes, scans.original_sizes, scans.border, scans.brightness, scans.tissue)
     columns = (index.labels, index.patients, index.splits, index.folder_splits)
     seen = data.seen and (sorted(data.seen.patients), data.seen.is_home, data.seen.unknown)
-    said = (index.files, index.class_names, index.mislabelled, index.notes, scans.skipped, data.notes, seen)
-    return digest(*map(np.asarray, (*tables, *columns)), np.array(json.dumps(said)))
+    layout = (index.files, index.class_names, index.mislabelled, index.left_out, index.split_rule, index.notes)
+    return digest(
+        *map(np.asarray, (*tables, *columns)), np.array(json.dumps((layout, scans.skipped, data.notes, seen)))
+    )
 
 
 @dataclass

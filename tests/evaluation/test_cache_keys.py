@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dino_oct.errors import InputError
+from dino_oct.provenance import Seen
 from evaluation.compare import Options
 from evaluation.comparison_cache import StepCache
 from evaluation.comparison_cases import Case, show_cases
@@ -244,14 +245,16 @@ def test_the_digest_of_data_is_of_every_part(folder):
         column = getattr(index, name).copy()
         column[0] = column[-1] if column[0] != column[-1] else (1 if name == "labels" else "val")
         digests.add(data_digest(dataclasses.replace(data, index=dataclasses.replace(index, **{name: column}))))
-    for name, value in (("notes", ("x",)), ("mislabelled", ("x",)), ("class_names", ("A", "B", "C", "D"))):
+    said = {"notes": ("x",), "mislabelled": ("x",), "class_names": ("A", "B", "C", "D"), "split_rule": "x"}
+    for name, value in {**said, "left_out": (("x", "y"),)}.items():
         digests.add(data_digest(dataclasses.replace(data, index=dataclasses.replace(index, **{name: value}))))
     for name in ("border", "brightness", "tissue", "original_sizes"):
         kept = getattr(scans, name)
         setattr(scans, name, np.array(kept) + 1)
         digests.add(data_digest(data))
         setattr(scans, name, kept)
-    digests.add(data_digest(dataclasses.replace(data, seen=frozenset({"1"}))))
+    for seen in (Seen(frozenset(), True), Seen(frozenset({"1"}), True), Seen(frozenset(), True, ("x",))):
+        digests.add(data_digest(dataclasses.replace(data, seen=seen)))
     digests.add(data_digest(dataclasses.replace(data, notes=("y",))))
     assert data_digest(data) == first
-    assert len(digests) == 1 + 4 + 3 + 4 + 2
+    assert len(digests) == 1 + 4 + 5 + 4 + 3 + 1
