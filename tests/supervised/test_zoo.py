@@ -114,19 +114,19 @@ def test_the_gradcam_layer_has_maps_that_matter_everywhere(name):
 def test_maps_lie_as_the_image_does(name):
     """A change in the lower right of the scan changes the layer most in the lower right of its maps."""
     of = small(name, scale=2)
-    of.model.eval()
+    of.model.eval().double()  # what a random ConvMixer passes on of the change is below float32's rounding
     layer, outputs = of.gradcam_layer, []
     of.model.get_submodule(layer.name).register_forward_hook(lambda module, args, output: outputs.append(output))
-    images = scans(of, n=1)
+    images = scans(of, n=1).double()
     changed = images.clone()
     rows, columns = of.input_size
     changed[..., rows * 3 // 4 :, columns * 3 // 4 :] += 5
     with torch.no_grad():
         of.model(images), of.model(changed)
     moved = (layer.to_maps(outputs[1], of.input_size) - layer.to_maps(outputs[0], of.input_size)).abs().sum(dim=1)[0]
-    row, column = divmod(int(moved.argmax()), moved.shape[1])
-    assert (row + 0.5) / moved.shape[0] > 0.5
-    assert (column + 0.5) / moved.shape[1] > 0.5
+    # Means of the quadrants in reading order: where one maximum lies depends on the weights.
+    quadrants = torch.stack([part.mean() for half in moved.tensor_split(2) for part in half.tensor_split(2, dim=1)])
+    assert int(quadrants.argmax()) == 3
 
 
 def test_other_families_fall_back_on_their_last_feature_map():
