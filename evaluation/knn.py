@@ -121,7 +121,8 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
             **found.settings,
             "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
         },
-        "units": "per cent; differences in points; each number with its 95 % patient-bootstrap interval",
+        "units": "per cent; differences in points; each number with its 95 % interval by patient, "
+        "or the reason why it has none",
         "rows": compared["rows"],
         "differences": compared["differences"],
         "majority": compared["majority"],

@@ -266,7 +266,8 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
             "draws": options.draws,
             "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
         },
-        "units": "per cent; differences in points; each number with its 95 % patient-bootstrap interval; label curves "
+        "units": "per cent; differences in points; each number with its 95 % interval by patient, "
+        "or the reason why it has none; label curves "
         "with mean, lowest and highest of the draws",
         "rows": rows,
         "differences": differences,

@@ -96,7 +96,7 @@ def final_result(
             "shortcut": data.shortcuts(np.concatenate([trained, positions])),
         },
         "settings": {**settings, "bootstrap": {"unit": "patient", "resamples": _RESAMPLES, "seed": seed}},
-        "units": "per cent; each number with its 95 % patient-bootstrap interval",
+        "units": "per cent; each number with its 95 % interval by patient, or the reason why it has none",
         "rows": {NAME: row},
         "majority": compared["majority"],
         "verdicts": never_recognised([(NAME, row["never_recognised"])]),
