@@ -14,6 +14,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from dino_oct.data.phantom import phantom_folder
 from dino_oct.errors import InputError
 from dino_oct.provenance import Seen
 from evaluation.compare import Options
@@ -27,6 +28,7 @@ from evaluation.comparison_models import SPLITS, open_models
 from evaluation.comparison_suspects import suspects
 from evaluation.comparison_table import resampled
 from evaluation.comparison_warnings import warnings
+from evaluation.runs import read_run
 from evaluation.scan_data import DatasetOptions, PhantomOptions, open_data
 
 LONG = ("league", "maps", "audit", "embedding", "suspects")  # only their keys are wanted
@@ -66,16 +68,12 @@ class Keys(StepCache):
 def original(trained, tmp_path_factory, cache_root):
     """Scans that are no phantoms to the program, with masks and layers, and a run whose copy is changed."""
     folder = tmp_path_factory.mktemp("keys")
-    (phantoms,) = {file.parent for file in cache_root.glob("phantom-*/phantom.json") if _patients(file) == 12}
+    phantoms = phantom_folder(read_run(trained).phantom, cache_root)
     for name in ("train", "val", "test", "masks"):
         shutil.copytree(phantoms / name, folder / "scans" / name)
     shutil.copy(phantoms / "layers.npz", folder / "scans")
     shutil.copytree(trained, folder / "run")
     return folder
-
-
-def _patients(file: Path) -> int:
-    return json.loads(file.read_text())["config"]["patients"]
 
 
 @pytest.fixture
