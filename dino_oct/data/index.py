@@ -207,9 +207,9 @@ def _patients(layout: Layout, labels: np.ndarray, class_names: Sequence[str]) ->
     patients = [folder or patient_of(file) for file, folder in zip(layout.files, folders, strict=True)]
     numbers = {file: match["patient"] for file in layout.files if (match := _SCAN_NAME.match(PurePosixPath(file).stem))}
     dated = {file for file, folder in zip(layout.files, folders, strict=True) if not folder and file in numbers}
-    shared_format = _date_format({numbers[file] for file in dated}, len(dated))
+    are_dates = _are_dates({numbers[file] for file in dated}, len(dated))
     notes = []
-    if shared_format:  # every number is a date, six digits and years included
+    if are_dates:  # every number is a date, six digits and years included
         patients = [plain(file) if file in dated else name for file, name in zip(layout.files, patients, strict=True)]
     dated = {file for file, name in zip(layout.files, patients, strict=True) if file in dated and name == plain(file)}
     unnamed = sum(name == plain(file) for file, name in zip(layout.files, patients, strict=True))
@@ -242,7 +242,7 @@ def _parses(digits: str, form: str) -> bool:
         return False
 
 
-def _date_format(numbers: set[str], n_files: int) -> bool:
+def _are_dates(numbers: set[str], n_files: int) -> bool:
     """Whether all numbers are dates of one form, or a few years over many files; one number alone may be either."""
     if not numbers:
         return False
