@@ -22,6 +22,7 @@ from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_
 from dino_oct.errors import InputError
 from dino_oct.features import check_size
 from dino_oct.learner import Learner, NotFiniteError, Schedules
+from dino_oct.limits import check_settings
 from dino_oct.models.backbone import save_export
 from dino_oct.models.build import build_networks
 from dino_oct.models.network import normalise_views
@@ -41,6 +42,7 @@ def main() -> None:
 
 def train(config: TrainConfig) -> None:
     """Run, or go on with, one pretraining; see ``TrainConfig``. Every process calls it with the same settings."""
+    check_settings(config)
     # ---- processes -------------------------------------------------------------------------------------------------
     accelerator, say = start_processes(config.run)
     device, bf16, main_process = accelerator.device, accelerator.mixed_precision == "bf16", accelerator.is_main_process
