@@ -288,4 +288,4 @@ def _one_line(boxed: str) -> str:
     lines = [line.strip("│ \n") for line in boxed.splitlines() if not re.match(r"^[╭╰]", line)]
     first = itertools.takewhile(lambda line: set(line) != {"─"}, lines)
     message = " ".join(line for line in first if line) or "wrong options"
-    return f"{message} (--help lists every option)"
+    return f"{message.partition(' Got errors:')[0]} (--help lists every option)"

@@ -15,7 +15,7 @@ from dino_oct.cli import read_settings
 from dino_oct.config import RunSettings, TrainConfig
 from dino_oct.errors import InputError
 from dino_oct.limits import Heads, Name, NewName, Resamples, Seed
-from dino_oct.models.backbone import load_backbone, local_file, open_layer_scales
+from dino_oct.models.backbone import check_source, load_backbone, local_file, open_layer_scales
 from dino_oct.monitor import MonitorConfig
 from dino_oct.provenance import run_of
 from dino_oct.streams import seed_of
@@ -114,11 +114,13 @@ def open_source(model: str | None) -> Source:
     """The source of an evaluation; a run's exports and checkpoints bring the run's settings with them.
 
     Raises:
-        InputError: no run to fall back on, or settings that cannot be read. Weights are not opened here.
+        InputError: no run to fall back on, a source that is not there, or settings that cannot be read. Weights are
+            not opened here.
     """
     if model is None:
         run = newest_run()
         return Source(str(run), run, read_run(run), f"newest under {RUNS}/")
+    check_source(model)
     run = run_of(model)
     return Source(model) if run is None else Source(model, run, read_run(run))
 
