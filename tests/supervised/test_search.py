@@ -403,13 +403,9 @@ def test_settings_that_mean_nothing_together_are_not_drawn():
 
 
 def test_any_setting_can_be_searched(tmp_path):
-    text = (
-        "optim.label_smoothing: {low: 0, high: 1}\noptim.epochs: [5, 9]\noptim.lr: {low: 1e-5, high: 1e-2, log: true}"
-    )
+    text = "optim.mixup: {low: 0, high: 1}\noptim.epochs: [5, 9]\noptim.lr: {low: 1e-5, high: 1e-2, log: true}"
     found = space(tmp_path, f"model: [resnet18, resnet26]\n{text}", models=()).distributions
-    assert isinstance(
-        found["optim.label_smoothing"], optuna.distributions.FloatDistribution
-    )  # although 0 and 1 are whole
+    assert isinstance(found["optim.mixup"], optuna.distributions.FloatDistribution)  # although 0 and 1 are whole
     assert (found["optim.lr"].low, found["optim.lr"].log) == (1e-5, True)
     assert found["model"].choices == ("resnet18", "resnet26")
 
