@@ -157,6 +157,9 @@ def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn wrong input into one line on stderr and exit status 2, Ctrl-C into 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show loses no result
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except InputError as error:

@@ -453,7 +453,9 @@ class Sandbox:
             for number, target in ((0, "/dev/null"), (1, self.root / "stdout"), (2, self.root / "stderr")):
                 mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
                 os.dup2(os.open(target, mode), number)
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            pages = int(Path("/proc/self/statm").read_text().split()[0])  # libraries take gigabytes of addresses
+            limit = pages * resource.getpagesize() + MEMORY
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
             sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), "rww")
             sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)
             sys.argv = [str(REPOSITORY / script), *args]
