@@ -172,6 +172,12 @@ class Setting:
         return type(None) in _parts(self.hint)
 
     @property
+    def number(self) -> type[int] | type[float] | None:
+        """The kind of number that it takes, if it takes any."""
+        parts = _parts(self.hint)
+        return float if float in parts else int if int in parts else None
+
+    @property
     def is_text(self) -> bool:
         """Whether any text is a value of it."""
         return bool({str, Path} & _parts(self.hint))

@@ -1,7 +1,6 @@
 """What a search may vary: settings of a supervised run, each with a range or a list of choices, from YAML."""
 
 import dataclasses
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,8 +165,7 @@ def _range(name: str, given: dict[str, Any], base: SupervisedConfig) -> IntDistr
 
 def _type_of(name: str, base: SupervisedConfig) -> type[int] | type[float] | None:
     """int or float, if the setting is a number."""
-    hint = next(one.hint for one in all_settings(type(base)) if one.name == name.replace("-", "_"))
-    return next((kind for kind in (hint, *typing.get_args(hint)) if kind in (int, float)), None)
+    return next(one.number for one in all_settings(type(base)) if one.name == name.replace("-", "_"))
 
 
 def base_of(config: SupervisedConfig, models: Sequence[str]) -> SupervisedConfig:

@@ -6,11 +6,13 @@ on the class: anatomy, position, tilt, gain, noise and size are drawn from gener
     python dino_oct/data/phantom.py --out DIR --patients N --scans-per-patient M --size H W --seed S
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
 import uuid
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -101,9 +103,7 @@ def write_phantoms(out: str | Path, config: PhantomConfig, progress: bool = True
     out = Path(out)
     check_settings(config)
     earlier = _earlier_phantom(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = _staging(out)
-    try:
+    with _staging(out, "choose another folder") as staging:
         _fill(staging, config, progress)
         if earlier is None:
             if out.is_dir():
@@ -111,8 +111,6 @@ def write_phantoms(out: str | Path, config: PhantomConfig, progress: bool = True
             staging.rename(out)
         else:
             _replace(out, earlier, staging)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return out
 
 
@@ -131,17 +129,13 @@ def phantom_folder(config: PhantomConfig, cache_root: str | Path) -> Path:
     folder = Path(cache_root) / f"phantom-v{PHANTOM_VERSION}-{key}"
     if (folder / _ABOUT).is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = _staging(folder)
-    try:
+    with _staging(folder, "name another cache with --dataset.cache-dir or $DINO_OCT_CACHE") as staging:
         _fill(staging, config, progress=True)
         try:
             staging.rename(folder)
         except OSError:
             if not (folder / _ABOUT).is_file():
                 raise InputError(f"{folder}: holds something else than the cached phantoms; remove it") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return folder
 
 
@@ -156,11 +150,21 @@ def _settings(config: PhantomConfig) -> dict:
     }
 
 
-def _staging(final: Path) -> Path:
-    """A new folder on the same disk, so that the finished one can be moved into place in one step."""
+@contextlib.contextmanager
+def _staging(final: Path, cure: str) -> Iterator[Path]:
+    """A new folder on the same disk, so that the finished one can be moved into place in one step; removed if left.
+
+    Raises:
+        InputError: it cannot be written; ``cure`` says what to do.
+    """
     staging = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}")
-    staging.mkdir()
-    return staging
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+    except OSError as error:
+        raise InputError(f"{final}: cannot be written ({error.strerror or error}); {cure}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _fill(folder: Path, config: PhantomConfig, progress: bool) -> None:

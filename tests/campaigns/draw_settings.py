@@ -293,7 +293,7 @@ def _word(setting: Setting, rng: np.random.Generator) -> str:
     if is_odd:
         return one_of(ODD_NUMBERS)
     limits = next((limit for limit in setting.limits if isinstance(limit, Range)), Range())
-    is_whole = "int" in str(setting.hint) and "float" not in str(setting.hint)
+    is_whole = setting.number is int
     low, high = max(limits.least, limits.above, -1e3), min(limits.most, limits.below, 1e12)
     if rng.random() < 0.4:
         edges = [low, high, low - 1, high + 1, low + 1, high - 1, *([] if is_whole else [low + 1e-9, high - 1e-9])]
