@@ -14,6 +14,7 @@ import dataclasses
 import importlib
 import math
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -358,7 +359,7 @@ def is_told(one: Draw, text: str) -> bool:
     plain = text.lower().replace("-", "_").replace(" ", "_")
     names = [setting.name.rpartition(".")[2] for setting, _ in one.settings]
     names += [name.rstrip("s") for name in names] + [setting.name for setting in one.command.settings]
-    words = [word.rpartition("/")[2] or word for _, words in one.settings for word in words]
+    words = [re.split("[/@]", word)[-1] or word for _, words in one.settings for word in words]
     words = [repr(word)[1:41].rstrip("'\"").lower() for word in words if word.strip(" -.")]
     # Words that begin with a hyphen are options to the parser.
     is_option = any(word.startswith("-") for _, words in one.settings for word in words)
