@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 import operator
-import os
 import types
 import typing
 from collections.abc import Iterator
@@ -97,12 +96,10 @@ class Text:
                 return "must not hold a NUL character"
             if self.is_new and text != text.encode(errors="replace").decode():
                 return "must be UTF-8"
-            parts, longest = (
-                [len(os.fsencode(part)) for part in text.split("/")],
-                _NEW_PART if self.is_new else _LONGEST_PART,
-            )
-            if max(parts) > longest:
-                return f"must be shorter: {max(parts)} bytes, {longest} at most"
+            parts = [len(part.encode(errors="surrogatepass")) for part in text.split("/")]
+            most = _NEW_PART if self.is_new else _LONGEST_PART
+            if max(parts) > most:
+                return f"must be shorter: {max(parts)} bytes, {most} at most"
             if sum(parts) + len(parts) > _LONGEST_PATH:
                 return f"must be shorter: {_LONGEST_PATH} bytes at most"
         return ""

@@ -106,12 +106,16 @@ def test_mistakes_in_a_file(tmp_path, text, message):
         (["--loss.centering", "centre"], r"invalid choice 'centre'"),
         (["--config", "configs/none.yaml"], r"no such settings file; presets: configs/quickstart\.yaml"),
         (["--resume", "nowhere.pt"], "no such checkpoint"),
-        (["--model.args", "depth"], r"model\.args 'depth': write NAME=VALUE"),
+        (["--model.args", "depth"], r"--model\.args depth: 'depth': write NAME=VALUE"),
+        (["--model.args", "depth=["], r"--model\.args depth=\[: depth=\[: not a number, a word or a list"),
+        (["--model.args", "depth=2", "depth=3"], r"--model\.args depth=2 depth=3: depth is given twice"),
+        (["--model.args", "depth=1000000000"], r"--model\.args .*: must be at most 1,000"),
+        (["--model.args", "embed_dim=[96, 1000000]"], r"--model\.args .*: must be at most 16,384"),
     ],
 )
 def test_mistakes_on_the_command_line(args, message):
     with pytest.raises(InputError, match=message) as error:
-        load_config(args).model.timm_args()
+        load_config(args)
     assert "\n" not in str(error.value)
 
 

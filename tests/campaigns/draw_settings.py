@@ -360,7 +360,7 @@ def is_told(one: Draw, text: str) -> bool:
     names = [setting.name.rpartition(".")[2] for setting, _ in one.settings]
     names += [name.rstrip("s") for name in names] + [setting.name for setting in one.command.settings]
     words = [re.split("[/@]", word)[-1] or word for _, words in one.settings for word in words]
-    words = [repr(word)[1:41].rstrip("'\"").lower() for word in words if word.strip(" -")]
+    words = [repr(" ".join(word.split()))[1:41].rstrip("'\"").lower() for word in words if word.strip(" -")]
     # Words that begin with a hyphen are options to the parser.
     is_option = any(word.startswith("-") for _, words in one.settings for word in words)
     told = is_option or any(name in plain for name in names) or any(word in text.lower() for word in words)
@@ -376,8 +376,6 @@ def is_heavy(settings: Any) -> bool:
         leaf = setting.name.rpartition(".")[2]
         numbers = [x for x in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(x, (int, float))]
         if any(x > HEAVY.get(leaf, math.inf) or x < LIGHT.get(leaf, -math.inf) for x in numbers):
-            return True
-        if leaf == "args" and any(len(x.partition("=")[2]) > 6 for x in value if isinstance(x, str)):
             return True
     return False
 
