@@ -238,33 +238,28 @@ class Draw:
         return f"{self.command.script} {changed}{' (in a file)' if self.in_file else ''}"
 
 
-def draw(command: Command, rng: np.random.Generator, setting: Setting | None = None) -> Draw:
-    """One or two settings of a command with random values.
-
-    Args:
-        setting: to change; None: any.
-    """
-    settings = [one for one in command.settings if not one.name.endswith("config")]
-    first = setting or settings[rng.integers(len(settings))]
-    changed = {first.name: (first, _values(first, rng))}
+def draw(command: Command, setting: Setting, rng: np.random.Generator) -> Draw:
+    """A setting of a command with random values, now and then with a second one."""
+    changed = {setting.name: (setting, _values(setting, rng))}
     if rng.random() < 0.25:
-        second = settings[rng.integers(len(settings))]
+        second = command.settings[rng.integers(len(command.settings))]
         changed.setdefault(second.name, (second, _values(second, rng)))
     files = [one.name for one in command.settings if one.name.endswith("config")]
     prefix = files[0].removesuffix("config") if files else None
-    in_file = prefix is not None and all(name.startswith(prefix) for name in changed) and rng.random() < 0.3
+    fits = prefix is not None and all(name.startswith(prefix) and name not in files for name in changed)
+    in_file = fits and rng.random() < 0.3
     return Draw(command, tuple(changed.values()), in_file)
 
 
 def draws(n: int, seed: int) -> Iterator[Draw]:
     """``n`` draws, in turns through all settings of all commands."""
     rng = np.random.default_rng(seed)
-    pairs = [(one, setting) for one in commands() for setting in one.settings if not setting.name.endswith("config")]
+    pairs = [(one, setting) for one in commands() for setting in one.settings]
     order: list[int] = []
     for _ in range(n):
         order = order or rng.permutation(len(pairs)).tolist()
         command, setting = pairs[order.pop()]
-        yield draw(command, rng, setting)
+        yield draw(command, setting, rng)
 
 
 def _values(setting: Setting, rng: np.random.Generator) -> tuple[str, ...]:
@@ -389,8 +384,6 @@ class Sandbox:
     def __init__(self, root: Path, limit: float = 120):
         self.root, self.limit = root, limit
         self.box = root / "outer" / "inner"
-        os.environ["DINO_OCT_CACHE"] = str(root / "cache")
-        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "MPLCONFIGDIR": str(root / "mpl")}
         self.places = {"RUN": str(root / "RUN"), "FIT": str(root / "FIT"), "OUT": str(self.box / "out")}
         self.places |= {"SCANS": str(root / "scans"), "JUNK": str(root / "junk")}
         self.all = {one.script: one for one in commands()}
@@ -449,6 +442,8 @@ class Sandbox:
         try:
             os.setsid()
             os.chdir(self.box)
+            os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+            os.environ["DINO_OCT_CACHE"] = str(self.root / "cache")
             for number, target in ((0, "/dev/null"), (1, self.root / "stdout"), (2, self.root / "stderr")):
                 mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
                 os.dup2(os.open(target, mode), number)
