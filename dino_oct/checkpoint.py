@@ -57,24 +57,6 @@ def _copy(source: Path, target: Path) -> None:
     os.replace(partial, target)
 
 
-def find_resume(run: str | Path, resume: str) -> Path | None:
-    """The checkpoint to go on from: ``auto`` the run's last, if any; ``never`` none; else the given file or run.
-
-    Raises:
-        InputError: a path that holds no checkpoint.
-    """
-    if resume == "never":
-        return None
-    if resume == "auto":
-        last = Checkpoints(run).last
-        return last if last.exists() else None
-    path = Path(resume)
-    path = Checkpoints(path).last if path.is_dir() else path
-    if not path.is_file():
-        raise InputError(f"--resume {resume}: no checkpoint there")
-    return path
-
-
 def read_training_state(file: Path, needed: set[str]) -> dict[str, Any]:
     """Read a checkpoint of a run, with everything that resuming needs.
 

@@ -10,7 +10,9 @@ import difflib
 import io
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +20,7 @@ from typing import Any, TypeVar
 import tyro
 import yaml
 
-from dino_oct.errors import InputError
+from dino_oct.errors import InputError, interrupt
 
 Options = TypeVar("Options")
 
@@ -101,16 +103,18 @@ def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn wrong input into one line on stderr and exit status 2, Ctrl-C into 130."""
+    """Turn wrong input into one line on stderr and exit status 2, Ctrl-C into 130, SIGTERM into 143."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except InputError as error:
         process = os.environ.get("RANK", "0")
         print(f"error{f' (process {process})' if process != '0' else ''}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
+        sys.exit(128 + getattr(interruption, "number", signal.SIGINT))
 
 
 def _as_dict(settings: Any) -> dict[str, Any]:

@@ -26,13 +26,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def show(value: Interval, digits: int = 1, signed: bool = False) -> str:
-    """An interval as ``81.2 [76.0, 85.9]``; a dash where it is undefined."""
-    if not math.isfinite(value.point):
-        return "–"
-    form = f"{'+' if signed else ''}.{digits}f"
-    if value.low is None or value.high is None:
-        return f"{value.point:{form}}"
-    return f"{value.point:{form}} [{value.low:{form}}, {value.high:{form}}]"
+    """``Interval.words`` as a function, for the cells of tables."""
+    return value.words(digits, signed)
 
 
 ACCURACY_HEADER = ("accuracy %", "balanced %", "AUROC %", "lowest recall %")

@@ -1,6 +1,6 @@
 """How good a classifier is: every epoch on validation scans, once on the test."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,18 @@ NAME = "classifier"
 _RESAMPLES = 1000
 
 
-def predict(model: nn.Module, images: torch.Tensor, device: torch.device, bf16: bool = False) -> np.ndarray:
-    """Class probabilities (N, C) float64 of grey images (N, 1, H, W) uint8, shared out over the processes."""
-    logits = extract(model, images, device, _BATCH, bf16, forward=lambda network, batch: network(batch))
+def predict(
+    model: nn.Module,
+    images: torch.Tensor,
+    device: torch.device,
+    bf16: bool = False,
+    before_batch: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Class probabilities (N, C) float64 of grey images (N, 1, H, W) uint8, shared out over the processes; see
+    ``features.extract``."""
+    logits = extract(
+        model, images, device, _BATCH, bf16, forward=lambda network, batch: network(batch), before_batch=before_batch
+    )
     return torch.from_numpy(logits).double().softmax(dim=1).numpy()
 
 

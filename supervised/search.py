@@ -31,7 +31,7 @@ from dino_oct.cli import one_line_errors, parse_options, read_settings, write_se
 from dino_oct.config import differences, load_settings
 from dino_oct.data.load import load_scans
 from dino_oct.errors import InputError
-from dino_oct.runlog import StopSignal
+from dino_oct.stopping import StopSignal
 from dino_oct.streams import short_seed_of
 from evaluation.reports import make_folder, write_json
 from evaluation.runs import default_device
@@ -85,7 +85,7 @@ class Options:
 
 
 def main() -> None:
-    with one_line_errors():
+    with one_line_errors(), StopSignal():  # trainers have their own
         search(load_options(sys.argv[1:]))
 
 
@@ -205,11 +205,15 @@ def _check_same_search(shared: SharedStudy, base: SupervisedConfig, space: Space
 def _run_trials(shared: SharedStudy, options: Options, base: SupervisedConfig, space: Space, say: Say) -> bool:
     """Run trials until there are enough of them; whether a signal ended it before."""
     while True:
-        stop = StopSignal()  # the trainer, which has its own, is not running
         trial = shared.next_trial(options.method, options.trials)
         if trial is None:
             return False
-        if stop.received or not _run_trial(shared, trial, options, base, space, say):
+        try:
+            is_stopped = not _run_trial(shared, trial, options, base, space, say)
+        except KeyboardInterrupt:  # before the trainer could save
+            shared.put_down(trial)
+            raise
+        if is_stopped:
             shared.put_down(trial)
             return True
         with shared.lock():

@@ -135,7 +135,7 @@ def test_an_error_with_loaders_ends_in_seconds_with_one_line(cache_root, tmp_pat
     assert process.returncode == 2, output
     assert "Traceback" not in output
     assert "error: " in output.splitlines()[-1]
-    assert "the loss is nan" in output.splitlines()[-1]
+    assert "stopped at step " in output.splitlines()[-1]
 
 
 def test_a_killed_trainer_leaves_no_loader_behind(cache_root, tmp_path):
