@@ -79,7 +79,7 @@ def attention_concentration(attention: torch.Tensor, mass: float = 0.6) -> torch
     n = weights.shape[-1]
     entropy = torch.special.entr(weights).sum(dim=-1) / max(math.log(n), 1e-12)
     held = weights.sort(dim=-1, descending=True).values.cumsum(dim=-1)
-    patches = ((held < mass).sum(dim=-1) + 1).clamp_max(n) / n
+    patches = ((held < mass - 1e-6).sum(dim=-1) + 1).clamp_max(n) / n
     return torch.stack([entropy.mean(dim=1), patches.mean(dim=1)], dim=1)
 
 
