@@ -104,8 +104,8 @@ def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn wrong input into one line on stderr and exit status 2, Ctrl-C into 130, SIGTERM into 143."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if is_main_thread else None
     try:
         yield
     except InputError as error:
@@ -115,6 +115,9 @@ def one_line_errors() -> Iterator[None]:
     except KeyboardInterrupt as interruption:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(128 + getattr(interruption, "number", signal.SIGINT))
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _as_dict(settings: Any) -> dict[str, Any]:

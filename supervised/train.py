@@ -283,6 +283,7 @@ def _train(
     except Stopped:
         pass
     finally:
+        batches = None  # ends the loader processes, which no signal may disturb
         log.close()
     is_trained = is_judged and (progress.is_complete or best.is_old)
     if not is_trained:
