@@ -21,6 +21,7 @@ import tyro
 import yaml
 
 from dino_oct.errors import InputError, interrupt
+from dino_oct.files import explain, harden_terminal, read_yaml, write_whole
 
 Options = TypeVar("Options")
 
@@ -70,10 +71,7 @@ def read_settings(
     if not file.is_file():
         presets = sorted(str(path) for path in Path("configs").glob("*.yaml"))
         raise InputError(f"{file}: no such settings file" + (f"; presets: {', '.join(presets)}" if presets else ""))
-    try:
-        settings = yaml.safe_load(file.read_text()) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    settings = read_yaml(file) or {}
     if not isinstance(settings, dict):
         raise InputError(f"{file}: expected 'key: value' settings, found a {type(settings).__name__}")
     known = set(_leaves(default if default is not None else options_type()))
@@ -92,7 +90,7 @@ def read_settings(
 
 def write_settings(settings: Any, file: str | Path) -> None:
     """Write a dataclass as YAML that ``read_settings`` reads back equal."""
-    Path(file).write_text(yaml.safe_dump(_as_dict(settings), sort_keys=False, width=120))
+    write_whole(file, yaml.safe_dump(_as_dict(settings), sort_keys=False, width=120))
 
 
 def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> None:
@@ -103,14 +101,19 @@ def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn wrong input into one line on stderr and exit status 2, Ctrl-C into 130, SIGTERM into 143."""
+    """Turn wrong input, a full disk and what may not be read or written into one line on stderr and exit status 2,
+    Ctrl-C into 130, SIGTERM into 143; let no print end the program."""
     is_main_thread = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, interrupt) if is_main_thread else None
+    harden_terminal()
     try:
         yield
-    except InputError as error:
+    except (InputError, OSError) as error:
+        line = explain(error) if isinstance(error, OSError) else str(error)
+        if line is None:
+            raise
         process = os.environ.get("RANK", "0")
-        print(f"error{f' (process {process})' if process != '0' else ''}: {error}", file=sys.stderr, flush=True)
+        print(f"error{f' (process {process})' if process != '0' else ''}: {line}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt as interruption:
         print("interrupted", file=sys.stderr, flush=True)

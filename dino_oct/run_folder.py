@@ -8,10 +8,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from dino_oct.checkpoint import Checkpoints
+from dino_oct.checkpoint import Checkpoints, way_out
 from dino_oct.cli import read_settings, write_settings
 from dino_oct.errors import InputError
-from dino_oct.provenance import run_of
+from dino_oct.files import naming, open_lock
+from dino_oct.provenance import is_run_folder, run_of
 
 if TYPE_CHECKING:
     from dino_oct.config import RunSettings
@@ -40,7 +41,7 @@ class RunFolder:
         self._handle: IO[str] | None = None
 
     def __enter__(self) -> "RunFolder":
-        if self.path.exists() and (not self.path.is_dir() or (_content(self.path) and not self._settings.exists())):
+        if self.path.exists() and (not self.path.is_dir() or (_content(self.path) and not is_run_folder(self.path))):
             raise InputError(f"{self.path} exists and is not a run folder; choose another --out")
         if self.owns:
             self._lock()
@@ -67,7 +68,11 @@ class RunFolder:
         if resume == "never":
             return None
         if resume == "auto":
-            return last if last.exists() else None
+            if os.path.lexists(last):
+                return last
+            if Checkpoints(self.path).all():
+                raise InputError(f"{last}: no such file, though the run has other checkpoints; {way_out(last)}")
+            return None
         path = Path(resume)
         path = Checkpoints(path).last if path.is_dir() else path
         if not path.is_file():
@@ -81,22 +86,16 @@ class RunFolder:
 
         Args:
             resume: from ``find_resume``; None: the run begins.
-
-        Raises:
-            InputError: the folder cannot be written.
         """
-        try:
-            goes_on = resume is not None and self._holds(resume)
-            if not goes_on and _content(self.path):
-                self._put_aside(say)
-            if resume is not None:
-                self._say_resumed(config, resume, goes_on, say)
-                if not goes_on:
-                    _copy_history(run_of(str(resume)), self.path)
-            (self.path / "stopped").unlink(missing_ok=True)
-            write_settings(config, self._settings)
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror})") from None
+        goes_on = resume is not None and self._holds(resume)
+        if not goes_on and _content(self.path):
+            self._put_aside(say)
+        if resume is not None:
+            self._say_resumed(config, resume, goes_on, say)
+            if not goes_on:
+                _copy_history(run_of(str(resume)), self.path)
+        (self.path / "stopped").unlink(missing_ok=True)
+        write_settings(config, self._settings)
 
     def _holds(self, checkpoint: Path) -> bool:
         return self.path.resolve() in checkpoint.resolve().parents
@@ -113,7 +112,7 @@ class RunFolder:
         return resume.resolve() == checkpoint.resolve()
 
     def _put_aside(self, say: Callable[[str], None]) -> None:
-        if Checkpoints(self.path).last.exists():
+        if Checkpoints(self.path).all():
             aside = self.path.with_name(f"{self.path.name}-{datetime.now():%Y%m%d-%H%M%S}")
             self.path.rename(aside)
             self._unlock(aside)
@@ -132,11 +131,8 @@ class RunFolder:
             say(f"warning: settings differ from the run's: {'; '.join(changed)}")
 
     def _lock(self) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = (self.path / _LOCK).open("a+")
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror})") from None
+        self.path.mkdir(parents=True, exist_ok=True)
+        handle = open_lock(self.path / _LOCK)
         try:
             if fcntl is not None:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -150,9 +146,10 @@ class RunFolder:
         if not _is_at(handle, self.path / _LOCK):  # its last owner removed it just now
             handle.close()
             return self._lock()
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}\n")
-        handle.flush()
+        with naming(self.path / _LOCK):
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()} since {datetime.now():%Y-%m-%d %H:%M}\n")
+            handle.flush()
         self._handle = handle
 
     def _unlock(self, path: Path | None = None) -> None:

@@ -1,6 +1,7 @@
 """The run folder's records: ``metrics.jsonl``, TensorBoard, and what the terminal says."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from dino_oct import checkpoint
+from dino_oct.files import naming, private_folder, replacing, short_name
 
 if TYPE_CHECKING:
     from dino_oct.monitor import Judgement, Monitor
@@ -20,32 +22,38 @@ class RunLog:
     def __init__(self, run: Path, step: int, active: bool):
         self.file, self.folder, self.active = run / "metrics.jsonl", run, active
         if active:
-            checkpoint.trim_metrics(self.file, step if step else -1)
-            self.writer = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+            if n_damaged := checkpoint.trim_metrics(self.file, step if step else -1):
+                print(f"warning: {self.file}: {n_damaged} damaged lines left out", file=sys.stderr, flush=True)
+            folder = private_folder(run / "tensorboard")
+            self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def write(self, step: int, epoch: float, metrics: dict[str, float], section: str = "training") -> None:
         """One line: step, epoch and the metrics; scalars under their section in TensorBoard."""
         if not self.active:
             return
-        with open(self.file, "a") as stream:
+        with naming(self.file), open(self.file, "a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, "epoch": round(epoch, 4), **metrics}) + "\n")
-        for name, value in metrics.items():
-            self.writer.add_scalar(f"{section}/{name}", value, step)
+        with naming(self.folder / "tensorboard"):
+            for name, value in metrics.items():
+                self.writer.add_scalar(f"{section}/{name}", value, step)
 
     def images(self, section: str, images: dict[str, np.ndarray], step: int) -> None:
         """Images (H, W) or (H, W, 3) uint8 for TensorBoard, and as PNG in the run's folder of that section."""
         if not self.active:
             return
         for name, image in images.items():
-            self.writer.add_image(f"{section}/{name}", image, step, dataformats="HWC" if image.ndim == 3 else "HW")
-            file = self.folder / section / f"{Path(name).stem.replace(' ', '_')}_step_{step:07d}.png"
-            file.parent.mkdir(exist_ok=True)
-            Image.fromarray(image).save(file)
-        self.writer.flush()
+            with naming(self.folder / "tensorboard"):
+                self.writer.add_image(f"{section}/{name}", image, step, dataformats="HWC" if image.ndim == 3 else "HW")
+            stem = short_name(Path(name).stem.replace(" ", "_"))
+            with replacing(private_folder(self.folder / section) / f"{stem}_step_{step:07d}.png") as partial:
+                Image.fromarray(image).save(partial, "PNG")
+        with naming(self.folder / "tensorboard"):
+            self.writer.flush()
 
     def close(self) -> None:
         if self.active:
-            self.writer.close()
+            with naming(self.folder / "tensorboard"):
+                self.writer.close()
 
 
 def describe(step: int, steps: int, now: "Judgement", start: "Judgement", monitor: "Monitor") -> str:

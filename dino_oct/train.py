@@ -34,7 +34,11 @@ from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step
 from dino_oct.stopping import Stopped, StopSignal
 from dino_oct.streams import seed_of
 
-STATE = {"student", "teacher", "optimizer", "progress", "hub_config", "freeze_backbone_epochs"}  # what resuming needs
+STATE: dict[str, type | tuple[type, ...]] = {  # what resuming needs
+    **dict.fromkeys(("student", "teacher", "dino_loss", "optimizer", "progress", "values", "hub_config"), dict),
+    **{"freeze_backbone_epochs": (int, float), "is_judged": bool, "judged_by": str},
+    **{"best_knn": (int, float, type(None)), "start": (dict, type(None))},
+}
 VIEWS_EPOCH = 2**31  # keys the monitor's fixed views: an epoch number that training never reaches
 
 
@@ -72,13 +76,14 @@ def _train(
     # ---- networks --------------------------------------------------------------------------------------------------
     progress = Progress(Plan(config.optim.epochs, n_steps_per_epoch, config.optim.batch_size))
     state = checkpoint.read_training_state(resume_file, STATE) if resume_file else None
-    plan_change = progress.resume(state["progress"]) if state else ""
+    with checkpoint.restoring(resume_file):
+        plan_change = progress.resume(state["progress"]) if state else ""
     if state and progress.is_complete and state["is_judged"]:
         return say(
             f"{run} is already complete ({progress.step} steps, {progress.scans_seen:,} scans seen); --out another "
             "folder, or --resume never"
         )
-    with accelerator.local_main_process_first():  # which downloads, for the others to read
+    with accelerator.local_main_process_first(), checkpoint.restoring(resume_file):  # it downloads, the others read
         networks = build_networks(config.init, config.model, config.seed, state, say)
     if config.optim.freeze_backbone_epochs is None:
         new_head = 1.0 if networks.new_head and networks.pretrained else 0.0
@@ -96,12 +101,15 @@ def _train(
     start_judgement: Judgement | None = None
     values, best_value, is_judged = {}, None, False
     if state:
-        learner.load_state_dict(state)
-        values, is_judged = state["values"], state["is_judged"]
-        best_value = state["best_knn"] if state["judged_by"] == judged_by else None
-        start_judgement = Judgement.from_state(state["start"]) if state["start"] else None
-        planned = dataclasses.asdict(schedules[max(progress.position - 1, 0)])
-        if progress.hand_over(values, {name: planned[name] for name in values}):
+        with checkpoint.restoring(resume_file):
+            learner.load_state_dict(state)
+            checkpoint.check_optimizer(learner.optimizer)
+            values, is_judged = state["values"], state["is_judged"]
+            best_value = state["best_knn"] if state["judged_by"] == judged_by else None
+            start_judgement = Judgement.from_state(state["start"]) if state["start"] else None
+            planned = dataclasses.asdict(schedules[max(progress.position - 1, 0)])
+            planned = {name: planned[name] for name in values}
+        if progress.hand_over(values, planned):
             plan_change += ("; " if plan_change else "") + (
                 f"learning rate {values['lr']:.2e} and the other schedules go over to the present settings' within "
                 f"{progress.handover.over} steps"

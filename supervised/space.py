@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
@@ -20,6 +19,7 @@ from optuna.trial import Trial
 from dino_oct.cli import parse_options
 from dino_oct.config import REPOSITORY
 from dino_oct.errors import InputError
+from dino_oct.files import read_yaml
 from supervised.config import SupervisedConfig
 from supervised.zoo import find
 
@@ -81,12 +81,7 @@ def read_space(file: str | Path, models: Sequence[str], base: SupervisedConfig) 
     file = Path(file)
     if not file.is_file() and (REPOSITORY / file).is_file():
         file = REPOSITORY / file
-    try:
-        given = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise InputError(f"{file}: the search space cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
+    given = read_yaml(file)
     if not isinstance(given, dict) or not given:
         raise InputError(f"{file}: expected 'setting: {{low, high}}' or 'setting: [choices]', one a line")
     listed = given.pop("model", None)

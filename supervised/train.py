@@ -40,11 +40,14 @@ from evaluation.scan_data import ScanData
 from supervised.config import SupervisedConfig, load_config
 from supervised.data import LabelledScans, check_classes, labelled
 from supervised.finetune import set_trainable
-from supervised.judge import final_result, predict, predict_scans, report, validation_metrics
+from supervised.judge import final_result, predict, predict_scans, read_result, report, validation_metrics
 from supervised.learner import ClassifierLearner
 from supervised.zoo import ZooModel, build, find
 
-STATE = {"model", "optimizer", "progress", "best", "losses", "hub_config"}  # what resuming needs
+STATE: dict[str, type | tuple[type, ...]] = {  # what resuming needs
+    **dict.fromkeys(("model", "optimizer", "progress", "best", "rate", "hub_config"), dict),
+    **{"losses": list, "is_judged": bool},
+}
 JUDGED_BY = "val_balanced_accuracy"
 
 OnEpoch = Callable[[int, dict[str, float]], None]
@@ -141,15 +144,16 @@ def _train(
     # ---- model -----------------------------------------------------------------------------------------------------
     state = checkpoint.read_training_state(resume_file, STATE) if resume_file else None
     tested = run / "evaluation" / "supervised" / "supervised_test.json"
-    plan_change = progress.resume(state["progress"]) if state else ""
-    is_trained = state is not None and state["is_judged"] and (progress.is_complete or state["best"]["is_old"])
-    if is_trained and (tested.exists() or not config.test):
+    with checkpoint.restoring(resume_file):
+        plan_change = progress.resume(state["progress"]) if state else ""
+        is_trained = state is not None and state["is_judged"] and (progress.is_complete or state["best"]["is_old"])
+    if is_trained and (not config.test or read_result(tested)):
         say(
             f"{run} is already complete ({progress.step} steps, {progress.scans_seen:,} scans seen); --out another "
             "folder, or --resume never"
         )
         return state["best"]["metrics"]
-    with accelerator.local_main_process_first():  # which downloads, for the others to read
+    with accelerator.local_main_process_first(), checkpoint.restoring(resume_file):  # it downloads, the others read
         zoo = build_model(config, len(names), state)
     trained = sum(p.numel() for p in zoo.model.parameters() if p.requires_grad)
     say(
@@ -159,8 +163,10 @@ def _train(
     learner = ClassifierLearner(zoo.model, config.optim, steps, n_steps_per_epoch, len(names), accelerator)
     best, losses, rate, is_judged = Best(), [], {}, False
     if state:
-        learner.load_state_dict(state)
-        best, losses, rate, is_judged = Best(**state["best"]), state["losses"], state["rate"], state["is_judged"]
+        with checkpoint.restoring(resume_file):
+            learner.load_state_dict(state)
+            checkpoint.check_optimizer(learner.optimizer)
+            best, losses, rate, is_judged = Best(**state["best"]), state["losses"], state["rate"], state["is_judged"]
         if progress.hand_over(rate, {"lr": float(learner.lr[min(max(progress.position, 1), steps) - 1])}):
             plan_change += ("; " if plan_change else "") + (
                 f"learning rate {rate['lr']:.2e} goes over to the present settings' within {progress.handover.over} "
@@ -306,9 +312,9 @@ def _train(
         if result is None:
             say(f"not tested: {index.root} has no labelled test scans")
         elif main_process:
-            say("\n" + report(result))
             make_folder(tested.parent)
             write_json(result, tested)
+            say("\n" + report(result))
             say(f"written: {tested}")
     return best.metrics
 
