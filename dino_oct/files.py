@@ -256,9 +256,11 @@ def read_yaml(file: str | Path, loader: type = yaml.SafeLoader) -> Any:
     """
     try:
         return yaml.load(read_text(file), loader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        # Its constructors raise ValueError for dates and numbers that there are not.
-        raise InputError(f"{file}: not valid YAML: {_reason(error)}") from None
+    except InputError as error:
+        raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+    except Exception as error:  # PyYAML raises anything for a value that its tag does not fit, as a 13th month
+        reason = "nested too deeply" if isinstance(error, RecursionError) else _reason(error)
+        raise InputError(f"{file}: not valid YAML: {reason}") from None
 
 
 def _reason(error: Exception) -> str:
