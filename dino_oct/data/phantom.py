@@ -176,6 +176,12 @@ def _is_sound(folder: Path, config: PhantomConfig) -> bool:
         return False
 
 
+def _mask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
 def _settings(config: PhantomConfig) -> dict:
     # Named one by one: the command line's options are a PhantomConfig with more fields.
     return {
