@@ -50,6 +50,14 @@ class Interval:
     high: float | None = None
     reason: str = field(default="", compare=False)
 
+    def words(self, digits: int = 1, signed: bool = False, unit: str = "") -> str:
+        """As ``81.2 [76.0, 85.9]``; a dash where it is undefined."""
+        if not math.isfinite(self.point):
+            return "–"
+        form = f"{'+' if signed else ''}.{digits}f"
+        ends = "" if self.low is None or self.high is None else f" [{self.low:{form}}, {self.high:{form}}]"
+        return f"{self.point:{form}}{unit}{ends}"
+
     def times(self, factor: float) -> "Interval":
         """In another unit, or turned around."""
         ends = [None if end is None else factor * end for end in (self.low, self.high)]

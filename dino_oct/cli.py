@@ -11,7 +11,9 @@ import io
 import itertools
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -19,7 +21,8 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 import yaml
 
-from dino_oct.errors import InputError
+from dino_oct.errors import InputError, interrupt
+from dino_oct.files import explain, harden_terminal, read_yaml, write_whole
 from dino_oct.limits import Setting, all_settings, check_settings
 
 Options = TypeVar("Options")
@@ -77,7 +80,7 @@ def read_settings(
     known = {setting.name: setting for setting in all_settings(options_type)}
     values: dict[str, Any] = {}
     try:
-        for name, value in _flatten(read_yaml(file), known):
+        for name, value in _flatten(read_mapping(file), known):
             if name in values:
                 raise InputError(f"'{name}' is given twice")
             values[name] = value
@@ -92,34 +95,25 @@ def read_settings(
         raise InputError(f"{file}: {message}") from None
 
 
-def read_yaml(file: str | Path, what: str = "settings file", presets: str = "configs") -> dict[str, Any]:
-    """Read a YAML file of ``key: value``; an empty one holds nothing.
+def read_mapping(file: str | Path, what: str = "settings file", presets: str = "configs") -> dict[str, Any]:
+    """Read a YAML file of ``key: value`` that a person wrote; an empty one holds nothing.
 
     Args:
         what: the file is, for the reader; presets: folder whose files are named where there is none.
 
     Raises:
-        InputError: no such file, not readable, too large, not YAML, a key that is no text or comes twice.
+        InputError: as ``files.read_yaml``; too large, a key that is no text or comes twice.
     """
     file = Path(file)
     try:
         if not file.exists():
             known = sorted(str(path) for path in Path(presets).glob("*.yaml"))
             raise InputError(f"{file}: no such {what}" + (f"; presets: {', '.join(known)}" if known else ""))
-        if not file.is_file():
-            raise InputError(f"{file}: {'a folder' if file.is_dir() else 'not a file'}; give a {what}")
         if file.stat().st_size > _LARGEST_SETTINGS:
             raise InputError(f"{file}: {file.stat().st_size >> 20} MB are too many for a {what}")
-        content = file.read_bytes()
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    try:
-        found = yaml.load(content, _StrictLoader)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from None
-    except Exception as error:  # PyYAML raises anything for a value that its tag does not fit, as a 13th month
-        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
-        raise InputError(f"{file}: not valid YAML: {reason[:300]}") from None
+    found = read_yaml(file, _StrictLoader)
     if found is not None and not isinstance(found, dict):
         raise InputError(f"{file}: expected 'key: value' settings, found a {type(found).__name__}")
     return found or {}
@@ -145,7 +139,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 def write_settings(settings: Any, file: str | Path) -> None:
     """Write a dataclass as YAML that ``read_settings`` reads back equal."""
-    Path(file).write_text(yaml.safe_dump(_as_dict(settings), sort_keys=False, width=120))
+    write_whole(file, yaml.safe_dump(_as_dict(settings), sort_keys=False, width=120))
 
 
 def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> None:
@@ -156,21 +150,29 @@ def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn wrong input into one line on stderr and exit status 2, Ctrl-C into 130."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show loses no result
-            stream.reconfigure(errors="backslashreplace")
+    """Turn wrong input, a full disk, too little memory and what may not be read or written into one line on stderr and
+    exit status 2, Ctrl-C into 130, SIGTERM into 143; let no print end the program."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if is_main_thread else None
+    harden_terminal()
     try:
         yield
     except InputError as error:
         _stop(str(error))
+    except OSError as error:
+        if (line := explain(error)) is None:
+            raise
+        _stop(line)
     except (MemoryError, RuntimeError) as error:
         if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}")):
             raise
         _stop(f"out of memory ({str(error)[:160]}); lower the sizes of images, batches or networks")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print("interrupted", file=sys.stderr, flush=True)
-        sys.exit(130)
+        sys.exit(128 + getattr(interruption, "number", signal.SIGINT))
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _stop(reason: str) -> NoReturn:

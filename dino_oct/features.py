@@ -46,12 +46,14 @@ def extract(
     batch_size: int = 64,
     bf16: bool = False,
     forward: Callable[[nn.Module, torch.Tensor], torch.Tensor] = cls_feature,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """CLS features (or the vector before the classifier) of images, shared out over the processes.
 
     Args:
         images: (N, 1, H, W) uint8 grey, the same on every process.
         forward: from the network and normalised images (B, C, H, W) to another output (B, D).
+        before_batch: called equally often on every process; may raise to end the extraction.
 
     Returns:
         (N, D) float32, the same on every process.
@@ -64,11 +66,14 @@ def extract(
     share = -(-n // workers)
     mine = torch.arange(rank * share, (rank + 1) * share).clamp_max(n - 1)
     rows = []
-    for chosen in mine.split(batch_size):
-        batch = normalise(images[chosen].to(device), backbone).to(next(backbone.parameters()).dtype)
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            rows.append(forward(backbone, batch).float())
-    backbone.train(training)
+    try:
+        for chosen in mine.split(batch_size):
+            before_batch()
+            batch = normalise(images[chosen].to(device), backbone).to(next(backbone.parameters()).dtype)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                rows.append(forward(backbone, batch).float())
+    finally:
+        backbone.train(training)
     return processes.gather_rows(torch.cat(rows))[:n].cpu().numpy()
 
 

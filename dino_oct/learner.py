@@ -63,7 +63,7 @@ class StepValues:
 
 
 class Schedules:
-    """All schedules of a run; ``schedules[step]`` gives the values of an optimiser step."""
+    """All schedules of a plan; ``schedules[position]`` gives the values of its optimiser step."""
 
     def __init__(self, optim: OptimConfig, loss: dino_loss.LossConfig, steps_per_epoch: int):
         self.steps_per_epoch = steps_per_epoch
@@ -93,7 +93,15 @@ class Schedules:
 
 
 class NotFiniteError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss, a gradient or a weight became NaN or infinite."""
+
+
+@torch.no_grad()
+def check_finite(tensors: Sequence[torch.Tensor], name: str) -> None:
+    """Raise NotFiniteError unless the joint norm of the tensors is finite."""
+    norm = float(torch.stack(torch._foreach_norm(tensors)).square().sum().sqrt())
+    if not math.isfinite(norm):
+        raise NotFiniteError(f"the norm of {name} is {norm}")
 
 
 def parameter_groups(student: nn.Module) -> list[dict]:
@@ -206,6 +214,8 @@ class Learner:
 
         named = [(n, p) for n, p in self.student.named_parameters() if p.requires_grad]
         grad_norm = clip_each([p for _, p in named], self.optim_config.clip_grad)
+        if not math.isfinite(grad_norm):
+            raise NotFiniteError(f"the gradient's norm is {grad_norm}")
         for name, parameter in named:
             # A dropped gradient keeps AdamW from touching the tensor at all, its moments and decay included.
             if (values.freeze_last_layer and "last_layer" in name) or (
@@ -243,6 +253,10 @@ class Learner:
         cross_entropy = dino_loss.dino_cross_entropy(logits, targets, self.config.student_temperature)
         entropy = dino_loss.entropy(targets)
         return {"teacher_entropy": entropy.item(), "teacher_student_kl": (cross_entropy - entropy).item()}
+
+    def check_weights(self) -> None:
+        """Raise NotFiniteError, on every process, unless student, teacher and centre are finite."""
+        check_finite([*self.student.parameters(), *self.teacher.parameters(), self.targets.center], "the weights")
 
     def state_dict(self) -> dict:
         """Student, teacher, centre and optimiser in the official key format."""

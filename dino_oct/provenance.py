@@ -5,6 +5,7 @@ before it (fine-tuned from, continued from). An evaluation asks ``seen_in`` whic
 """
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -66,9 +67,18 @@ def run_of(source: str) -> Path | None:
     if not path.exists():
         return None
     for folder in (path, path.parent, path.parent.parent):
-        if (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file():
+        if os.path.lexists(folder / "config.yaml") and _parts(folder):
             return folder
     return None
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder is a run's, sound or not: it has its settings, or two of the other things that a run leaves."""
+    return os.path.lexists(folder / "config.yaml") or _parts(folder) > 1
+
+
+def _parts(folder: Path) -> int:
+    return sum(os.path.lexists(folder / name) for name in ("metrics.jsonl", "checkpoints", "export"))
 
 
 def table_of(checkpoint: Path | None) -> list[ScanRow] | None:

@@ -1,11 +1,13 @@
 """What every trainer's loop stands on: processes, what the terminal hears, loader."""
 
 import datetime
+import os
 import sys
 from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -15,11 +17,24 @@ from dino_oct.errors import InputError
 
 
 def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]:
-    """The processes that train together, and a function that prints a line on the main one only."""
+    """The processes that train together, and a function that prints a line on the main one only.
+
+    Raises:
+        InputError: a launcher was asked for more processes than it started.
+    """
+    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     accelerator = Accelerator(
+        cpu=not torch.cuda.is_available() or None,  # else torchrun's processes would not find each other there
         mixed_precision="bf16" if use_bf16(run.precision) else "no",
         kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=run.timeout_minutes))],
     )
+    # accelerate sets the address for several processes, and then starts one where its file has distributed_type NO.
+    several = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
+    if several or accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
+        raise InputError(
+            f"several processes were asked for, and {accelerator.num_processes} works alone: this launch file is for "
+            "one process; for several on CPUs run: PROCESSES=N bash launch/torchrun.sh …"
+        )
     if accelerator.is_main_process:
         return accelerator, lambda text: tqdm.write(text, file=sys.stdout)
     return accelerator, lambda text: None

@@ -7,10 +7,11 @@ import collections
 import dataclasses
 import sys
 import time
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from dino_oct import checkpoint, processes, provenance
@@ -26,12 +27,19 @@ from dino_oct.limits import check_settings
 from dino_oct.models.backbone import save_export
 from dino_oct.models.build import build_networks
 from dino_oct.models.network import normalise_views
-from dino_oct.monitor import Monitor, draw_views, warnings_of
-from dino_oct.runlog import RunLog, StopSignal, check_run_folder, describe, prepare_run_folder
+from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, draw_views, warnings_of
+from dino_oct.progress import Plan, Progress
+from dino_oct.run_folder import RunFolder
+from dino_oct.runlog import RunLog, describe
 from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader
+from dino_oct.stopping import Stopped, StopSignal
 from dino_oct.streams import seed_of
 
-STATE = {"student", "teacher", "optimizer", "step", "hub_config", "freeze_backbone_epochs"}  # what resuming needs
+STATE: dict[str, type | tuple[type, ...]] = {  # what resuming needs
+    **dict.fromkeys(("student", "teacher", "dino_loss", "optimizer", "progress", "values", "hub_config"), dict),
+    **{"freeze_backbone_epochs": (int, float), "is_judged": bool, "judged_by": str},
+    **{"best_knn": (int, float, type(None)), "start": (dict, type(None))},
+}
 VIEWS_EPOCH = 2**31  # keys the monitor's fixed views: an epoch number that training never reaches
 
 
@@ -41,17 +49,25 @@ def main() -> None:
 
 
 def train(config: TrainConfig) -> None:
-    """Run, or go on with, one pretraining; see ``TrainConfig``. Every process calls it with the same settings."""
-    check_settings(config)
-    # ---- processes -------------------------------------------------------------------------------------------------
-    accelerator, say = start_processes(config.run)
-    device, bf16, main_process = accelerator.device, accelerator.mixed_precision == "bf16", accelerator.is_main_process
-    stop = StopSignal()
+    """Run, or go on with, one pretraining; see ``TrainConfig``. Every process calls it with the same settings.
 
+    Raises:
+        InputError: wrong settings or data, a run folder in use, or a loss, gradient or weight that is not finite.
+    """
+    check_settings(config)
+    accelerator, say = start_processes(config.run)
+    with StopSignal() as stop, RunFolder(config.out, accelerator.is_main_process) as folder:
+        _train(config, accelerator, say, stop, folder)
+    accelerator.end_training()
+
+
+def _train(
+    config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None], stop: StopSignal, folder: RunFolder
+) -> None:
     # ---- data ------------------------------------------------------------------------------------------------------
-    run = Path(config.out)
-    check_run_folder(run)
-    resume_file = checkpoint.find_resume(run, config.resume)
+    device, bf16, main_process = accelerator.device, accelerator.mixed_precision == "bf16", accelerator.is_main_process
+    run = folder.path
+    resume_file = folder.find_resume(config.resume)
     table = provenance.table_of(resume_file)
     with accelerator.local_main_process_first():
         index, scans = load_scans(config.data, config.dataset, config.phantom, say, table)
@@ -60,10 +76,16 @@ def train(config: TrainConfig) -> None:
     share = shares(config.optim.batch_size, config.optim.accumulate)
 
     # ---- networks --------------------------------------------------------------------------------------------------
+    progress = Progress(Plan(config.optim.epochs, n_steps_per_epoch, config.optim.batch_size))
     state = checkpoint.read_training_state(resume_file, STATE) if resume_file else None
-    if state and state["step"] >= config.optim.epochs * n_steps_per_epoch:
-        return say(f"{run} is already complete ({state['step']} steps); --out another folder, or --resume never")
-    with accelerator.local_main_process_first():  # which downloads, for the others to read
+    with checkpoint.restoring(resume_file):
+        plan_change = progress.resume(state["progress"]) if state else ""
+    if state and progress.is_complete and state["is_judged"]:
+        return say(
+            f"{run} is already complete ({progress.step} steps, {progress.scans_seen:,} scans seen); --out another "
+            "folder, or --resume never"
+        )
+    with accelerator.local_main_process_first(), checkpoint.restoring(resume_file):  # it downloads, the others read
         networks = build_networks(config.init, config.model, config.seed, state, say)
     if config.optim.freeze_backbone_epochs is None:
         new_head = 1.0 if networks.new_head and networks.pretrained else 0.0
@@ -78,29 +100,41 @@ def train(config: TrainConfig) -> None:
         learner.compile()
     schedules = Schedules(config.optim, config.loss, n_steps_per_epoch)
     judged_by = f"knn_{config.monitor.k[0]}"
-    step, best = 0, -1.0
+    start_judgement: Judgement | None = None
+    values, best_value, is_judged = {}, None, False
     if state:
-        learner.load_state_dict(state)
-        step, best = state["step"], state["best_knn"] if state["judged_by"] == judged_by else -1.0
-        if state["steps"] != schedules.steps:
-            say(f"warning: the run was planned for {state['steps']} steps, these settings give {schedules.steps}")
+        with checkpoint.restoring(resume_file):
+            learner.load_state_dict(state)
+            checkpoint.check_optimizer(learner.optimizer)
+            values, is_judged = state["values"], state["is_judged"]
+            best_value = state["best_knn"] if state["judged_by"] == judged_by else None
+            start_judgement = Judgement.from_state(state["start"]) if state["start"] else None
+            planned = dataclasses.asdict(schedules[max(progress.position - 1, 0)])
+            planned = {name: planned[name] for name in values}
+        if progress.hand_over(values, planned):
+            plan_change += ("; " if plan_change else "") + (
+                f"learning rate {values['lr']:.2e} and the other schedules go over to the present settings' within "
+                f"{progress.handover.over} steps"
+            )
         del state
-    check_same_start(accelerator, step, config.out)
+    check_same_start(accelerator, progress.step, config.out)
 
     # ---- run folder ------------------------------------------------------------------------------------------------
     if main_process:
-        prepare_run_folder(run, config, resume_file, say)
+        folder.prepare(config, resume_file, say)
         provenance.record(run, index, scans.file_digests, config.init, resume_file)
-        if step == 0:
+        if progress.step == 0:
             save_export(learner.teacher.backbone, run / "checkpoints" / "start", scans=scan_settings(config.dataset))
+    if plan_change:
+        say(f"warning: {plan_change}")
     accelerator.wait_for_everyone()
     checkpoints = checkpoint.Checkpoints(run, "best_knn.pt")
 
     # ---- views -----------------------------------------------------------------------------------------------------
     augment = MultiCrop(config.augment, config.seed, device)
     sampler = StepSampler(
-        len(train_index), config.optim.batch_size, config.optim.accumulate, config.seed, step, schedules.steps,
-        accelerator.process_index,
+        len(train_index), config.optim.batch_size, config.optim.accumulate, config.seed, progress.position,
+        schedules.steps, accelerator.process_index,
     )  # fmt: skip
     loader = step_loader(TrainingScans(scans, train_index), sampler, config.run.workers)
 
@@ -113,101 +147,132 @@ def train(config: TrainConfig) -> None:
     monitor = Monitor(config.monitor, index, scans, config.seed)
     if monitor.no_knn_because:
         say(f"note: no k-NN in the evaluations: {monitor.no_knn_because}")
-    log = RunLog(run, step, main_process)
+    elif monitor.no_choice_because:
+        say(f"note: checkpoints/best_knn.pt stays at the first evaluation: {monitor.no_choice_because}")
+    best = BestCheckpoint(judged_by, monitor.no_choice_because)
+    best.value = best_value
+    log = RunLog(run, progress.step, main_process)
     fixed = [TrainingScans(scans, train_index)[(VIEWS_EPOCH, i)] for i in range(min(32, len(train_index)))]
-    start_metrics: dict[str, float] = {}
     recent: collections.deque[float] = collections.deque(maxlen=50)
+    last_step = progress.last_step
 
-    def evaluate(step: int) -> dict[str, float]:
-        """Judge the teacher; the same numbers go to the terminal, metrics.jsonl and TensorBoard."""
-        temperature = schedules[min(step, schedules.steps - 1)].teacher_temperature
-        metrics = monitor.evaluate(learner.teacher.backbone, device, bf16)
+    def evaluate() -> bool:
+        """Judge the teacher; the same numbers go to the terminal, metrics.jsonl and TensorBoard.
+
+        Returns:
+            whether this is the best checkpoint so far.
+
+        Raises:
+            Stopped: a signal came before the end; nothing is logged.
+        """
+        nonlocal start_judgement, is_judged
+        learner.check_weights()
+        temperature = schedules[min(progress.position, schedules.steps - 1)].teacher_temperature
+        judgement = monitor.evaluate(learner.teacher.backbone, device, bf16, lambda: stop.check(device))
+        metrics = judgement.metrics
         metrics |= learner.teacher_statistics(views_of(fixed), temperature)
         metrics |= {"ln_k": learner.uniform_loss, "center_norm": float(learner.targets.center.norm())}
-        if not start_metrics:
-            start_metrics.update(metrics if step == 0 else log.first_evaluation() or metrics)
-        say(describe(step, schedules.steps, metrics, start_metrics, monitor))
-        loss = sum(recent) / len(recent) if recent else None
-        progress, n_val = step / schedules.steps, len(monitor.val_labels)
-        for warning in warnings_of(metrics, start_metrics, learner.uniform_loss, loss, progress, n_val):
-            say(f"warning: {warning}")
+        panels = []
         if main_process:
-            log.write(step, step / n_steps_per_epoch, metrics, "evaluation")
-            panels = monitor.attention_panels(learner.teacher.backbone, device)
-            log.images("attention", dict(zip(monitor.attention_names, panels, strict=True)), step)
-        return metrics
+            panels = monitor.attention_panels(learner.teacher.backbone, device, lambda: stop.received)
+        stop.check(device)
+        start_judgement = start_judgement or judgement
+        say(describe(progress.step, last_step, judgement, start_judgement, monitor))
+        loss = sum(recent) / len(recent) if recent else None
+        change = monitor.change(judgement, start_judgement, config.monitor.k[0])
+        done = progress.position / schedules.steps
+        for warning in warnings_of(metrics, start_judgement.metrics, learner.uniform_loss, loss, done, change):
+            say(f"warning: {warning}")
+        log.write(progress.step, progress.epoch, metrics, "evaluation")
+        log.images("attention", dict(zip(monitor.attention_names, panels, strict=main_process)), progress.step)
+        is_judged, was_saturated = True, best.is_saturated
+        is_best = best.take(metrics)
+        if best.is_saturated and not was_saturated and not monitor.no_choice_because:
+            say(f"note: checkpoints/best_knn.pt stays at step {progress.step}: k-NN has no room for a better one")
+        return is_best
+
+    # ---- loop ------------------------------------------------------------------------------------------------------
+    def save(keep: bool = False, is_best: bool = False) -> None:
+        learner.check_weights()
+        if main_process:
+            rest = {"step": progress.step, "progress": progress.state_dict(), "values": values, "is_judged": is_judged}
+            rest |= {"epoch": int(progress.epoch), "best_knn": best.value, "judged_by": judged_by}
+            rest["start"] = start_judgement.state_dict() if start_judgement else None
+            rest["freeze_backbone_epochs"] = config.optim.freeze_backbone_epochs
+            rest["hub_config"] = learner.teacher.backbone.hub_config
+            checkpoints.save(learner.state_dict() | rest, keep, is_best)
+            save_export(learner.teacher.backbone, run / "export", scans=scan_settings(config.dataset))
 
     say(
         f"training: {len(train_index):,} scans · {config.optim.epochs} epochs of {n_steps_per_epoch} steps · batch "
         f"{config.optim.batch_size} = {processes.count()} processes × {config.optim.accumulate} micro-batches × "
         f"{share} · lr {schedules.lr.max():.2e} · {device.type}, {'bf16' if bf16 else 'fp32'}"
     )
-    if step == 0:
-        if main_process:
-            pixels, tissue, samples, _ = zip(*fixed[:4], strict=True)
-            groups = augment(pixels, np.stack(tissue), samples, VIEWS_EPOCH)
-            log.images("views", {"first scans": draw_views([g for g in groups if len(g)])}, 0)
-        best = evaluate(0).get(judged_by, -1.0)
+    if progress.step == 0 and main_process:
+        pixels, tissue, samples, _ = zip(*fixed[:4], strict=True)
+        groups = augment(pixels, np.stack(tissue), samples, VIEWS_EPOCH)
+        log.images("views", {"first scans": draw_views([g for g in groups if len(g)])}, 0)
     evaluate_every = max(round(config.monitor.every_epochs * n_steps_per_epoch), 1)
-
-    # ---- loop ------------------------------------------------------------------------------------------------------
-    def save(keep: bool = False, is_best: bool = False) -> None:
-        if main_process:
-            rest = {"step": step, "steps": schedules.steps, "epoch": step // n_steps_per_epoch}
-            rest |= {"best_knn": best, "judged_by": judged_by}
-            rest["freeze_backbone_epochs"] = config.optim.freeze_backbone_epochs
-            rest["hub_config"] = learner.teacher.backbone.hub_config
-            checkpoints.save(learner.state_dict() | rest, keep, is_best)
-            save_export(learner.teacher.backbone, run / "export", scans=scan_settings(config.dataset))
-
     batches = iter(loader)
-    bar = tqdm(total=schedules.steps, initial=step, unit="step", disable=None if main_process else True, leave=False)
+    bar = tqdm(total=last_step, initial=progress.step, unit="step", disable=None if main_process else True, leave=False)
     clock, images = time.perf_counter(), 0
-    while step < schedules.steps and not stop.asked(device):
-        # Stochastic depth is drawn from (seed, step, process) alone: a resumed run draws what the first one would have.
-        torch.manual_seed(seed_of("drop path of a pretraining", config.seed, accelerator.process_index, step))
-        micro_batches = [views_of(next(batches)) for _ in range(config.optim.accumulate)]
-        values = schedules[step]
-        try:
-            metrics = learner.step(micro_batches, values)
-        except NotFiniteError as error:
-            raise InputError(
-                f"{run}: stopped at step {step}, {error}; the last checkpoint is good: lower --optim.lr or "
-                "--optim.clip-grad, or use --run.precision fp32 to tell a precision problem from a diverging one"
-            ) from None
-        step += 1
-        recent.append(metrics.get("dino_loss", metrics["loss"]))
-        images += config.optim.batch_size
-        bar.update()
+    try:
+        if not is_judged:
+            save(is_best=evaluate())
+        while not progress.is_complete and not stop.asked(device):
+            # Stochastic depth is drawn from (seed, step, process) alone: a resumed run draws as the first one would.
+            torch.manual_seed(
+                seed_of("drop path of a pretraining", config.seed, accelerator.process_index, progress.step)
+            )
+            micro_batches = [views_of(next(batches)) for _ in range(config.optim.accumulate)]
+            scheduled = schedules[progress.position]
+            values = progress.values(
+                {name: value for name, value in dataclasses.asdict(scheduled).items() if isinstance(value, float)}
+            )
+            scheduled = dataclasses.replace(scheduled, **values)
+            metrics = learner.step(micro_batches, scheduled)
+            progress.advance()
+            recent.append(metrics.get("dino_loss", metrics["loss"]))
+            images += config.optim.batch_size
+            bar.update()
 
-        if step % config.run.log_every == 0 or step == schedules.steps:
-            speed = images / (time.perf_counter() - clock)
-            metrics |= dataclasses.asdict(values) | {"images_per_s": speed} | gpu_memory(device)
-            log.write(step, step / n_steps_per_epoch, metrics)
-            bar.set_postfix(loss=f"{metrics['loss']:.3f}", images_per_s=f"{speed:.3g}")
-            if bar.disable and (step % (10 * config.run.log_every) == 0 or step == schedules.steps):
-                left = (schedules.steps - step) * config.optim.batch_size / speed
-                loss = f"{metrics['loss']:.3f}"
-                say(f"step {step}/{schedules.steps} · loss {loss} · {speed:.3g} images/s · {left:.0f} s left")
-            clock, images = time.perf_counter(), 0
-        done, is_best = step == schedules.steps, False
-        if step % evaluate_every == 0 or done:
-            knn = evaluate(step).get(judged_by, -1.0)
-            is_best, best = knn > best, max(knn, best)
-            clock, images = time.perf_counter(), 0
-        keep = bool(config.run.keep_every) and step % config.run.keep_every == 0
-        if is_best or keep or done or step % config.run.save_every == 0:
-            save(keep, is_best)
-    bar.close()
-    if step < schedules.steps:
+            step = progress.step
+            if step % config.run.log_every == 0 or progress.is_complete:
+                speed = images / (time.perf_counter() - clock)
+                metrics |= dataclasses.asdict(scheduled) | {"scans_seen": progress.scans_seen, "images_per_s": speed}
+                log.write(step, progress.epoch, metrics | gpu_memory(device))
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}", images_per_s=f"{speed:.3g}")
+                if bar.disable and (step % (10 * config.run.log_every) == 0 or progress.is_complete):
+                    left = (last_step - step) * config.optim.batch_size / speed
+                    loss = f"{metrics['loss']:.3f}"
+                    say(f"step {step}/{last_step} · loss {loss} · {speed:.3g} images/s · {left:.0f} s left")
+                clock, images = time.perf_counter(), 0
+            is_best, is_judged = False, progress.position % evaluate_every != 0 and not progress.is_complete
+            if not is_judged:
+                is_best = evaluate()
+                clock, images = time.perf_counter(), 0
+            keep = bool(config.run.keep_every) and step % config.run.keep_every == 0
+            if is_best or keep or progress.is_complete or step % config.run.save_every == 0:
+                save(keep, is_best)
+    except Stopped:
+        pass
+    except NotFiniteError as error:
+        raise InputError(
+            f"{run}: stopped at step {progress.step}, {error}; the last checkpoint is good: lower --optim.lr or "
+            "--optim.clip-grad, or use --run.precision fp32 to tell a precision problem from a diverging one"
+        ) from None
+    finally:
+        bar.close()
+        log.close()
+    if progress.is_complete and is_judged:
+        say(f"done: {run}/export holds the backbone; watch with: tensorboard --logdir {run}/tensorboard")
+    else:
         save()
         if main_process:
-            (run / "stopped").write_text(f"{step}\n")  # launch/slurm.sh puts the job back into the queue
-        say(f"stopped by a signal after step {step} of {schedules.steps}; the same command goes on from there")
-    else:
-        say(f"done: {run}/export holds the backbone; watch with: tensorboard --logdir {run}/tensorboard")
-    log.close()
-    accelerator.end_training()
+            (run / "stopped").write_text(f"{progress.step}\n")  # launch/slurm.sh puts the job back into the queue
+        say(
+            f"stopped by a signal after step {progress.step} of {last_step}: saved; the same command goes on from there"
+        )
 
 
 if __name__ == "__main__":

@@ -21,13 +21,14 @@ from tqdm import tqdm
 from dino_oct.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
+from dino_oct.files import naming, replacing
 from dino_oct.limits import Name, PositiveShare, Range, Scans, Side, check_settings
 from dino_oct.models.attention import check_transformer, cls_attention
 from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import normalise
 from dino_oct.monitor import fit_short_side
 from evaluation.attention_maps import MEASURES, draw_page, mass_mask, spread
-from evaluation.chosen_scans import Chosen, from_files, from_split
+from evaluation.chosen_scans import Chosen, from_files, from_split, page_name
 from evaluation.lesion_scores import with_mean
 from evaluation.reports import heading, make_folder, missing_intervals, show, table, write_json
 from evaluation.runs import (
@@ -248,32 +249,30 @@ def write_maps(result: dict[str, Any], found: Sequence[Maps], folder: Path) -> N
     settings = result["settings"]
     arrays: dict[str, np.ndarray] = {}
     pages: dict[str, Path] = {}
-    try:
-        for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
-            old.unlink()  # else TensorBoard would show an earlier evaluation's images as well
-        for i, one in enumerate(tqdm(found, desc="pages", unit="scan", disable=None, leave=False)):
-            name = f"{i + 1:02d}_{Path(one.chosen.file).stem.replace(' ', '_')}"
-            arrays[f"scan{i}_image"] = one.image
-            for which, maps in one.maps.items():
-                arrays[f"scan{i}_{which}"] = maps
-                arrays[f"scan{i}_{which}_mask"] = mass_mask(with_mean(maps), settings["mass"])
-            notice = f"{PHANTOM_NOTICE} · " if result["data"]["synthetic"] else ""
-            title = (
-                f"{notice}{one.chosen.file}{f' ({one.chosen.label})' if one.chosen.label else ''}\nCLS attention of "
-                f"block {settings['block']} of 0…{settings['blocks'] - 1}, input "
-                f"{one.image.shape[0]} × {one.image.shape[1]} px, patch {settings['patch']} px"
-            )
-            names = [MEAN, *_names(one.maps[MODEL])[:-1]]
-            ordered = {which: np.roll(with_mean(maps), 1, axis=0) for which, maps in one.maps.items()}
-            pages[name] = folder / f"{name}.png"
-            draw_page(one.chosen.scan, ordered, names, settings["mass"], title, pages[name])
-        with SummaryWriter(str(folder / "tensorboard")) as writer:
-            for name, page in pages.items():
-                with Image.open(page, formats=["PNG"]) as image:
-                    writer.add_image(f"attention/{name}", np.asarray(image.convert("RGB")), 0, dataformats="HWC")
-        np.savez(folder / "attention.npz", **arrays)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from None
+    for old in (folder / "tensorboard").glob("events.out.tfevents.*"):
+        old.unlink()  # else TensorBoard would show an earlier evaluation's images as well
+    for i, one in enumerate(tqdm(found, desc="pages", unit="scan", disable=None, leave=False)):
+        name = Path(page_name(i, one.chosen)).stem
+        arrays[f"scan{i}_image"] = one.image
+        for which, maps in one.maps.items():
+            arrays[f"scan{i}_{which}"] = maps
+            arrays[f"scan{i}_{which}_mask"] = mass_mask(with_mean(maps), settings["mass"])
+        notice = f"{PHANTOM_NOTICE} · " if result["data"]["synthetic"] else ""
+        title = (
+            f"{notice}{one.chosen.file}{f' ({one.chosen.label})' if one.chosen.label else ''}\nCLS attention of "
+            f"block {settings['block']} of 0…{settings['blocks'] - 1}, input "
+            f"{one.image.shape[0]} × {one.image.shape[1]} px, patch {settings['patch']} px"
+        )
+        names = [MEAN, *_names(one.maps[MODEL])[:-1]]
+        ordered = {which: np.roll(with_mean(maps), 1, axis=0) for which, maps in one.maps.items()}
+        pages[name] = folder / f"{name}.png"
+        draw_page(one.chosen.scan, ordered, names, settings["mass"], title, pages[name])
+    with naming(folder / "tensorboard"), SummaryWriter(str(folder / "tensorboard")) as writer:
+        for name, page in pages.items():
+            with Image.open(page, formats=["PNG"]) as image:
+                writer.add_image(f"attention/{name}", np.asarray(image.convert("RGB")), 0, dataformats="HWC")
+    with replacing(folder / "attention.npz") as partial, partial.open("wb") as stream:
+        np.savez(stream, **arrays)
     for scan, page in zip(result["scans"], pages.values(), strict=True):
         scan["page"] = page.name
     write_json(result, folder / "attention.json")
@@ -283,9 +282,9 @@ def main(options: Options) -> None:
     """Evaluate, print, and write pages, ``attention.npz``, ``attention.json`` and TensorBoard images."""
     source = open_source(options.model)
     result, found = evaluate(source, options)
-    print(report(result))
     folder = make_folder(source.results_folder("attention", options.out))
     write_maps(result, found, folder)
+    print(report(result))
     print(f"written: {_count(len(found), 'page')}, attention.npz, attention.json and tensorboard/ in {folder}")
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import matplotlib
 
+from dino_oct.files import replacing
+
 matplotlib.use("Agg")
 
 import numpy as np
@@ -156,5 +158,6 @@ def _save(
         loc="left",
     )
     bar.tick_params(labelsize=7)
-    figure.savefig(file, dpi=_DPI)
+    with replacing(file) as partial:
+        figure.savefig(partial, dpi=_DPI, format="png")
     plt.close(figure)

@@ -22,6 +22,7 @@ from dino_oct.data.decode import (
 )
 from dino_oct.data.index import DatasetConfig, index_scans, patient_of
 from dino_oct.errors import InputError
+from dino_oct.files import short_name
 from evaluation.runs import Source
 from evaluation.scan_data import DatasetOptions, ScanData
 
@@ -34,6 +35,11 @@ class Chosen:
     patient: str
     label: str | None
     scan: np.ndarray
+
+
+def page_name(i: int, chosen: Chosen) -> str:
+    """File name of the page of the ``i``-th chosen scan, as long as a file's may be."""
+    return f"{i + 1:02d}_{short_name(Path(chosen.file).stem.replace(' ', '_'))}.png"
 
 
 def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> tuple[list[Chosen], dict[str, Any]]:

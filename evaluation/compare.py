@@ -266,8 +266,8 @@ def report(results: dict[str, Any]) -> str:
 def main(options: Options) -> None:
     """Compare, print, and write the page, numbers and figures."""
     results, media, _ = compare(options)
-    print("\n" + report(results))
     written = write_report(results, media, options.out)
+    print("\n" + report(results))
     print(f"written: {', '.join(written)} and figures/ in {options.out}")
 
 

@@ -1,19 +1,20 @@
 """Finished steps of a long evaluation on disk, so that an interrupted one goes on where it stopped."""
 
-import contextlib
 import hashlib
 import json
+import os
 import sys
-import uuid
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dino_oct.files import check_regular, private_folder, remove, replacing
+
 Arrays = dict[str, np.ndarray]
-_IDENTITY = "__identity__"
+_IDENTITY, _DIGEST = "__identity__", "__digest__"
+STEPS_VERSION = 2  # of the files: older ones are then not found
 
 
 class StepCache:
@@ -37,14 +38,14 @@ class StepCache:
             step: its name, for people.
             identity: plain values; everything that the result depends on.
         """
-        text = json.dumps({"step": step, **identity}, sort_keys=True, default=str)
+        text = json.dumps({"version": STEPS_VERSION, "step": step, **identity}, sort_keys=True, default=str)
         label = "".join(c if c.isalnum() or c in "-_" else "_" for c in step)[:60]
         file = self.folder / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         found = _read(file, text)
         if found is None:
             found = make()
             self.made.append(step)
-            self._write(file, {_IDENTITY: np.array(text), **found})
+            self._write(file, {_IDENTITY: np.array(text), _DIGEST: np.array(_digest_of(found)), **found})
         return found
 
     def json(self, step: str, identity: dict[str, Any], make: Callable[[], Any]) -> Any:
@@ -56,16 +57,14 @@ class StepCache:
         return json.loads(str(self.arrays(step, identity, as_array)["json"]))
 
     def _write(self, file: Path, arrays: Arrays) -> None:
-        partial = file.with_name(f".{file.stem}.{uuid.uuid4().hex[:8]}.npz")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(partial, **arrays)
-            partial.replace(file)
+            private_folder(self.folder)
+            if file.is_dir():
+                remove(file)
+            with replacing(file) as partial, partial.open("wb") as stream:
+                np.savez_compressed(stream, **arrays)
         except OSError as error:
             print(f"step not kept: {file}: {error.strerror or error}", file=sys.stderr, flush=True)
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
 
 
 def digest(*arrays: np.ndarray) -> str:
@@ -77,16 +76,21 @@ def digest(*arrays: np.ndarray) -> str:
     return found.hexdigest()[:16]
 
 
+def _digest_of(arrays: Arrays) -> str:
+    return " ".join(f"{name} {digest(array)}" for name, array in sorted(arrays.items()))
+
+
 def _read(file: Path, identity: str) -> Arrays | None:
-    if not file.exists():
+    if not os.path.lexists(file):
         return None
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            found = {name: stored[name] for name in stored.files}  # each is checked against its CRC
-        if str(found.pop(_IDENTITY)) == identity:
+        with np.load(check_regular(file), allow_pickle=False) as stored:
+            found = {name: stored[name] for name in stored.files}
+        is_same, known = str(found.pop(_IDENTITY)) == identity, str(found.pop(_DIGEST))
+        if is_same and known == _digest_of(found):
             return found
-        reason = "it describes another step"
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        reason = "its checksum does not agree" if is_same else "it describes another step"
+    except Exception as error:  # damaged headers make numpy and zip raise almost anything
         reason = " ".join(str(error).split())
     print(f"kept step damaged, made again: {file}: {reason}", file=sys.stderr, flush=True)
     return None

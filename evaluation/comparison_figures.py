@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from dino_oct.bootstrap import Interval
-from dino_oct.errors import InputError
+from dino_oct.files import replacing
 from evaluation.embedding_figures import Frame, Mark, Panel, draw_panels
 from evaluation.reports import show
 
@@ -41,33 +41,28 @@ def write_figures(
 
     Returns:
         ``results["figures"]``.
-
-    Raises:
-        InputError: a file cannot be written.
     """
     target = folder / "figures"
     notice = f"{results['notice']} · " if results["notice"] else ""
     verdict = results["verdict"]
     where = f"{notice}{verdict['scans']:,} test scans of {verdict['patients']:,} patients"
     done = []
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        for name, draw in (
-            ("accuracy", _forest),
-            ("confusions", _confusions),
-            ("severity", _severity),
-            ("league", _league),
-        ):
-            made = draw(results, where)
-            if made is not None:
-                figure, title = made
-                for suffix in ("png", "svg"):
-                    figure.savefig(target / f"{name}.{suffix}", dpi=_DPI, bbox_inches="tight")
-                done.append({"file": f"figures/{name}.png", "title": title})
-        if maps:
-            done.append(_embedding(results, maps, marked, where, target))
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written ({error.strerror or error}); give another --out") from None
+    target.mkdir(parents=True, exist_ok=True)
+    for name, draw in (
+        ("accuracy", _forest),
+        ("confusions", _confusions),
+        ("severity", _severity),
+        ("league", _league),
+    ):
+        made = draw(results, where)
+        if made is not None:
+            figure, title = made
+            for suffix in ("png", "svg"):
+                with replacing(target / f"{name}.{suffix}") as partial:
+                    figure.savefig(partial, dpi=_DPI, bbox_inches="tight", format=suffix)
+            done.append({"file": f"figures/{name}.png", "title": title})
+    if maps:
+        done.append(_embedding(results, maps, marked, where, target))
     return done
 
 

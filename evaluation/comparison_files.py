@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dino_oct.bootstrap import Interval
-from dino_oct.errors import InputError
+from dino_oct.files import write_whole
 from evaluation.comparison_measures import Setting
 from evaluation.embedding_page import thumbnails
 from evaluation.reports import plain, write_json
@@ -50,15 +50,12 @@ def write_report(results: dict[str, Any], media: dict[str, Any], folder: Path) -
 
     Returns:
         the names of what was written.
-
-    Raises:
-        InputError: a file cannot be written.
     """
     from evaluation.report_page import render
 
     write_json(results, folder / "results.json")
-    _write(folder / "results.csv", as_csv(results))
-    _write(folder / "report.html", render(plain(results), media))
+    write_whole(folder / "results.csv", as_csv(results))
+    write_whole(folder / "report.html", render(plain(results), media))
     return ["report.html", "results.json", "results.csv"]
 
 
@@ -84,12 +81,3 @@ def _cells(value: Interval | None) -> list[str]:
     return [
         "" if part is None or not np.isfinite(part) else repr(part) for part in (value.point, value.low, value.high)
     ]
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror}); give another --out") from None

@@ -1,6 +1,5 @@
 """Does an embedding order scans by how much lesion they show? Rank correlations of two predictors without training."""
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from scipy.stats import rankdata
 from dino_oct.bootstrap import Interval, PatientBootstrap, Scale
 from dino_oct.errors import InputError
 from dino_oct.features import unit
+from dino_oct.files import read_json
 from dino_oct.knn import neighbours
 from evaluation.comparison_measures import Setting
 from evaluation.comparison_models import Model
@@ -38,7 +38,10 @@ def lesion_loads(data: ScanData, positions: np.ndarray, masks: LesionMasks | Non
     """
     about = Path(data.index.root) / "phantom.json"
     if about.is_file() and masks is None:
-        severity = {record["file"]: record["severity"] for record in json.loads(about.read_text())["scans"]}
+        try:
+            severity = {record["file"]: float(record["severity"]) for record in read_json(about)["scans"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{about}: damaged: no severities of scans ({type(error).__name__} {error})") from None
         return PHANTOM, np.array([severity.get(data.index.files[i], np.nan) for i in positions], dtype=float)
     masks = masks or LesionMasks(data)
     shares = [masks.read(int(i)).lesion.mean() if masks.file(int(i)) else np.nan for i in positions]

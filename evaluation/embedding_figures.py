@@ -8,6 +8,8 @@ from pathlib import Path
 
 import matplotlib
 
+from dino_oct.files import replacing
+
 matplotlib.use("Agg")
 
 import numpy as np
@@ -82,7 +84,8 @@ def draw_panels(panels: Sequence[Panel], marked: Sequence[Mark], labels: np.ndar
             _scatter(axis, frame.points, marked, labels)
         _legend(figure, marked, labels, AXES_NOTE)
         figure.suptitle("\n".join(textwrap.wrap(title, int(width * 14))), fontsize=10)
-        figure.savefig(file, dpi=150, bbox_inches="tight", pad_inches=0.1)
+        with replacing(file) as partial:
+            figure.savefig(partial, dpi=150, bbox_inches="tight", pad_inches=0.1, format=file.suffix[1:])
         plt.close(figure)
 
 
@@ -104,7 +107,10 @@ def animate(panel: Panel, marked: Sequence[Mark], labels: np.ndarray, title: str
                 durations.append(_STEP_MS)
     palette = images[-1].quantize(64)  # one for all, or colours would flicker
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
-    frames[0].save(file, save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False)
+    with replacing(file) as partial:
+        frames[0].save(
+            partial, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False
+        )
 
 
 def _picture(

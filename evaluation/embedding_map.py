@@ -330,9 +330,10 @@ def main(options: Options) -> None:
     """Evaluate, print, and write figure, page, coordinates, projector export and JSON."""
     source = open_source(options.model)
     result, maps = evaluate(source, options)
-    print(report(result))
     folder = make_folder(source.results_folder("embedding_map", options.out))
-    print(f"written: {', '.join(write_results(result, maps, folder, options.projector))} in {folder}")
+    written = write_results(result, maps, folder, options.projector)
+    print(report(result))
+    print(f"written: {', '.join(written)} in {folder}")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ import numpy as np
 
 from dino_oct.bootstrap import Interval
 from dino_oct.data.index import UNLABELLED
-from dino_oct.errors import InputError
 from dino_oct.features import squash_all
+from dino_oct.files import replacing, write_whole
 from dino_oct.streams import generator
 from evaluation.comparison import MODEL
 from evaluation.embedding_figures import Frame, Mark, Panel, animate, draw_panels, marks
@@ -143,9 +143,6 @@ def write_results(result: dict[str, Any], maps: Maps, folder: Path, projector: b
 
     Returns:
         the names of what was written.
-
-    Raises:
-        InputError: a file cannot be written.
     """
     index = maps.data.index
     unlabelled = maps.labels == UNLABELLED
@@ -154,25 +151,23 @@ def write_results(result: dict[str, Any], maps: Maps, folder: Path, projector: b
     panels, title, written = _panels(result, maps), _title(result), []
     notice = result["data"]["notice"]
     figure_title = f"{notice} · {title}" if notice else title
-    try:
-        draw_panels(panels, marked, labels, figure_title, folder / "maps.png")
-        written.append("maps.png")
-        if maps.frames:
-            training = _training_panel(result, maps)
-            animate(training, marked, labels, figure_title, folder / "training.gif")
-            panels.append(training)
-            written.append("training.gif")
-        (folder / "maps.html").write_text(_page(result, maps, panels, marked, labels, title), encoding="utf-8")
-        files = np.array([index.files[i] for i in maps.chosen])
-        arrays = {f"row{i}": one for i, one in enumerate(maps.by_row.values())}
-        arrays |= {f"frame{i}": one for i, one in enumerate(maps.frames.values())}
-        np.savez(folder / "maps.npz", files=files, labels=maps.labels, patients=maps.patients, **arrays)
-        written += ["maps.html", "maps.npz"]
-        if projector:
-            result["notes"] = [*result["notes"], *_write_projector(maps, marked, labels, folder / "projector")]
-            written.append("projector/")
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from None
+    draw_panels(panels, marked, labels, figure_title, folder / "maps.png")
+    written.append("maps.png")
+    if maps.frames:
+        training = _training_panel(result, maps)
+        animate(training, marked, labels, figure_title, folder / "training.gif")
+        panels.append(training)
+        written.append("training.gif")
+    write_whole(folder / "maps.html", _page(result, maps, panels, marked, labels, title))
+    files = np.array([index.files[i] for i in maps.chosen])
+    arrays = {f"row{i}": one for i, one in enumerate(maps.by_row.values())}
+    arrays |= {f"frame{i}": one for i, one in enumerate(maps.frames.values())}
+    with replacing(folder / "maps.npz") as partial, partial.open("wb") as stream:
+        np.savez(stream, files=files, labels=maps.labels, patients=maps.patients, **arrays)
+    written += ["maps.html", "maps.npz"]
+    if projector:
+        result["notes"] = [*result["notes"], *_write_projector(maps, marked, labels, folder / "projector")]
+        written.append("projector/")
     write_json(result, folder / "embedding_map.json")
     return [*written, "embedding_map.json"]
 

@@ -1,6 +1,5 @@
 """What commands that explain classifiers share: models and scans, the class that is explained, pages and files."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dino_oct.errors import InputError
 from dino_oct.features import squash
+from dino_oct.files import naming, read_json, remove, replacing
 from dino_oct.limits import Name, Scans
-from evaluation.chosen_scans import Chosen, from_files, from_split
+from evaluation.chosen_scans import Chosen, from_files, from_split, page_name
 from evaluation.class_target import Classifier, ClassTargetOptions, open_classifier
 from evaluation.reports import table, write_json
 from evaluation.runs import Source, open_source
@@ -303,16 +303,17 @@ def draw_page(rows: Sequence[tuple[str, Sequence[Tile]]], title: str, foot: str,
                 fontsize=8,
                 parse_math=False,
             )
-    figure.savefig(file, dpi=_DPI)
+    with replacing(file) as partial:
+        figure.savefig(partial, dpi=_DPI, format="png")
     plt.close(figure)
 
 
 def _earlier_pages(folder: Path, name: str) -> list[Path]:
     """Pages that the result in a folder names; none where there is no result."""
     try:
-        scans = json.loads((folder / f"{name}.json").read_text())["scans"]
+        scans = read_json(folder / f"{name}.json")["scans"]
         return [folder / Path(scan["page"]).name for scan in scans]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError):
         return []
 
 
@@ -320,28 +321,23 @@ def write_pages(result: dict[str, Any], pages: Sequence[Page], subtitle: str, fo
     """Write one PNG a scan, ``NAME.npz``, ``NAME.json`` and TensorBoard images into a folder, NAME the evaluation's.
 
     The arrays of page i are ``scan{i}_…`` in the npz file, and its facts are entry i of the JSON file's ``scans``.
-
-    Raises:
-        InputError: a file cannot be written.
     """
     name, arrays, files = result["evaluation"], {}, []
     notice = f"{PHANTOM_NOTICE} · " if result["data"]["synthetic"] else ""
-    try:
-        # An earlier evaluation's pages and TensorBoard images would pass for this one's.
-        for old in [*_earlier_pages(folder, name), *(folder / "tensorboard").glob("events.out.tfevents.*")]:
-            old.unlink(missing_ok=True)
-        for i, page in enumerate(pages):
-            files.append(folder / f"{i + 1:02d}_{Path(page.chosen.file).stem.replace(' ', '_')}.png")
-            label = f" (true class {page.chosen.label})" if page.chosen.label else ""
-            draw_page(page.rows, f"{notice}{page.chosen.file}{label}\n{subtitle}", foot, files[-1])
-            arrays |= {f"scan{i}_{key}": value for key, value in page.arrays.items()}
-        with SummaryWriter(str(folder / "tensorboard")) as writer:
-            for file in files:
-                with Image.open(file, formats=["PNG"]) as image:
-                    writer.add_image(f"{name}/{file.stem}", np.asarray(image.convert("RGB")), 0, dataformats="HWC")
-        np.savez(folder / f"{name}.npz", **arrays)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be written ({error.strerror or error}); give another --out") from None
+    # An earlier evaluation's pages and TensorBoard images would pass for this one's.
+    for old in [*_earlier_pages(folder, name), *(folder / "tensorboard").glob("events.out.tfevents.*")]:
+        remove(old)
+    for i, page in enumerate(pages):
+        files.append(folder / page_name(i, page.chosen))
+        label = f" (true class {page.chosen.label})" if page.chosen.label else ""
+        draw_page(page.rows, f"{notice}{page.chosen.file}{label}\n{subtitle}", foot, files[-1])
+        arrays |= {f"scan{i}_{key}": value for key, value in page.arrays.items()}
+    with naming(folder / "tensorboard"), SummaryWriter(str(folder / "tensorboard")) as writer:
+        for file in files:
+            with Image.open(file, formats=["PNG"]) as image:
+                writer.add_image(f"{name}/{file.stem}", np.asarray(image.convert("RGB")), 0, dataformats="HWC")
+    with replacing(folder / f"{name}.npz") as partial, partial.open("wb") as stream:
+        np.savez(stream, **arrays)
     result["scans"] = [
         {
             "key": f"scan{i}",

@@ -8,9 +8,8 @@ import contextlib
 import copy
 import hashlib
 import json
-import shutil
+import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from torch import nn
 
 from dino_oct.data.cache import ScanCache
 from dino_oct.features import extract, pixel_features
+from dino_oct.files import check_regular, private_folder, read_json, remove, scratch_folder, share_as
 from dino_oct.models.attention import linear_probe_features
 from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import normalise
@@ -157,27 +157,30 @@ class FeatureCache:
 
     def _read(self, identity: dict[str, Any]) -> np.ndarray | None:
         folder = self.entry(identity)
-        if not folder.exists():
+        if not os.path.lexists(folder):
             return None
         try:
             return _open(folder, identity)
-        except (OSError, EOFError, KeyError, TypeError, ValueError, SyntaxError) as error:
+        except Exception as error:  # damaged headers make numpy raise almost anything
             reason = " ".join(str(error).split())
             print(f"feature cache damaged, extracting again: {folder}: {reason}", file=sys.stderr, flush=True)
             return None
 
     def _write(self, identity: dict[str, Any], features: np.ndarray) -> None:
-        folder, building = self.entry(identity), None
+        folder = self.entry(identity)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            building = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=self.folder))
-            np.save(building / "features.npy", features)
-            about = {"identity": identity, "shape": features.shape, "crc32": _checksum(features)}
-            (building / "about.json").write_text(json.dumps(about, indent=1, default=str))
-            building.chmod(0o755)  # mkdtemp's folders are closed to the other users of a shared cache
-            shutil.rmtree(folder, ignore_errors=True)  # a damaged one; or another process's, which holds the same
+            private_folder(self.folder.parent)
             with contextlib.suppress(FileExistsError):
-                building.rename(folder)
+                self.folder.mkdir(mode=0o700)
+                share_as(self.folder, self.folder.parent, write=True)
+            with scratch_folder(folder) as building:
+                np.save(building / "features.npy", features)
+                about = {"identity": identity, "shape": features.shape, "crc32": _checksum(features)}
+                (building / "about.json").write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")
+                share_as(building, self.folder)
+                remove(folder)  # a damaged one; or another process's, which holds the same
+                with contextlib.suppress(FileExistsError):
+                    building.rename(folder)
         except OSError as error:
             if not folder.exists():
                 print(
@@ -186,15 +189,12 @@ class FeatureCache:
                     file=sys.stderr,
                     flush=True,
                 )
-        finally:
-            if building is not None:
-                shutil.rmtree(building, ignore_errors=True)
 
 
 def _open(folder: Path, identity: dict[str, Any]) -> np.ndarray:
     """Map an entry; raises ValueError or what reading raises if it is not whole."""
-    about = json.loads((folder / "about.json").read_text())
-    features = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+    about = read_json(folder / "about.json")
+    features = np.load(check_regular(folder / "features.npy"), mmap_mode="r", allow_pickle=False)
     if _canonical(about["identity"]) != _canonical(identity):
         raise ValueError("it describes other features")
     if list(features.shape) != about["shape"] or features.dtype != np.float32 or len(features) != identity["scans"]:

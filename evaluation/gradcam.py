@@ -102,10 +102,10 @@ def main(options: Options) -> None:
     """Evaluate, print, and write pages, ``gradcam.npz``, ``gradcam.json`` and TensorBoard images."""
     source = open_source(options.model)
     result, pages, text = evaluate(source, options)
-    print("\n".join([*heading("Grad-CAM", result), text, "", *(f"note: {note}" for note in result["notes"])]))
     layers = ", ".join(f"{name} {layer}" for name, layer in result["settings"]["layers"].items())
     folder = make_folder(source.results_folder("gradcam", options.out))
     write_pages(result, pages, f"Grad-CAM at {layers}", FOOT, folder)
+    print("\n".join([*heading("Grad-CAM", result), text, "", *(f"note: {note}" for note in result["notes"])]))
     count = f"{len(pages)} page{'' if len(pages) == 1 else 's'}"
     print(f"written: {count}, gradcam.npz, gradcam.json and tensorboard/ in {folder}")
 

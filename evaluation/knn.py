@@ -188,9 +188,9 @@ def main(options: Options) -> None:
     """Evaluate, print, and write ``knn_SPLIT.json``."""
     source = open_source(options.model)
     result = evaluate(source, options)
-    print(report(result))
     file = make_folder(source.results_folder("knn", options.out)) / f"knn_{options.split}.json"
     write_json(result, file)
+    print(report(result))
     print(f"written: {file}")
 
 

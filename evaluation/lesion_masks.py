@@ -216,8 +216,17 @@ def read_boundaries(data: ScanData) -> tuple[tuple[str, ...], dict[str, np.ndarr
     file = _layers_file(data)
     if not file.is_file():
         return (), {}
-    with np.load(file) as found:
-        return tuple(found["names"].tolist()), dict(zip(found["files"].tolist(), found["rows"], strict=True))
+    try:
+        with np.load(file, allow_pickle=False) as found:
+            names, files, rows = tuple(found["names"].tolist()), found["files"].tolist(), found["rows"]
+        if rows.ndim != 3 or rows.dtype.kind != "f" or rows.shape[:2] != (len(files), len(names)):
+            raise ValueError(f"rows of shape {rows.shape} for {len(files)} files and {len(names)} boundaries")
+    except Exception as error:  # damaged headers make numpy and zip raise almost anything
+        raise InputError(
+            f"{file}: damaged: not readable boundaries of layers ({' '.join(str(error).split())[:160]}); without this "
+            "file scores are not told by layer"
+        ) from None
+    return names, dict(zip(files, rows, strict=True))
 
 
 def layers_digest(data: ScanData) -> str | None:

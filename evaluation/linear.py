@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from dino_oct.class_summary import never_recognised
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
+from dino_oct.files import replacing
 from dino_oct.limits import BatchSize, Epochs, Items, Ordered, PositiveShare, Range, check_settings
 from dino_oct.streams import generator
 from evaluation.classification import METRICS, score_all
@@ -355,11 +356,7 @@ def _over_draws(found: dict[str, Any]) -> str:
 
 
 def draw_curves(result: dict[str, Any], file: Path) -> None:
-    """Write each metric over the share of labelled training patients as PNG: mean, and range of the draws.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
+    """Write each metric over the share of labelled training patients as PNG: mean, and range of the draws."""
     curve, sets, settings = result["label_fractions"], result["data"]["sets"], result["settings"]
     figure = Figure(figsize=(12, 4.4), dpi=150, layout="constrained")
     shares = [100 * point["fraction"] for point in curve]
@@ -385,21 +382,19 @@ def draw_curves(result: dict[str, Any], file: Path) -> None:
         "their range",
         fontsize=10,
     )
-    try:
-        figure.savefig(file)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
+    with replacing(file) as partial:
+        figure.savefig(partial, format="png")
 
 
 def main(options: Options) -> None:
     """Evaluate, print, and write ``linear_PROTOCOL_SPLIT.json`` and the label-fraction curves beside it."""
     source = open_source(options.model)
     result = evaluate(source, options)
-    print(report(result))
     folder = make_folder(source.results_folder("linear", options.out))
     name = f"linear_{options.protocol}_{options.split}"
     write_json(result, folder / f"{name}.json")
     draw_curves(result, folder / f"{name}.png")
+    print(report(result))
     print(f"written: {folder / name}.json, {folder / name}.png")
 
 

@@ -297,9 +297,9 @@ def main(options: Options) -> None:
     """Evaluate, print, and write ``localization.json``, pages, ``localization.npz`` and TensorBoard images."""
     sources = [open_source(options.model), *(open_source(name) for name in options.beside)]
     result, pages = evaluate(sources, options)
-    print(report(result))
     folder = make_folder(sources[0].results_folder("localization", options.out))
     write_pages(result, pages, "test scan of median score of its class", FOOT, folder)
+    print(report(result))
     count = f"{len(pages)} page{'' if len(pages) == 1 else 's'}"
     print(f"written: {count}, localization.npz, localization.json and tensorboard/ in {folder}")
 

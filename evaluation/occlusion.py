@@ -183,10 +183,10 @@ def main(options: Options) -> None:
     """Evaluate, print, and write pages, ``occlusion.npz``, ``occlusion.json`` and TensorBoard images."""
     source = open_source(options.model)
     result, pages, text = evaluate(source, options)
-    print("\n".join([*heading("occlusion", result), text, "", *(f"note: {note}" for note in result["notes"])]))
     folder = make_folder(source.results_folder("occlusion", options.out))
     how = f"window {options.window:g} of the sides, stride {options.stride:g} of the window, fill {options.fill}"
     write_pages(result, pages, f"occlusion, {how}", FOOT, folder)
+    print("\n".join([*heading("occlusion", result), text, "", *(f"note: {note}" for note in result["notes"])]))
     count = f"{len(pages)} page{'' if len(pages) == 1 else 's'}"
     print(f"written: {count}, occlusion.npz, occlusion.json and tensorboard/ in {folder}")
 

@@ -11,6 +11,7 @@ from sklearn.decomposition import PCA
 from torch.utils.tensorboard import SummaryWriter
 
 from dino_oct.errors import InputError
+from dino_oct.files import naming
 from dino_oct.streams import short_seed_of
 
 MOST_COLUMNS = 256  # the projector reads features as text: wider ones are cut to this many principal components
@@ -44,7 +45,7 @@ def write_projector(
     notes = []
     rows = [[re.sub(r"\s+", " ", value) for value in row] for row in metadata]  # a tab would end its column
     sprites = torch.from_numpy(images).float()[:, None].expand(-1, 3, -1, -1) / 255
-    with SummaryWriter(str(folder)) as writer:
+    with naming(folder), SummaryWriter(str(folder)) as writer:
         for name, found in features.items():
             if min(found.shape) > MOST_COLUMNS:
                 reduced = PCA(

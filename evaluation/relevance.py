@@ -99,9 +99,9 @@ def main(options: Options) -> None:
     """Evaluate, print, and write pages, ``relevance.npz``, ``relevance.json`` and TensorBoard images."""
     source = open_source(options.model)
     result, pages, text = evaluate(source, options)
-    print("\n".join([*heading("relevance", result), text, "", *(f"note: {note}" for note in result["notes"])]))
     folder = make_folder(source.results_folder("relevance", options.out))
     write_pages(result, pages, f"relevance from block {options.start_layer} up", FOOT, folder)
+    print("\n".join([*heading("relevance", result), text, "", *(f"note: {note}" for note in result["notes"])]))
     print(f"written: {len(pages)} pages, relevance.npz, relevance.json and tensorboard/ in {folder}")
 
 

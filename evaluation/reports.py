@@ -11,7 +11,7 @@ import numpy as np
 
 from dino_oct.bootstrap import Interval
 from dino_oct.class_summary import Majority
-from dino_oct.errors import InputError
+from dino_oct.files import private_folder, write_whole
 from evaluation.classification import METRICS
 from evaluation.scan_data import PHANTOM_NOTICE
 
@@ -26,13 +26,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def show(value: Interval, digits: int = 1, signed: bool = False) -> str:
-    """An interval as ``81.2 [76.0, 85.9]``; a dash where it is undefined."""
-    if not math.isfinite(value.point):
-        return "–"
-    form = f"{'+' if signed else ''}.{digits}f"
-    if value.low is None or value.high is None:
-        return f"{value.point:{form}}"
-    return f"{value.point:{form}} [{value.low:{form}}, {value.high:{form}}]"
+    """``Interval.words`` as a function, for the cells of tables."""
+    return value.words(digits, signed)
 
 
 ACCURACY_HEADER = ("accuracy %", "balanced %", "AUROC %", "lowest recall %")
@@ -91,30 +86,13 @@ def plain(value: Any) -> Any:
 
 
 def make_folder(folder: Path) -> Path:
-    """Make a folder for results.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another --out") from None
-    return folder
+    """Make a folder for results, which show scans: a new one is for its owner alone (``files.private_folder``)."""
+    return private_folder(folder)
 
 
 def write_json(result: dict[str, Any], file: Path) -> None:
-    """Write a result whole or not at all.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    partial = file.with_name(f"{file.name}.partial")
-    try:
-        partial.write_text(json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-        partial.replace(file)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror}); give another --out") from None
+    """Write a result whole or not at all."""
+    write_whole(file, json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False))
 
 
 def recall_table(rows: dict[str, dict[str, Any]], scans: dict[str, int]) -> str:

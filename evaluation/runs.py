@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from dino_oct.cli import read_settings
 from dino_oct.config import RunSettings, TrainConfig
 from dino_oct.errors import InputError
+from dino_oct.files import read_yaml
 from dino_oct.limits import Heads, Name, NewName, Resamples, Seed
 from dino_oct.models.backbone import check_source, load_backbone, local_file, open_layer_scales
 from dino_oct.monitor import MonitorConfig
@@ -22,6 +22,13 @@ from dino_oct.streams import seed_of
 from evaluation.scan_data import DatasetOptions, PhantomOptions
 
 RUNS = Path("runs")
+# Settings of a run that evaluations go by, and those of a pretraining besides.
+_RELIED_ON = (
+    *("data", "init", "dataset.split", "dataset.split_seed", "dataset.val_fraction", "dataset.test_fraction"),
+    *("dataset.unlabelled", "dataset.neutralise_borders", "dataset.max_side", "dataset.grey_range"),
+    *("phantom.patients", "phantom.scans_per_patient", "phantom.size", "phantom.seed", "phantom.depth"),
+)
+_JUDGED_BY = ("monitor.image_size", "monitor.attention_size")
 
 
 @dataclass
@@ -102,12 +109,12 @@ def newest_run(folder: Path = RUNS) -> Path:
     Raises:
         InputError: there is none.
     """
-    found = [file for file in folder.rglob("metrics.jsonl") if (file.parent / "config.yaml").is_file()]
+    found = [file for file in folder.rglob("metrics.jsonl") if run_of(str(file.parent)) == file.parent]
     if not found:
         raise InputError(
             f"no run under {folder}/; train one (accelerate launch dino_oct/train.py) or give --model SOURCE"
         )
-    return max(found, key=lambda file: (file.stat().st_mtime, str(file))).parent
+    return max(found, key=lambda file: (file.lstat().st_mtime, str(file))).parent
 
 
 def open_source(model: str | None) -> Source:
@@ -126,12 +133,25 @@ def open_source(model: str | None) -> Source:
 
 
 def read_run(run: Path) -> RunSettings:
-    """The settings of a run: all of a pretraining's, the shared ones of any other trainer's."""
+    """The settings of a run: all of a pretraining's, the shared ones of any other trainer's.
+
+    Raises:
+        InputError: a damaged file, or one without a setting that says what the run was trained on or judged by: a
+            default in its place would be another run's.
+    """
     file = run / "config.yaml"
-    shared = read_settings(RunSettings, file, others=True)
-    # Every pretraining has these settings, and no other trainer may read them as its own.
-    is_pretraining = isinstance(yaml.safe_load(file.read_text()).get("monitor"), dict)
-    return read_settings(TrainConfig, file) if is_pretraining else shared
+    settings = read_yaml(file)
+    given = settings if isinstance(settings, dict) else {}
+    # Every pretraining has these sections, and no other trainer may read them as its own.
+    is_pretraining = not given.keys().isdisjoint(("monitor", "loss"))
+    found = read_settings(TrainConfig, file) if is_pretraining else read_settings(RunSettings, file, others=True)
+    for name in (*_RELIED_ON, *_JUDGED_BY) if is_pretraining else _RELIED_ON:
+        section = given
+        for part in name.split("."):
+            section = section.get(part) if isinstance(section, dict) else None
+        if section is None:
+            raise InputError(f"{file}: damaged: '{name}' is missing; put in what the run was started with")
+    return found
 
 
 @dataclass(frozen=True)

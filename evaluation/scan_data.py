@@ -201,7 +201,9 @@ def open_data(
     """
     config = source.config if source else None
     if data is None and config is None:
-        raise InputError("the model is not from a run, so it brings no data; give --data DIR or --data phantom")
+        name = source.name if source else "the model"
+        without = ": there is no config.yaml" if source and Path(name).is_dir() else ""
+        raise InputError(f"{name} is not a run{without}, so it brings no data; give --data DIR or --data phantom")
     data = data or config.data
     trained_dataset = config.dataset if config else DatasetConfig()
     trained_phantom = config.phantom if config else PhantomConfig()

@@ -177,9 +177,9 @@ def main(options: Options) -> None:
     """Evaluate, print, and write pages, ``side_by_side.npz``, ``side_by_side.json`` and TensorBoard images."""
     source = open_source(options.model)
     result, pages, text = evaluate(source, options)
-    print("\n".join([*heading("maps side by side", result), text, "", *(f"note: {note}" for note in result["notes"])]))
     folder = make_folder(source.results_folder("side_by_side", options.out))
     write_pages(result, pages, ", ".join(options.methods), FOOT, folder)
+    print("\n".join([*heading("maps side by side", result), text, "", *(f"note: {note}" for note in result["notes"])]))
     print(f"written: {len(pages)} pages, side_by_side.npz, side_by_side.json and tensorboard/ in {folder}")
 
 

@@ -18,6 +18,7 @@ train() { # train NAME SCRIPT [options]
     echo "training $name (log: $runs/$name.log)"
     accelerate launch --config_file launch/cpu.yaml --num_cpu_threads_per_process "$threads" \
         "$@" --out "$runs/$name" >"$runs/$name.log" 2>&1 || { tail -n 3 "$runs/$name.log" >&2; return 1; }
+    if [ -e "$runs/$name/stopped" ]; then echo "$runs/$name was stopped; run this again to go on" >&2; return 1; fi
     touch "$runs/$name/finished"
 }
 

@@ -12,6 +12,7 @@ for ((i = 1; i < $#; i++)); do
 done
 
 accelerate launch --config_file launch/cpu.yaml --num_cpu_threads_per_process "$(nproc)" dino_oct/train.py "$@"
+if [ -e "$run/stopped" ]; then echo "$run was stopped; run this again to go on" >&2; exit 1; fi
 echo
 python evaluation/knn.py --model "$run" --k 5 10
 echo

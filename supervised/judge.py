@@ -1,6 +1,9 @@
 """How good a classifier is: every epoch on validation scans, once on the test."""
 
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +12,9 @@ from torch import nn
 
 from dino_oct.bootstrap import Interval
 from dino_oct.class_summary import majority, never_recognised
+from dino_oct.errors import InputError
 from dino_oct.features import extract, squash_all
+from dino_oct.files import read_json
 from evaluation.classification import METRICS, NO_CALIBRATION_INTERVAL, calibration_error, confusion, score_all
 from evaluation.comparison import ScanSet, compare_scores
 from evaluation.reports import ACCURACY_HEADER, accuracy_cells, closing, heading, majority_row, show, table
@@ -20,9 +25,18 @@ NAME = "classifier"
 _RESAMPLES = 1000
 
 
-def predict(model: nn.Module, images: torch.Tensor, device: torch.device, bf16: bool = False) -> np.ndarray:
-    """Class probabilities (N, C) float64 of grey images (N, 1, H, W) uint8, shared out over the processes."""
-    logits = extract(model, images, device, _BATCH, bf16, forward=lambda network, batch: network(batch))
+def predict(
+    model: nn.Module,
+    images: torch.Tensor,
+    device: torch.device,
+    bf16: bool = False,
+    before_batch: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Class probabilities (N, C) float64 of grey images (N, 1, H, W) uint8, shared out over the processes; see
+    ``features.extract``."""
+    logits = extract(
+        model, images, device, _BATCH, bf16, forward=lambda network, batch: network(batch), before_batch=before_batch
+    )
     return torch.from_numpy(logits).double().softmax(dim=1).numpy()
 
 
@@ -102,6 +116,25 @@ def final_result(
         "verdicts": never_recognised([(NAME, row["never_recognised"])]),
         "notes": [*data.notes, *notes],
     }
+
+
+def read_result(file: Path) -> dict[str, Any] | None:
+    """What the JSON file of a test holds; None, and a line where it is damaged, if the test must be made again."""
+    if not os.path.lexists(file):
+        return None
+    try:
+        result = read_json(file)
+        row = result["rows"][NAME]
+        numbers = [row[metric][key] for metric in METRICS for key in ("point", "low", "high")]
+        numbers += [row["lowest_recall"]["recall"]["point"], result["majority"]["share"]]
+        if not all(number is None or 0 <= number <= 100 for number in numbers):
+            raise ValueError("numbers that are no per cent")
+        str.strip(row["lowest_recall"]["class"])
+    except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, InputError) else f"{file}: damaged: {type(error).__name__} {error}"
+        print(f"warning: {reason}; the test is made again", file=sys.stderr, flush=True)
+        return None
+    return result
 
 
 def report(result: dict[str, Any]) -> str:

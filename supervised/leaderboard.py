@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from dino_oct.bootstrap import Interval
 from dino_oct.class_summary import ClassSummary
-from dino_oct.errors import InputError
+from dino_oct.files import write_whole
 from dino_oct.streams import short_seed_of
 from evaluation.reports import plain, show, table, write_json
 from evaluation.scan_data import PHANTOM_NOTICE
@@ -218,7 +218,7 @@ def write_tables(rows: Sequence[Row], out: Path) -> None:
         ]
         cells = [getattr(row, name) for name in plain_columns]
         writer.writerow([*cells, *bounds, *(row.settings.get(name) for name in searched)])
-    _write(out / "leaderboard.csv", text.getvalue())
+    write_whole(out / "leaderboard.csv", text.getvalue())
 
 
 _HEADER = ["rank", "architecture", "validation %, balanced", "validation %", "lowest recall %",
@@ -314,12 +314,12 @@ def publish(board: Board, study: optuna.Study, out: Path) -> dict[str, Any]:
     if shares:
         figures["importance.png"] = draw_importance(shares, "\n".join(filter(None, [notice, note])))
     for name, content in figures.items():
-        _write(out / name, content)
+        write_whole(out / name, content)
     if not shares:
         (out / "importance.png").unlink(missing_ok=True)
     write_tables(board.rows, out)
-    _write(out / "leaderboard.md", markdown(board))
-    _write(out / "leaderboard.html", page(board, figures, note))
+    write_whole(out / "leaderboard.md", markdown(board))
+    write_whole(out / "leaderboard.html", page(board, figures, note))
     result = plain(
         {
             "evaluation": "search",
@@ -376,13 +376,3 @@ def _sort_keys(row: Row) -> list[Any]:
         row.state,
     ]
     return ["" if value is None else value for value in values]
-
-
-def _write(file: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = file.with_name(f"{file.name}.partial")
-    try:
-        partial.write_bytes(content if isinstance(content, bytes) else content.encode())
-        partial.replace(file)
-    except OSError as error:
-        raise InputError(f"{file}: cannot be written ({error.strerror})") from None

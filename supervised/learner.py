@@ -13,7 +13,7 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from dino_oct import processes
-from dino_oct.learner import NotFiniteError
+from dino_oct.learner import NotFiniteError, check_finite
 from dino_oct.limits import BatchSize, Epochs, PartialEpochs, PositiveShare, Range, Rate, Share
 from dino_oct.schedules import warmup_cosine
 from supervised.finetune import parameter_groups
@@ -96,13 +96,15 @@ class ClassifierLearner:
         self._model = accelerator.prepare_model(model)
 
     def step(
-        self, micro_batches: Sequence[tuple[torch.Tensor, torch.Tensor]], step: int, mixing: np.random.Generator
+        self, micro_batches: Sequence[tuple[torch.Tensor, torch.Tensor]], rate: float, mixing: np.random.Generator
     ) -> dict[str, float]:
         """One optimiser step.
 
         Args:
-            micro_batches: of this process; normalised images (B, C, H, W) and classes (B,).
-            step: position in the schedule.
+            micro_batches: of this process; normalised images (B, C, H, W) and classes (B,). Mixup mixes each scan with
+                its neighbour in the batch (0 with 1, 2 with 3 …), so that micro-batches of an even size, and any number
+                of processes, mix the same.
+            rate: learning rate.
             mixing: draws how strongly mixup mixes; the same on every process.
 
         Returns:
@@ -111,7 +113,6 @@ class ClassifierLearner:
         Raises:
             NotFiniteError: on every process, before the weights have changed.
         """
-        rate = float(self.lr[step])
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
         share = mixing.beta(self.config.mixup, self.config.mixup) if self.config.mixup else 1.0
@@ -120,8 +121,7 @@ class ClassifierLearner:
         for i, (images, labels) in enumerate(micro_batches):
             target = F.one_hot(labels, self.n_classes).float()
             if share < 1:
-                images = share * images + (1 - share) * images.flip(0)
-                target = share * target + (1 - share) * target.flip(0)
+                images, target = (share * one + (1 - share) * _neighbours(one) for one in (images, target))
             last = i == len(micro_batches) - 1
             with self.accelerator.no_sync(self._model) if not last else contextlib.nullcontext():
                 with self.accelerator.autocast():
@@ -139,6 +139,10 @@ class ClassifierLearner:
         self.optimizer.step()
         return {"loss": total, "grad_norm": float(norm), "lr": rate}
 
+    def check_weights(self) -> None:
+        """Raise NotFiniteError, on every process, unless all weights are finite."""
+        check_finite(list(self.model.parameters()), "the weights")
+
     def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
@@ -146,3 +150,10 @@ class ClassifierLearner:
         """Restore what ``state_dict`` saved."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _neighbours(batch: torch.Tensor) -> torch.Tensor:
+    """The rows of a batch (B, …) with each pair exchanged; of an odd number the last one stays."""
+    order = torch.arange(len(batch), device=batch.device)
+    paired = order[: len(batch) // 2 * 2].view(-1, 2).flip(1).flatten()
+    return batch[torch.cat([paired, order[len(paired) :]])]

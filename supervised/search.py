@@ -10,7 +10,6 @@ winner of each architecture is chosen and recorded, and then classifies the test
 
 import dataclasses
 import gc
-import json
 import math
 import os
 import shutil
@@ -27,12 +26,14 @@ import torch
 import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from dino_oct.checkpoint import read_metrics
 from dino_oct.cli import one_line_errors, parse_options, read_settings, write_settings
 from dino_oct.config import differences, load_settings
 from dino_oct.data.load import load_scans
 from dino_oct.errors import InputError
+from dino_oct.files import is_full, read_json, read_yaml, remove, write_whole
 from dino_oct.limits import Name, NewName, Range, Seed, check_settings
-from dino_oct.runlog import StopSignal
+from dino_oct.stopping import StopSignal
 from dino_oct.streams import short_seed_of
 from evaluation.reports import make_folder, write_json
 from evaluation.runs import default_device
@@ -40,8 +41,9 @@ from evaluation.scan_data import ScanData
 from supervised import leaderboard
 from supervised.config import SupervisedConfig
 from supervised.data import check_classes, labelled
+from supervised.judge import read_result
 from supervised.space import Space, base_of, read_space, settings_of
-from supervised.study import FINISHED, LOCK, Method, SharedStudy, Worker, locked, open_study
+from supervised.study import FINISHED, LOCK, Method, SharedStudy, Worker, locked, open_study, reading_study
 from supervised.train import JUDGED_BY, test, train
 
 Say = Callable[[str], None]
@@ -82,7 +84,7 @@ class Options:
 
 
 def main() -> None:
-    with one_line_errors():
+    with one_line_errors(), StopSignal():  # trainers have their own
         search(load_options(sys.argv[1:]))
 
 
@@ -122,33 +124,46 @@ def search(options: Options, say: Say = print) -> dict[str, Any]:
     study = open_study(options.storage, options.study or out.resolve().name, out, make_pruner(epochs))
     worker = Worker(out / "workers")
     try:
-        shared = SharedStudy(study, out, worker)
-        _check_same_search(shared, base, space)
-        say(
-            f"search: {options.method} trials up to {options.trials} over {len(space.given['model'])} architectures · "
-            f"searched: {', '.join(space.given)} · at most {epochs} epochs, "
-            + (f"stopped from epoch {LEAST_EPOCHS} on (Hyperband)" if epochs > LEAST_EPOCHS else "none stopped early")
-        )
-        stopped = _run_trials(shared, options, base, space, say)
-        with shared.lock():
-            trials, running = shared.trials(), shared.running()
-        finished = [t for t in trials if t.state in FINISHED]
-        if not finished and not running and not stopped:
-            failed = next(t for t in trials if t.state is TrialState.FAIL)
-            raise InputError(
-                f"all {len(trials)} trials failed; the first: {failed.user_attrs['reason']} (settings in "
-                f"{_run_folder(out, failed.number)}/config.yaml; a new search needs another --out)"
-            )
-        wanted = options.method == "bayes" if options.finish is None else options.finish
-        is_over = shared.winners is not None or (wanted and not stopped and not running)
-        tested = _test_winners(shared, data, say) if is_over else {}
-        if running:
-            say(f"other workers still run {running} of the trials; the last of them finishes the search")
-        elif stopped:
-            say("stopped by a signal; the same command goes on from there")
-        return _publish(shared, data, base, space, tested, say)
+        with reading_study(options.storage, out):
+            return _work(SharedStudy(study, out, worker), options, base, space, data, epochs, say)
     finally:
         worker.close()
+
+
+def _work(
+    shared: SharedStudy,
+    options: Options,
+    base: SupervisedConfig,
+    space: Space,
+    data: ScanData,
+    epochs: int,
+    say: Say,
+) -> dict[str, Any]:
+    out = shared.out
+    _check_same_search(shared, base, space)
+    say(
+        f"search: {options.method} trials up to {options.trials} over {len(space.given['model'])} architectures · "
+        f"searched: {', '.join(space.given)} · at most {epochs} epochs, "
+        + (f"stopped from epoch {LEAST_EPOCHS} on (Hyperband)" if epochs > LEAST_EPOCHS else "none stopped early")
+    )
+    stopped = _run_trials(shared, options, base, space, say)
+    with shared.lock():
+        trials, running = shared.trials(), shared.running()
+    finished = [t for t in trials if t.state in FINISHED]
+    if not finished and not running and not stopped:
+        failed = next(t for t in trials if t.state is TrialState.FAIL)
+        raise InputError(
+            f"all {len(trials)} trials failed; the first: {failed.user_attrs['reason']} (settings in "
+            f"{_run_folder(out, failed.number)}/config.yaml; a new search needs another --out)"
+        )
+    wanted = options.method == "bayes" if options.finish is None else options.finish
+    is_over = shared.winners is not None or (wanted and not stopped and not running)
+    tested = _test_winners(shared, data, say) if is_over else {}
+    if running:
+        say(f"other workers still run {running} of the trials; the last of them finishes the search")
+    elif stopped:
+        say("stopped by a signal; the same command goes on from there")
+    return _publish(shared, data, base, space, tested, say)
 
 
 def make_pruner(epochs: int) -> optuna.pruners.BasePruner:
@@ -184,17 +199,17 @@ def _check_same_search(shared: SharedStudy, base: SupervisedConfig, space: Space
     """Write the settings of a new search; refuse to go on with others, whose trials could not be compared."""
     settings, searched = shared.out / "base.yaml", shared.out / "space.yaml"
     with shared.lock():
-        if not searched.exists():
+        if not os.path.lexists(searched):
             if shared.trials():
                 raise InputError(
-                    f"study {shared.study.study_name} holds the trials of another --out; give that folder, or another "
-                    "--study name"
+                    f"{searched}: no such file, and study {shared.study.study_name} holds the trials of another --out; "
+                    "give that folder, or another --study name"
                 )
             write_settings(base, settings)
-            searched.write_text(yaml.safe_dump(space.given, sort_keys=False, width=120))
+            write_whole(searched, yaml.safe_dump(space.given, sort_keys=False, width=120))
             return
         changed = differences(read_settings(SupervisedConfig, settings), base)
-        if yaml.safe_load(searched.read_text()) != space.given:
+        if read_yaml(searched) != space.given:
             changed.append(f"the space or the models (those of the search are in {searched})")
     if changed:
         raise InputError(f"{shared.out}: a search with other settings: {'; '.join(changed)}; choose another --out")
@@ -203,11 +218,15 @@ def _check_same_search(shared: SharedStudy, base: SupervisedConfig, space: Space
 def _run_trials(shared: SharedStudy, options: Options, base: SupervisedConfig, space: Space, say: Say) -> bool:
     """Run trials until there are enough of them; whether a signal ended it before."""
     while True:
-        stop = StopSignal()  # the trainer, which has its own, is not running
         trial = shared.next_trial(options.method, options.trials)
         if trial is None:
             return False
-        if stop.received or not _run_trial(shared, trial, options, base, space, say):
+        try:
+            is_stopped = not _run_trial(shared, trial, options, base, space, say)
+        except KeyboardInterrupt:  # before the trainer could save
+            shared.put_down(trial)
+            raise
+        if is_stopped:
             shared.put_down(trial)
             return True
         with shared.lock():
@@ -249,8 +268,11 @@ def _run_trial(
     except InputError as error:
         ended = TrialState.FAIL, None, str(error)
     except Exception as error:  # one trial's, which must not end the search; its traceback is kept
+        if is_full(error):  # every other trial would fail too
+            shared.put_down(trial)
+            raise
         make_folder(run)
-        (run / "error.txt").write_text(traceback.format_exc())
+        write_whole(run / "error.txt", traceback.format_exc())
         ended = TrialState.FAIL, None, f"{type(error).__name__}: {' '.join(str(error).split())[:300]} ({run}/error.txt)"
     else:
         if (run / "stopped").exists():
@@ -258,10 +280,15 @@ def _run_trial(
             return False
         ended = TrialState.COMPLETE, best[JUDGED_BY], ""
     count_seconds()
-    state, value, reason = ended
+    (state, value, reason), outcome = ended, None
+    if state in FINISHED:
+        try:
+            outcome = outcome_of(run)
+        except InputError as error:
+            state, value, reason = TrialState.FAIL, None, str(error)
     if state is TrialState.FAIL:
         say(f"trial {trial.number} failed: {reason}")
-    shared.finish(trial, state, value, reason, outcome_of(run) if state in FINISHED else None)
+    shared.finish(trial, state, value, reason, outcome)
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -269,12 +296,22 @@ def _run_trial(
 
 
 def outcome_of(run: Path) -> dict[str, float]:
-    """Metrics of a run's best validation, with ``best_epoch`` and the ``epochs`` that were trained."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    judged = [line for line in lines if JUDGED_BY in line]
+    """Metrics of a run's best validation, with ``best_epoch`` and the ``epochs`` that were trained.
+
+    Raises:
+        InputError: its log is missing, or holds no validation.
+    """
+    lines, _ = read_metrics(run / "metrics.jsonl")
+    judged = [line for line in lines if all(_is_number(line.get(name)) for name in (JUDGED_BY, "val_loss"))]
+    if not judged:
+        raise InputError(f"{run / 'metrics.jsonl'}: damaged: it holds no validation of this trial")
     best = max(judged, key=lambda line: (line[JUDGED_BY], -line["val_loss"]))
     kept = {name: value for name, value in best.items() if name.startswith("val_") or name == "trainable_parameters"}
     return kept | {"best_epoch": round(best["epoch"]), "epochs": round(max(line["epoch"] for line in judged))}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def best_trials(trials: Sequence[FrozenTrial]) -> dict[str, int]:
@@ -309,14 +346,17 @@ def _test_winners(shared: SharedStudy, data: ScanData, say: Say) -> dict[int, di
         for model, number in shared.winners.items():
             run = _run_folder(shared.out, number)
             file = run / _TEST_FILE
-            if not file.exists():
+            result = read_result(file)
+            if result is None:
                 if not (run / "export").is_dir():
                     raise InputError(f"{run}/export is missing: the winner of {model} cannot be tested")
                 say(f"testing the winner of {model}, trial {number}")
                 config = read_settings(SupervisedConfig, run / "config.yaml")
                 make_folder(file.parent)
+                remove(file)
                 write_json(test(config, data, run, default_device()), file)
-            results[number] = json.loads(file.read_text())
+                result = read_json(file)
+            results[number] = result
     return results
 
 

@@ -14,7 +14,7 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from dino_oct.cli import parse_options, read_yaml
+from dino_oct.cli import parse_options, read_mapping
 from dino_oct.config import REPOSITORY
 from dino_oct.errors import InputError
 from dino_oct.limits import all_settings
@@ -79,7 +79,7 @@ def read_space(file: str | Path, models: Sequence[str], base: SupervisedConfig) 
     file = Path(file)
     if not file.is_file() and (REPOSITORY / file).is_file():
         file = REPOSITORY / file
-    given = read_yaml(file, "search space", "configs/search")
+    given = read_mapping(file, "search space", "configs/search")
     if not given:
         raise InputError(f"{file}: expected 'setting: {{low, high}}' or 'setting: [choices]', one a line")
     listed = given.pop("model", None)

@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import threading
+import traceback
 import uuid
 import warnings
 from collections.abc import Iterator
@@ -20,11 +21,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.exceptions import ExperimentalWarning
+from optuna.exceptions import ExperimentalWarning, OptunaError
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
 from dino_oct.errors import InputError
+from dino_oct.files import check_regular, is_full, open_lock, read_json
 
 Method = Literal["random", "bayes"]
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
@@ -32,6 +35,7 @@ JOURNAL = "study.journal"
 _MOST_ATTEMPTS = 3  # a trial that takes its worker down each time is given up
 _BEAT, _SILENCE = 15, 180  # seconds: between signs of life, and after which a worker on another machine is gone
 LOCK = "search.lock"
+_READERS = ("optuna.", "sqlalchemy.", __name__, "supervised.leaderboard")  # modules that read what a study holds
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 logging.getLogger("sqlalchemy").setLevel(logging.ERROR)
@@ -52,6 +56,8 @@ def open_study(storage: str, name: str, out: Path, pruner: optuna.pruners.BasePr
     with locked(out / LOCK):  # two that make a database's tables at once would disturb each other
         try:
             if "://" in storage:
+                if storage.startswith("sqlite:///") and os.path.lexists(database := storage.removeprefix("sqlite:///")):
+                    check_regular(database)
                 opened: optuna.storages.BaseStorage = optuna.storages.RDBStorage(
                     storage, engine_kwargs={"pool_pre_ping": True} if not storage.startswith("sqlite") else None
                 )
@@ -64,17 +70,43 @@ def open_study(storage: str, name: str, out: Path, pruner: optuna.pruners.BasePr
                 storage=opened, study_name=name, direction="maximize", pruner=pruner, load_if_exists=True
             )
         except Exception as error:  # whatever a database driver raises
-            reason = " ".join(str(error).splitlines()[0].split()) if str(error) else type(error).__name__
+            if is_full(error):
+                raise
             raise InputError(
-                f"--storage {_without_password(storage) or out / JOURNAL}: cannot be opened "
-                f"({_without_password(reason)[:200]}); give a file, sqlite:///FILE, postgresql://… or mysql://…"
+                f"--storage {_without_password(storage) or out / JOURNAL}: cannot be opened ({_reason(error)}); give a "
+                "file, sqlite:///FILE, postgresql://… or mysql://…; a damaged study goes on only from a copy of it"
             ) from None
+
+
+@contextlib.contextmanager
+def reading_study(storage: str, out: Path) -> Iterator[None]:
+    """Say in one line where a study that could be opened turns out to be damaged, or its database breaks off.
+
+    Raises:
+        InputError: names the storage.
+    """
+    try:
+        yield
+    except (OptunaError, SQLAlchemyError, AttributeError, KeyError, TypeError, ValueError) as error:
+        modules = {frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)}
+        if not any(name.startswith(_READERS) for name in modules):
+            raise
+        raise InputError(
+            f"--storage {_without_password(storage) or out / JOURNAL}: damaged, or cannot be reached any more "
+            f"({_reason(error)}); give a copy of it, or begin anew in another --out"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    said = " ".join(str(error).splitlines()[0].split()) if str(error) else ""
+    return f"{type(error).__name__} {_without_password(said)}"[:200]
 
 
 def _mend(file: Path) -> None:
     """Cut off half a line at a journal's end, which a machine that went down may leave and which Optuna cannot read."""
-    if not file.is_file():
+    if not os.path.lexists(file):
         return
+    check_regular(file)
     lock = JournalFileSymlinkLock(str(file))
     lock.acquire()
     try:
@@ -97,7 +129,7 @@ def locked(file: Path) -> Iterator[None]:
     Raises:
         InputError: a file system without locks.
     """
-    with file.open("a") as handle:
+    with open_lock(file) as handle:
         try:
             fcntl.lockf(handle, fcntl.LOCK_EX)
         except OSError as error:
@@ -114,7 +146,7 @@ class Worker:
     def __init__(self, folder: Path):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.name = folder, uuid.uuid4().hex[:12]
-        self._handle = self._file(self.name).open("w")
+        self._handle = self._file(self.name).open("w", encoding="utf-8")
         fcntl.lockf(self._handle, fcntl.LOCK_EX)
         about = {"machine": _machine(), "host": socket.gethostname(), "pid": os.getpid()}
         self._handle.write(json.dumps(about))
@@ -128,7 +160,7 @@ class Worker:
             return True
         file = self._file(name)
         try:
-            about = json.loads(file.read_text() or "{}")
+            about = read_json(file)
             if about.get("machine") == _machine():
                 with file.open("a") as handle:
                     fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,7 +169,7 @@ class Worker:
             return self._file(self.name).stat().st_mtime - file.stat().st_mtime < _SILENCE
         except (BlockingIOError, PermissionError):
             return True
-        except (OSError, ValueError):  # removed when it ended
+        except (InputError, OSError):  # removed when it ended, or damaged
             return False
 
     def close(self) -> None:

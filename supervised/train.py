@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from tqdm import tqdm
 
 from dino_oct import checkpoint, processes, provenance
@@ -28,8 +29,11 @@ from dino_oct.limits import check_settings
 from dino_oct.models.backbone import adopt_description, save_export
 from dino_oct.models.description import check_description
 from dino_oct.monitor import draw_views
-from dino_oct.runlog import RunLog, StopSignal, check_run_folder, prepare_run_folder
+from dino_oct.progress import Plan, Progress
+from dino_oct.run_folder import RunFolder
+from dino_oct.runlog import RunLog
 from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader
+from dino_oct.stopping import Stopped, StopSignal
 from dino_oct.streams import generator, seed_of
 from evaluation.reports import make_folder, write_json
 from evaluation.runs import load_frozen
@@ -37,11 +41,14 @@ from evaluation.scan_data import ScanData
 from supervised.config import SupervisedConfig, load_config
 from supervised.data import LabelledScans, check_classes, labelled
 from supervised.finetune import set_trainable
-from supervised.judge import final_result, predict, predict_scans, report, validation_metrics
+from supervised.judge import final_result, predict, predict_scans, read_result, report, validation_metrics
 from supervised.learner import ClassifierLearner
 from supervised.zoo import ZooModel, build, find
 
-STATE = {"model", "optimizer", "step", "best", "losses", "hub_config"}  # what resuming needs
+STATE: dict[str, type | tuple[type, ...]] = {  # what resuming needs
+    **dict.fromkeys(("model", "optimizer", "progress", "best", "rate", "hub_config"), dict),
+    **{"losses": list, "is_judged": bool},
+}
 JUDGED_BY = "val_balanced_accuracy"
 
 OnEpoch = Callable[[int, dict[str, float]], None]
@@ -87,11 +94,16 @@ def train(config: SupervisedConfig, on_epoch: OnEpoch = lambda epoch, metrics: N
         The validation metrics of the best epoch.
 
     Raises:
-        InputError: wrong settings or data, a loss that is not finite, or too little memory.
+        InputError: wrong settings or data, a run folder in use, a loss, gradient or weight that is not finite, or too
+            little memory.
     """
     check_settings(config)
+    accelerator, say = start_processes(config.run)
     try:
-        return _train(config, on_epoch)
+        with StopSignal() as stop, RunFolder(config.out, accelerator.is_main_process) as folder:
+            metrics = _train(config, on_epoch, accelerator, say, stop, folder)
+        accelerator.end_training()
+        return metrics
     except NotFiniteError as error:
         raise InputError(
             f"{config.out}: stopped, {error}; the last checkpoint is good: lower --optim.lr, set --optim.clip-grad 1, "
@@ -104,32 +116,46 @@ def train(config: SupervisedConfig, on_epoch: OnEpoch = lambda epoch, metrics: N
         ) from None
 
 
-def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
-    # ---- processes -------------------------------------------------------------------------------------------------
-    accelerator, say = start_processes(config.run)
-    device, bf16, main_process = accelerator.device, accelerator.mixed_precision == "bf16", accelerator.is_main_process
-    stop = StopSignal()
-
+def _train(
+    config: SupervisedConfig,
+    on_epoch: OnEpoch,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    stop: StopSignal,
+    folder: RunFolder,
+) -> dict[str, float]:
     # ---- data ------------------------------------------------------------------------------------------------------
-    run = Path(config.out)
-    check_run_folder(run)
-    resume_file = checkpoint.find_resume(run, config.resume)
+    device, bf16, main_process = accelerator.device, accelerator.mixed_precision == "bf16", accelerator.is_main_process
+    run = folder.path
+    resume_file = folder.find_resume(config.resume)
     table = provenance.table_of(resume_file)
     with accelerator.local_main_process_first():
         index, scans = load_scans(config.data, config.dataset, config.phantom, say, table)
     check_classes(index)
     names, train_index, val_index = index.class_names, labelled(index, "train"), labelled(index, "val")
     n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
-    steps = config.optim.epochs * n_steps_per_epoch
+    progress = Progress(Plan(config.optim.epochs, n_steps_per_epoch, config.optim.batch_size))
+    steps = progress.plan.steps
     share = shares(config.optim.batch_size, config.optim.accumulate)
+    if config.optim.mixup and share % 2 and share != config.optim.batch_size:
+        raise InputError(
+            f"optim.mixup mixes pairs of scans, and a micro-batch has {share}; choose optim.batch_size and "
+            "optim.accumulate so that it is even"
+        )
 
     # ---- model -----------------------------------------------------------------------------------------------------
     state = checkpoint.read_training_state(resume_file, STATE) if resume_file else None
     tested = run / "evaluation" / "supervised" / "supervised_test.json"
-    if state and (state["step"] >= steps or state["best"]["is_old"]) and (tested.exists() or not config.test):
-        say(f"{run} is already complete ({state['step']} steps); --out another folder, or --resume never")
+    with checkpoint.restoring(resume_file):
+        plan_change = progress.resume(state["progress"]) if state else ""
+        is_trained = state is not None and state["is_judged"] and (progress.is_complete or state["best"]["is_old"])
+    if is_trained and (not config.test or read_result(tested)):
+        say(
+            f"{run} is already complete ({progress.step} steps, {progress.scans_seen:,} scans seen); --out another "
+            "folder, or --resume never"
+        )
         return state["best"]["metrics"]
-    with accelerator.local_main_process_first():  # which downloads, for the others to read
+    with accelerator.local_main_process_first(), checkpoint.restoring(resume_file):  # it downloads, the others read
         zoo = build_model(config, len(names), state)
     trained = sum(p.numel() for p in zoo.model.parameters() if p.requires_grad)
     say(
@@ -137,32 +163,40 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
         f"{sum(p.numel() for p in zoo.model.parameters()) / 1e6:.2f} M parameters learn · images {zoo.input_size[0]} px"
     )
     learner = ClassifierLearner(zoo.model, config.optim, steps, n_steps_per_epoch, len(names), accelerator)
-    step, best, losses = 0, Best(), []
+    best, losses, rate, is_judged = Best(), [], {}, False
     if state:
-        learner.load_state_dict(state)
-        step, best, losses = state["step"], Best(**state["best"]), state["losses"]
-        if state["steps"] != steps:
-            say(f"warning: the run was planned for {state['steps']} steps, these settings give {steps}")
+        with checkpoint.restoring(resume_file):
+            learner.load_state_dict(state)
+            checkpoint.check_optimizer(learner.optimizer)
+            best, losses, rate, is_judged = Best(**state["best"]), state["losses"], state["rate"], state["is_judged"]
+        if progress.hand_over(rate, {"lr": float(learner.lr[min(max(progress.position, 1), steps) - 1])}):
+            plan_change += ("; " if plan_change else "") + (
+                f"learning rate {rate['lr']:.2e} goes over to the present settings' within {progress.handover.over} "
+                "steps"
+            )
         del state
-    check_same_start(accelerator, step, config.out)
+    check_same_start(accelerator, progress.step, config.out)
 
     # ---- run folder ------------------------------------------------------------------------------------------------
     if main_process:
-        prepare_run_folder(run, config, resume_file, say)
+        folder.prepare(config, resume_file, say)
         start = "" if resume_file else find(config.model, config.init == "pretrained")[1]
         provenance.record(run, index, scans.file_digests, start, resume_file)
-        if step == 0:
+        if progress.step == 0:
             save_export(learner.model, run / "checkpoints" / "start", names, scan_settings(config.dataset))
+    if plan_change:
+        say(f"warning: {plan_change}")
     accelerator.wait_for_everyone()
     checkpoints = checkpoint.Checkpoints(run, "best_val.pt")
-    log = RunLog(run, step, main_process)
+    log = RunLog(run, progress.step, main_process)
+    last_step = progress.last_step
 
     # ---- views -----------------------------------------------------------------------------------------------------
     augment = SingleCrop(config.augment, zoo.input_size[0], config.seed, device)
     training_scans = LabelledScans(scans, train_index, index.labels[train_index], config.seed, config.optim.balanced)
     sampler = StepSampler(
-        len(train_index), config.optim.batch_size, config.optim.accumulate, config.seed, step, steps,
-        accelerator.process_index,
+        len(train_index), config.optim.batch_size, config.optim.accumulate, config.seed, progress.position,
+        steps, accelerator.process_index,
     )  # fmt: skip
     loader = step_loader(training_scans, sampler, config.run.workers)
 
@@ -174,9 +208,18 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
     # ---- validation ------------------------------------------------------------------------------------------------
     val_images = squash_all((scans[i] for i in val_index), zoo.input_size)
 
-    def evaluate(epoch: int, seconds: float) -> dict[str, float]:
-        """Judge on the validation patients; the same numbers go to the terminal, metrics.jsonl and TensorBoard."""
-        found = predict(learner.model, val_images, device, bf16)
+    def evaluate(seconds: float) -> bool:
+        """Judge on the validation patients; the same numbers go to the terminal, metrics.jsonl and TensorBoard.
+
+        Returns:
+            whether this is the best epoch so far.
+
+        Raises:
+            Stopped: a signal came before the end; nothing is logged.
+        """
+        nonlocal is_judged
+        learner.check_weights()
+        found = predict(learner.model, val_images, device, bf16, lambda: stop.check(device))
         if not np.isfinite(found).all():
             raise NotFiniteError("the validation loss is not finite")
         metrics = validation_metrics(index.labels[val_index], found, names)
@@ -184,14 +227,22 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
             metrics["train_loss"] = sum(losses) / len(losses)
             losses.clear()
         metrics |= {"trainable_parameters": trained, "epoch_seconds": seconds}
-        log.write(step, epoch, metrics, "evaluation")
+        epoch = round(progress.epoch)
+        log.write(progress.step, epoch, metrics, "evaluation")
         say(describe(epoch, config.optim.epochs, metrics, names))
-        return metrics
+        is_judged = True
+        is_best = best.take(epoch, metrics, config.optim.patience)
+        save(is_best)
+        if epoch:
+            on_epoch(epoch, metrics)
+        return is_best
 
     # ---- loop ------------------------------------------------------------------------------------------------------
     def save(is_best: bool = False) -> None:
+        learner.check_weights()
         if main_process:
-            rest = {"step": step, "steps": steps, "best": dataclasses.asdict(best), "losses": losses}
+            rest = {"step": progress.step, "progress": progress.state_dict(), "rate": rate, "is_judged": is_judged}
+            rest |= {"best": dataclasses.asdict(best), "losses": losses}
             rest["hub_config"] = {**learner.model.hub_config, "label_names": list(names)}
             if is_best:  # first: last.pt will say that these weights were the best
                 save_export(learner.model, run / "export", names, scan_settings(config.dataset))
@@ -204,60 +255,69 @@ def _train(config: SupervisedConfig, on_epoch: OnEpoch) -> dict[str, float]:
             f"{processes.count()} processes × {config.optim.accumulate} micro-batches × {share} · "
             f"{config.optim.optimizer}, lr {config.optim.lr:.2e} · {device.type}, {'bf16' if bf16 else 'fp32'}"
         )
-        if step == 0:
+        if progress.step == 0:
             first = [training_scans[(0, slot)] for slot in range(min(8, len(train_index)))]
             pixels, tissue, slots, *_ = zip(*first, strict=True)
             log.images("views", {"first scans": draw_views([augment(pixels, np.stack(tissue), slots, 0)[None]], 8)}, 0)
-            best.take(0, evaluate(0, 0.0), config.optim.patience)
-            save(is_best=True)
+        if not is_judged:
+            evaluate(0.0)
         batches = iter(loader)
-        bar = tqdm(total=steps, initial=step, unit="step", disable=None if main_process else True, leave=False)
+        bar = tqdm(
+            total=last_step, initial=progress.step, unit="step", disable=None if main_process else True, leave=False
+        )
         clock = time.perf_counter()
-        while step < steps and not best.is_old and not stop.asked(device):
+        while not progress.is_complete and not best.is_old and not stop.asked(device):
+            step = progress.step
             # Dropout and stochastic depth are drawn from (seed, step, process) alone, so that resuming is exact.
             torch.manual_seed(seed_of("dropout of a supervised run", config.seed, accelerator.process_index, step))
             learner.model.train()
             parts = [micro_batch(next(batches)) for _ in range(config.optim.accumulate)]
-            metrics = learner.step(parts, step, generator("mixing", config.seed, step))
-            step += 1
+            rate = progress.values({"lr": float(learner.lr[progress.position])})
+            metrics = learner.step(parts, rate["lr"], generator("mixing", config.seed, step))
+            progress.advance()
             losses.append(metrics["loss"])
             bar.update()
-            if step % config.run.log_every == 0 or step == steps:
-                log.write(step, step / n_steps_per_epoch, metrics | gpu_memory(device))
+            if progress.step % config.run.log_every == 0 or progress.is_complete:
+                scans_seen = {"scans_seen": progress.scans_seen}
+                log.write(progress.step, progress.epoch, metrics | scans_seen | gpu_memory(device))
                 bar.set_postfix(loss=f"{metrics['loss']:.3f}")
-            if step % n_steps_per_epoch == 0:
-                epoch = step // n_steps_per_epoch
-                found = evaluate(epoch, time.perf_counter() - clock)
-                save(is_best=best.take(epoch, found, config.optim.patience))
-                on_epoch(epoch, found)
+            is_judged = progress.position % n_steps_per_epoch != 0
+            if not is_judged:
+                evaluate(time.perf_counter() - clock)
                 clock = time.perf_counter()
-            elif step % config.run.save_every == 0:
+            elif progress.step % config.run.save_every == 0:
                 save()
         bar.close()
-        if step < steps and not best.is_old:
-            save()
-            if main_process:
-                (run / "stopped").write_text(f"{step}\n")  # launch/slurm.sh puts the job back into the queue
-            say(f"stopped by a signal after step {step} of {steps}; the same command goes on from there")
-            return best.metrics
-        if best.is_old:
-            say(f"stopped early: no better validation in {config.optim.patience} epochs")
-        say(f"best: epoch {best.epoch}, {best.metrics[JUDGED_BY]:.1f} % balanced validation accuracy; in {run}/export")
+    except Stopped:
+        pass
     finally:
+        batches = None  # ends the loader processes, which no signal may disturb
         log.close()
+    is_trained = is_judged and (progress.is_complete or best.is_old)
+    if not is_trained:
+        save()
+        if main_process:
+            (run / "stopped").write_text(f"{progress.step}\n")  # launch/slurm.sh puts the job back into the queue
+        say(
+            f"stopped by a signal after step {progress.step} of {last_step}: saved; the same command goes on from there"
+        )
+        return best.metrics
+    if best.is_old:
+        say(f"stopped early: no better validation in {config.optim.patience} epochs")
+    say(f"best: epoch {best.epoch}, {best.metrics[JUDGED_BY]:.1f} % balanced validation accuracy; in {run}/export")
 
     # ---- test, once ------------------------------------------------------------------------------------------------
     if config.test:
+        stop.end_at_once()  # all is saved, and the same command tests
         accelerator.wait_for_everyone()  # until the best weights are written
         result = test(config, ScanData(index, scans, config.dataset, None, index.notes), run, device)
         if result is None:
             say(f"not tested: {index.root} has no labelled test scans")
         elif main_process:
-            say("\n" + report(result))
             make_folder(tested.parent)
             write_json(result, tested)
+            say("\n" + report(result))
             say(f"written: {tested}")
-    accelerator.end_training()
     return best.metrics
 
 

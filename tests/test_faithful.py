@@ -8,6 +8,7 @@ from reference_run import learner_and_schedules
 from torch._dynamo.testing import CompileCounter
 
 from dino_oct.knn import knn_votes
+from dino_oct.learner import NotFiniteError
 from dino_oct.models import official
 from dino_oct.models.attention import cls_attention, linear_probe_features
 from dino_oct.models.backbone import load_backbone
@@ -104,3 +105,34 @@ def test_compiled_steps_are_compiled_and_equal(record, reference_views):
         ours, theirs = (learner.step([views], schedules[step]) for learner in (compiled, plain))
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
     assert counter.frame_count >= 3
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_changes_nothing(value, record, reference_views):
+    """The loss is finite all the while."""
+    learner, schedules = learner_and_schedules(record["config"])
+    before = {
+        which: {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        for which, network in (("student", learner.student), ("teacher", learner.teacher))
+    }
+    center = learner.targets.center.clone()
+    weight = learner.student.backbone.blocks[0].attn.qkv.weight
+    hook = weight.register_hook(lambda gradient: torch.full_like(gradient, value))
+    with pytest.raises(NotFiniteError, match="the gradient's norm is"):
+        learner.step([reference_views[0]], schedules[0])
+    for which, network in (("student", learner.student), ("teacher", learner.teacher)):
+        assert all(torch.equal(tensor, before[which][name]) for name, tensor in network.state_dict().items())
+    assert torch.equal(learner.targets.center, center)
+    assert not learner.optimizer.state
+    hook.remove()
+    metrics = learner.step([reference_views[0]], schedules[0])
+    assert metrics["loss"] == pytest.approx(record["loss"][0], rel=TOLERANCE)
+
+
+def test_weights_that_are_not_finite_are_found(record):
+    learner, _ = learner_and_schedules(record["config"])
+    learner.check_weights()
+    with torch.no_grad():
+        learner.teacher.head.last_layer.weight_v[0, 0] = float("inf")
+    with pytest.raises(NotFiniteError, match="the weights"):
+        learner.check_weights()

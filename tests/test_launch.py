@@ -3,10 +3,11 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, environment
 
 LAUNCH = REPOSITORY / "launch"
 
@@ -21,7 +22,8 @@ def test_accelerate_configs_are_understood(name):
 
 
 @pytest.mark.parametrize("script", ["launch/environment.sh", "launch/quickstart.sh", "launch/slurm.sh",
-                                    "launch/torchrun.sh", "tests/run.sh", ".ci/run"])  # fmt: skip
+                                    "launch/torchrun.sh", "launch/compare_phantoms.sh", "tests/run.sh",
+                                    ".ci/run"])  # fmt: skip
 def test_scripts_parse(script):
     subprocess.run(["bash", "-n", REPOSITORY / script], check=True, timeout=10)
 
@@ -91,3 +93,65 @@ def test_torchrun_script_works_without_a_gpu(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["--standalone", "--nproc-per-node", "1", "dino_oct/train.py", "--out", "x"]
+
+
+@pytest.fixture
+def fake_project(tmp_path):
+    """A clone whose trainers and evaluations write down how they were called; a trainer makes its run folder."""
+    work = tmp_path / "clone"
+    shutil.copytree(LAUNCH, work / "launch")
+    (work / "launch" / "environment.sh").write_text("install_project() { :; }\n")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    trainer = (
+        'while [ $# -gt 0 ]; do [ "$1" = --out ] && run=$2; shift; done; run=${run:-runs/quickstart}\n'
+        "mkdir -p $run/export; touch $run/export/config.json; rm -f $run/stopped\n"
+        '[ "${STOPPED:-}" != "$(basename $run)" ] || echo 3 > $run/stopped\necho "train $run" >> calls'
+    )
+    for name, body in {"accelerate": trainer, "python": 'echo "$@" >> calls'}.items():
+        (tools / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tools / name).chmod(0o755)
+
+    def run(script, **variables):
+        (work / "calls").unlink(missing_ok=True)
+        done = subprocess.run(
+            ["bash", work / "launch" / script], env={"PATH": f"{tools}:{os.environ['PATH']}", **variables},
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        return done, (work / "calls").read_text()
+
+    return run
+
+
+@pytest.mark.parametrize("stopped", ["dino", "vit", "resnet"])
+def test_the_comparison_does_not_take_a_stopped_training_for_a_finished_one(stopped, fake_project):
+    done, calls = fake_project("compare_phantoms.sh", STOPPED=stopped)
+    assert done.returncode != 0
+    assert f"{stopped} was stopped" in done.stderr
+    assert "compare.py" not in calls
+    done, calls = fake_project("compare_phantoms.sh")
+    assert done.returncode == 0, done.stderr
+    assert f"train runs/compare/{stopped}" in calls
+    assert "compare.py" in calls
+    done, calls = fake_project("compare_phantoms.sh")
+    assert "train" not in calls
+
+
+def test_the_quickstart_does_not_evaluate_a_stopped_training(fake_project):
+    done, calls = fake_project("quickstart.sh", STOPPED="quickstart")
+    assert (done.returncode, calls.count("\n")) == (1, 1)
+    assert "was stopped" in done.stderr
+    done, calls = fake_project("quickstart.sh")
+    assert done.returncode == 0
+    assert "knn.py" in calls
+
+
+def test_a_file_for_one_process_says_why_it_does_not_start_two(cache_root):
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file", LAUNCH / "cpu.yaml",
+         "--num_processes", "2", "--num_cpu_threads_per_process", "1", "dino_oct/train.py"],
+        cwd=REPOSITORY, env=environment(cache_root), capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "error: several processes were asked for, and 1 works alone" in done.stderr
+    assert "Traceback" not in done.stderr

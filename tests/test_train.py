@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import REFERENCE, TINY_RUN
+from conftest import DIVERGING, REFERENCE, TINY_RUN
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -25,7 +25,17 @@ def test_run_folder(trained):
         assert (trained / name).exists(), name
     evaluations = [line for line in metrics_of(trained) if "rankme" in line]
     assert [line["step"] for line in evaluations] == [0, 4, 8]
-    wanted = {"knn_3", "rankme", "feature_spread", "teacher_entropy", "teacher_student_kl", "ln_k", "center_norm"}
+    wanted = {
+        "knn_3",
+        "rankme",
+        "feature_spread",
+        "attention_entropy",
+        "attention_area",
+        "teacher_entropy",
+        "teacher_student_kl",
+        "ln_k",
+        "center_norm",
+    }
     assert all(wanted <= line.keys() for line in evaluations)
     training = [line for line in metrics_of(trained) if "loss" in line]
     assert {"lr", "weight_decay", "teacher_momentum", "teacher_temperature", "images_per_s"} <= training[0].keys()
@@ -36,6 +46,12 @@ def test_terminal_says_what_matters(trained):
     for words in ("PHANTOMS (synthetic scans)", "0 left out", "patients", "head: new, K = 64", "evaluation at step 0/",
                   "start", "pixels", "of ln K 4.16", "tensorboard --logdir"):  # fmt: skip
         assert words in said, words
+
+
+def test_the_best_checkpoint_exists_from_the_first_evaluation(trained):
+    """Of a set that can tell nothing it stays there, and this is said."""
+    assert torch.load(trained / "checkpoints" / "best_knn.pt", weights_only=True)["step"] == 0
+    assert "best_knn.pt stays at the first evaluation: 16 validation scans" in (trained / "stdout.txt").read_text()
 
 
 def test_tensorboard_has_the_same_scans_at_every_evaluation(trained):
@@ -202,9 +218,20 @@ def test_resuming_with_other_settings_names_them(trained, command, tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_with_advice(command, tmp_path):
-    finished = command(
-        "dino_oct/train.py", *TINY_RUN, "--out", tmp_path / "run", "--optim.lr", 1e30, "--optim.clip-grad", 0
-    )
+    finished = command("dino_oct/train.py", *TINY_RUN, *DIVERGING, "--out", tmp_path / "run")
     assert finished.returncode == 2
+    assert "stopped at step" in finished.stderr
     assert "lower --optim.lr" in finished.stderr
     assert "Traceback" not in finished.stderr
+
+
+@pytest.mark.parametrize("save_every", [1, 500])
+def test_weights_that_are_not_finite_are_never_saved(save_every, command, tmp_path):
+    run = tmp_path / "run"
+    finished = command(
+        "dino_oct/train.py", *TINY_RUN, *DIVERGING, "--run.save-every", save_every, "--out", run,
+    )  # fmt: skip
+    assert finished.returncode == 2
+    assert len(finished.stderr.strip().splitlines()) == 1
+    state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+    assert all(tensor.isfinite().all() for part in ("student", "teacher") for tensor in state[part].values())

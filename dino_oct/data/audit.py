@@ -24,7 +24,7 @@ from dino_oct.data.duplicates import exact_groups, near_pairs
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scans, shared_patients
 from dino_oct.data.shortcut import as_numbers, check_shortcuts
 from dino_oct.data.splits import SPLITS
-from dino_oct.errors import InputError
+from dino_oct.files import write_whole
 from dino_oct.limits import Name, NewPath
 
 _SHOWN = 10  # examples printed of each finding; --json holds all
@@ -46,14 +46,12 @@ class AuditOptions:
 def main(options: AuditOptions) -> None:
     """Print the report and, if asked, write it as JSON."""
     report = audit(options.folder, options.dataset)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(options.json, json.dumps(report, indent=1))
     # File names may hold bytes that no encoding explains; they are shown escaped.
     print(render(report).encode(errors="backslashreplace").decode())
     if options.json:
-        try:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(report, indent=1))
-        except OSError as error:
-            raise InputError(f"--json {options.json}: cannot be written ({error.strerror})") from None
         print(f"\nall numbers: {options.json}")
 
 

@@ -1,18 +1,18 @@
 """Scans decoded once to grey uint8, in one memory-mapped file that all processes of a run share."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import socket
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -35,6 +35,17 @@ from dino_oct.data.decode import (
 from dino_oct.data.index import DatasetConfig, ScanIndex
 from dino_oct.data.tissue import tissue_map, tissue_mask
 from dino_oct.errors import InputError
+from dino_oct.files import (
+    check_regular,
+    is_full,
+    naming,
+    open_lock,
+    private_folder,
+    read_json,
+    remove,
+    scratch_folder,
+    share_as,
+)
 from dino_oct.limits import check_settings
 
 try:
@@ -42,7 +53,7 @@ try:
 except ImportError:  # not POSIX: two processes may then both build, and the first to finish is kept
     fcntl = None  # type: ignore[assignment]
 
-CACHE_VERSION = 3  # raise it when decoding, borders or tissue maps change: older caches are then built anew
+CACHE_VERSION = 4  # raise it when decoding, borders or tissue maps change: older caches are then built anew
 
 _TABLES = {
     "sizes": "i8",
@@ -54,7 +65,7 @@ _TABLES = {
     "file_digests": "S32",
 }
 _CHUNK = 512  # scans decoded before they are written; bounds the memory of a build
-_PROBES = 16  # scans whose pixels are checked against their digest when a cache is opened
+_PROBED = 1 << 26  # bytes of pixels that are checked against their digests when a cache is opened
 _HEADERS = 256  # file headers read to estimate the size of a build
 _LARGE = 1 << 30  # bytes; larger builds are announced
 _FAR = 8  # a file that alone would take a range so many times smaller than its folder's is named
@@ -89,23 +100,24 @@ class ScanCache:
         """
         self.folder = Path(folder)
         try:
-            about = json.loads((self.folder / "cache.json").read_text())
-            tables = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in _TABLES}
-            self._pixels = np.memmap(self.folder / "scans.bin", dtype=np.uint8, mode="r")
-            if {len(table) for table in tables.values()} != {about["scans"]}:
-                raise ValueError(f"expected {about['scans']} rows in every table")
+            about = read_json(self.folder / "cache.json")
+            tables = {name: _read_table(self.folder, name) for name in _TABLES}
+            self._pixels = np.memmap(check_regular(self.folder / "scans.bin"), dtype=np.uint8, mode="r")
+            if about["version"] != CACHE_VERSION or about["checksum"] != _checksum(about, tables):
+                raise ValueError("the checksum of its tables does not agree")
             self.skipped: list[tuple[str, str]] = [(file, reason) for file, reason in about["skipped"]]
             self.grey_range = GreyRange(**about["grey_range"]) if about["grey_range"] else None
             self.notes: tuple[str, ...] = tuple(about["notes"])
-        except (OSError, EOFError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.folder}: {error}") from error
+        except Exception as error:  # damaged headers make numpy raise almost anything
+            raise ValueError(f"{self.folder}: {' '.join(str(error).split())}") from error
         self.sizes, self.original_sizes = np.array(tables["sizes"]), np.array(tables["original_sizes"])
         self.border, self.brightness = tables["border"], tables["brightness"]
         self.tissue, self.digests, self.file_digests = tables["tissue"], tables["digests"], tables["file_digests"]
         self._starts = np.concatenate([[0], self.sizes.prod(axis=1).cumsum()]).astype(np.int64)
         if len(self._pixels) != self._starts[-1]:
             raise ValueError(f"{self.folder}: scans.bin holds {len(self._pixels)} bytes, expected {self._starts[-1]}")
-        for i in np.unique(np.linspace(0, len(self) - 1, _PROBES).astype(int)).tolist():
+        probes = int(min(len(self), max(_PROBED // max(self.nbytes // len(self), 1), 16)))
+        for i in np.unique(np.linspace(0, len(self) - 1, probes).astype(int)).tolist():
             if _digest(self[i]) != self.digests[i]:
                 raise ValueError(f"{self.folder}: scan {i} does not match its digest")
 
@@ -157,17 +169,19 @@ def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -
     check_settings(config, "dataset.")
     root = cache_root(config)
     folder = root / f"scans-{_key(index, config)}"
-    try:
-        cache = _open_built(folder, announce=False)  # under the lock another process may already be mending it
-        if cache is None:
-            root.mkdir(parents=True, exist_ok=True)
-            with _locked(root / f".{folder.name}.lock", progress) as is_locked:
-                cache = _open_built(folder) or _build(index, config, folder, progress, remove_leftovers=is_locked)
-    except OSError as error:
-        problem = error.strerror or str(error)
-        raise InputError(
-            f"cannot write the scan cache in {root}: {problem}; name another folder with cache_dir or $DINO_OCT_CACHE"
-        ) from error
+    cache = _open_built(folder, announce=False)  # under the lock another process may already be mending it
+    if cache is None:
+        try:
+            private_folder(root)
+            with naming(root), _locked(root / f".{folder.name}.lock", progress):
+                cache = _open_built(folder) or _build(index, config, folder, progress)
+        except OSError as error:
+            if is_full(error):
+                raise
+            raise InputError(
+                f"cannot write the scan cache in {root}: {error.strerror or error}; name another folder with cache_dir "
+                "or $DINO_OCT_CACHE"
+            ) from error
     left_out = {file for file, _ in cache.skipped}
     keep = np.array([file not in left_out for file in index.files], dtype=bool)
     index = index.subset(keep)
@@ -224,43 +238,44 @@ def _decode(path: Path, config: DatasetConfig, grey_range: GreyRange | None) -> 
 
 
 def _open_built(folder: Path, announce: bool = True) -> ScanCache | None:
-    if not folder.exists():
-        return None
-    try:
-        return ScanCache(folder)
-    except ValueError as error:
-        if announce:
-            print(f"scan cache damaged, decoding again: {error}", file=sys.stderr, flush=True)
-        return None
+    found = None
+    for place in _places(folder):
+        if not os.path.lexists(place):
+            continue
+        try:
+            return ScanCache(place)
+        except ValueError as error:
+            found = error
+    if announce and found:
+        print(f"scan cache damaged, decoding again: {found}", file=sys.stderr, flush=True)
+    return None
 
 
-def _build(index: ScanIndex, config: DatasetConfig, folder: Path, progress: bool, remove_leftovers: bool) -> ScanCache:
-    prefix = f".{folder.name}-{socket.gethostname()}-"
-    if remove_leftovers:  # of builds that were killed; locks may hold for one machine only, so only of this one
-        for leftover in folder.parent.glob(f"{prefix}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-    _check_space(index, config, folder.parent, progress)
-    building = Path(tempfile.mkdtemp(prefix=prefix, dir=folder.parent))
-    try:
+def _places(folder: Path) -> tuple[Path, ...]:
+    """Where a cache may be; the second is for where another user's stands in the first, closed or damaged."""
+    return (folder, folder.with_name(f"{folder.name}-user{os.getuid()}")) if hasattr(os, "getuid") else (folder,)
+
+
+def _build(index: ScanIndex, config: DatasetConfig, folder: Path, progress: bool) -> ScanCache:
+    with scratch_folder(folder) as building:
+        _check_space(index, config, folder.parent, progress)
         _write(index, config, building, progress)
-        building.chmod(0o755)  # mkdtemp's folders are closed to the other users of a shared cache
-        _replace_folder(building, folder)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return ScanCache(folder)
+        share_as(building, folder.parent)
+        return _put_in_place(building, folder)
 
 
-def _replace_folder(building: Path, folder: Path) -> None:
-    """Rename a finished build into place: over a damaged cache, but not over a sound one of another process."""
-    with contextlib.suppress(ValueError):
-        ScanCache(folder)  # another process was first, where locks do not work; the content is the same
-        return
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        building.rename(folder)
-    except OSError:
-        if not folder.exists():  # else another process was first, just now
-            raise
+def _put_in_place(building: Path, folder: Path) -> ScanCache:
+    """Rename a finished build: over a damaged cache, but not over a sound one of another process."""
+    for place in _places(folder):
+        with contextlib.suppress(ValueError):
+            return ScanCache(place)  # another process was first, where locks do not work; the content is the same
+        remove(place)
+        with contextlib.suppress(OSError):  # another process was first, just now, or another user's cannot be removed
+            building.rename(place)
+            return ScanCache(place)
+        with contextlib.suppress(ValueError):
+            return ScanCache(place)
+    raise PermissionError(errno.EACCES, "what stands in its place cannot be removed", str(folder))
 
 
 def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bool) -> None:
@@ -309,7 +324,7 @@ def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bo
     kept = np.array([file for file in index.files if file not in left_out])
     inverted = kept[are_inverted(np.array(rows["brightness"]))].tolist()
     is_deep = bool(remarked["integers"] or remarked["floats"])
-    about = {
+    about: dict[str, Any] = {
         "version": CACHE_VERSION,
         "scans": len(rows["sizes"]),
         "skipped": skipped,
@@ -320,7 +335,26 @@ def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bo
             *([_counted(inverted, INVERTED)] if inverted else []),
         ],
     }
-    (building / "cache.json").write_text(json.dumps(about, indent=1))
+    about["checksum"] = _checksum(about, {name: _read_table(building, name) for name in _TABLES})
+    (building / "cache.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def _read_table(folder: Path, name: str) -> np.ndarray:
+    table = np.load(check_regular(folder / f"{name}.npy"), mmap_mode="r", allow_pickle=False)
+    if table.dtype != np.dtype(_TABLES[name]):
+        raise ValueError(f"{name}.npy holds {table.dtype}, expected {_TABLES[name]}")
+    return table
+
+
+def _checksum(about: dict[str, Any], tables: dict[str, np.ndarray]) -> str:
+    """Of what a cache says about itself and of its tables; the pixels have digests of their own."""
+    content = hashlib.blake2b(digest_size=16)
+    said = {name: value for name, value in about.items() if name != "checksum"}
+    content.update(json.dumps(said, sort_keys=True).encode())
+    for name, table in sorted(tables.items()):
+        content.update(f"{name} {table.dtype} {table.shape}".encode())
+        content.update(np.ascontiguousarray(table))
+    return content.hexdigest()
 
 
 def _range_notes(
@@ -376,7 +410,14 @@ def _check_space(index: ScanIndex, config: DatasetConfig, folder: Path, progress
 @contextlib.contextmanager
 def _locked(file: Path, progress: bool) -> Iterator[bool]:
     """Hold an exclusive lock, which the system releases should the process die. Yields whether locks work here."""
-    with file.open("a") as handle:
+    try:
+        handle = open_lock(file)
+        with contextlib.suppress(OSError):  # all who may write in the folder must be able to lock there
+            share_as(file, file.parent, write=True)
+    except PermissionError:  # another user's, of a closed folder or an earlier time
+        yield False
+        return
+    with handle:
         try:
             if fcntl is None:
                 raise OSError("no file locks on this system")

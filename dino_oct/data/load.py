@@ -5,8 +5,9 @@ from typing import Any
 
 from dino_oct.data.cache import ScanCache, cache_root, open_cache
 from dino_oct.data.index import DatasetConfig, ScanIndex, index_scans
-from dino_oct.data.phantom import PhantomConfig, phantom_folder
+from dino_oct.data.phantom import PhantomConfig, damaged_files, phantom_folder
 from dino_oct.data.table import ScanRow, by_table, without_copies_of_held_out
+from dino_oct.files import remove
 
 
 def load_scans(
@@ -26,8 +27,12 @@ def load_scans(
         InputError: missing or empty folder, or no readable scan in it.
     """
     folder = phantom_folder(phantom, cache_root(dataset)) if data == "phantom" else data
-    index = index_scans(folder, dataset)
-    index, scans = open_cache(index, dataset)
+    index, scans = open_cache(index_scans(folder, dataset), dataset)
+    if data == "phantom" and (damaged := damaged_files(folder, index.files, scans.file_digests)):
+        say(f"note: phantoms damaged, drawing again: {folder}/{damaged[0]} and {len(damaged) - 1} more")
+        remove(folder)
+        folder = phantom_folder(phantom, cache_root(dataset))
+        index, scans = open_cache(index_scans(folder, dataset), dataset)
     index = without_copies_of_held_out(index, scans.digests)
     changes: list[str] = []
     if table is not None:

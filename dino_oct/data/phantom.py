@@ -9,10 +9,11 @@ on the class: anatomy, position, tilt, gain, noise and size are drawn from gener
 import contextlib
 import hashlib
 import json
+import os
 import shutil
-import uuid
+import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ from dino_oct.data.phantom_draw import CLASSES, LARGEST_SIDE, LEAST_DEPTH, SMALL
 from dino_oct.data.phantom_worker import LESION_VALUE, RETINA_VALUE, PatientJob, write_patients
 from dino_oct.data.splits import SPLITS
 from dino_oct.errors import InputError
+from dino_oct.files import naming, private_folder, read_json, remove, scratch_folder, share_as
 from dino_oct.limits import NewPath, Range, Seed, check_settings
 
 __all__ = ["CLASSES", "LAYERS", "PHANTOM_VERSION", "Phantom", "PhantomConfig"]
@@ -35,7 +37,7 @@ __all__ += ["draw_phantom", "patient_plan", "phantom_folder", "write_phantoms"]
 PHANTOM_VERSION = 2
 
 _VAL_SHARE, _TEST_SHARE = 0.12, 0.24
-_ABOUT = "phantom.json"
+_ABOUT, _DIGESTS = "phantom.json", "digests.json"
 _MOST_SCANS = 1_000_000
 
 Patients = Annotated[int, Range(len(CLASSES), 100_000)]
@@ -103,11 +105,13 @@ def write_phantoms(out: str | Path, config: PhantomConfig, progress: bool = True
     out = Path(out)
     check_settings(config)
     earlier = _earlier_phantom(out)
-    with _staging(out, "choose another folder") as staging:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with naming(out), scratch_folder(out) as staging:
         _fill(staging, config, progress)
         if earlier is None:
             if out.is_dir():
                 out.rmdir()
+            staging.chmod(0o777 & ~_mask())
             staging.rename(out)
         else:
             _replace(out, earlier, staging)
@@ -115,28 +119,67 @@ def write_phantoms(out: str | Path, config: PhantomConfig, progress: bool = True
 
 
 def phantom_folder(config: PhantomConfig, cache_root: str | Path) -> Path:
-    """The folder of these phantoms below `cache_root`, drawn at the first call.
+    """The folder of these phantoms below `cache_root`, drawn at the first call, and again where it is damaged.
 
     Its name holds the version and a hash of the settings. It appears complete or not at all; processes that ask at
     once may each draw it, and the first one finished wins.
 
     Raises:
-        InputError: settings out of range.
+        InputError: settings out of range, or something else stands in its place.
     """
     check_settings(config, "phantom.")
     settings = json.dumps(_settings(config), sort_keys=True)
     key = hashlib.sha256(settings.encode()).hexdigest()[:12]
     folder = Path(cache_root) / f"phantom-v{PHANTOM_VERSION}-{key}"
-    if (folder / _ABOUT).is_file():
+    if _is_sound(folder, config):
         return folder
-    with _staging(folder, "name another cache with --dataset.cache-dir or $DINO_OCT_CACHE") as staging:
+    if os.path.lexists(folder):
+        print(f"phantoms damaged, drawing again: {folder}", file=sys.stderr, flush=True)
+    private_folder(folder.parent)
+    with naming(folder), scratch_folder(folder) as staging:
         _fill(staging, config, progress=True)
-        try:
-            staging.rename(folder)
-        except OSError:
-            if not (folder / _ABOUT).is_file():
-                raise InputError(f"{folder}: holds something else than the cached phantoms; remove it") from None
+        share_as(staging, folder.parent)
+        if not _is_sound(folder, config):
+            remove(folder)
+            with contextlib.suppress(FileExistsError, NotADirectoryError):
+                staging.rename(folder)
+    if not _is_sound(folder, config):
+        raise InputError(f"{folder}: holds something else than the cached phantoms; remove it")
     return folder
+
+
+def damaged_files(folder: str | Path, files: Sequence[str], digests: np.ndarray) -> list[str]:
+    """Scans of drawn phantoms that are gone or not as they were written.
+
+    Args:
+        files: those that could be read, and digests: of their bytes (`ScanCache.file_digests`).
+    """
+    try:
+        written = read_json(Path(folder) / _DIGESTS)
+    except InputError:
+        return [_DIGESTS]
+    found = dict(zip(files, digests.astype(str).tolist(), strict=True))
+    return [file for file, digest in written.items() if found.get(file) != digest]
+
+
+def _is_sound(folder: Path, config: PhantomConfig) -> bool:
+    """Whether a folder holds these phantoms, every file of them."""
+    try:
+        about = read_json(folder / _ABOUT)
+        files = [folder / record[kind] for record in about["scans"] for kind in ("file", "mask")]
+        np.array([record["severity"] for record in about["scans"]], dtype=float)
+        is_same = (about["version"], about["config"]) == (PHANTOM_VERSION, _settings(config))
+        expected = 2 * config.patients * config.scans_per_patient
+        files += [folder / _DIGESTS, folder / "layers.npz"]
+        return is_same and len(files) == expected + 2 and all(file.stat().st_size for file in files)
+    except (InputError, OSError, KeyError, TypeError, ValueError):
+        return False
+
+
+def _mask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def _settings(config: PhantomConfig) -> dict:
@@ -148,23 +191,6 @@ def _settings(config: PhantomConfig) -> dict:
         "seed": config.seed,
         "depth": config.depth,
     }
-
-
-@contextlib.contextmanager
-def _staging(final: Path, cure: str) -> Iterator[Path]:
-    """A new folder on the same disk, so that the finished one can be moved into place in one step; removed if left.
-
-    Raises:
-        InputError: it cannot be written; ``cure`` says what to do.
-    """
-    staging = final.with_name(f".{final.name}.{uuid.uuid4().hex[:12]}")
-    try:
-        staging.mkdir(parents=True)
-        yield staging
-    except OSError as error:
-        raise InputError(f"{final}: cannot be written ({error.strerror or error}); {cure}") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _fill(folder: Path, config: PhantomConfig, progress: bool) -> None:
@@ -191,7 +217,13 @@ def _fill(folder: Path, config: PhantomConfig, progress: bool) -> None:
         "mask_values": {"outside": 0, "retina": RETINA_VALUE, "lesion": LESION_VALUE},
         "scans": records,
     }
-    (folder / _ABOUT).write_text(json.dumps(about, indent=1))
+    digests = {file: _digest(folder / file) for file in files.tolist()}
+    (folder / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+    (folder / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def _digest(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
 
 
 def _earlier_phantom(out: Path) -> dict | None:
@@ -203,12 +235,12 @@ def _earlier_phantom(out: Path) -> dict | None:
     if not any(out.iterdir()):
         return None
     try:
-        about = json.loads((out / _ABOUT).read_text())
+        about = read_json(out / _ABOUT)
         written = [record[kind] for record in about["scans"] for kind in ("file", "mask")]
         # Only ever remove what lies inside the folder.
         if about["synthetic"] is True and all((out / name).resolve().is_relative_to(out.resolve()) for name in written):
             return about
-    except (OSError, ValueError, KeyError, TypeError):
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         pass
     raise InputError(f"{out}: is not empty and holds no earlier phantom; choose a new or empty folder")
 

@@ -5,7 +5,7 @@ judged by it (``by_table``).
 """
 
 import csv
-import os
+import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
@@ -17,6 +17,7 @@ from dino_oct.data.index import UNLABELLED, ScanIndex
 from dino_oct.data.layout import examples
 from dino_oct.data.splits import SPLITS
 from dino_oct.errors import InputError
+from dino_oct.files import check_regular, write_whole
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,11 @@ def rows_of(index: ScanIndex, digests: np.ndarray) -> list[ScanRow]:
 def write_rows(file: Path, rows: Sequence, columns: Sequence[str] = COLUMNS) -> None:
     """Write dataclass rows as CSV, whole or not at all; names keep bytes that no encoding explains."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
+    with io.StringIO(newline="") as stream:
         writer = csv.writer(stream)
         writer.writerow(columns)
         writer.writerows([getattr(row, column) for column in columns] for row in rows)
-    os.replace(partial, file)
+        write_whole(file, stream.getvalue())
 
 
 def read_rows(file: Path, row_type: type = ScanRow) -> list:
@@ -69,8 +69,9 @@ def read_rows(file: Path, row_type: type = ScanRow) -> list:
         InputError: unreadable, other columns, or a split that there is not.
     """
     columns = [column.name for column in fields(row_type)]
+    check_regular(file)
     try:
-        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             header, *lines = csv.reader(stream, strict=True)
         if header != columns:
             raise ValueError(f"columns {', '.join(header)}; expected {', '.join(columns)}")
@@ -78,7 +79,10 @@ def read_rows(file: Path, row_type: type = ScanRow) -> list:
         if wrong := {row.split for row in rows if hasattr(row, "split")} - {*SPLITS, ""}:
             raise ValueError(f"split '{sorted(wrong)[0]}'")
     except (OSError, ValueError, TypeError, csv.Error) as error:
-        raise InputError(f"{file}: not a readable table of scans ({' '.join(str(error).split())[:200]})") from None
+        raise InputError(
+            f"{file}: damaged: not a readable table of scans ({' '.join(str(error).split())[:200]}); without this file "
+            "commands go on and say what is then not known"
+        ) from None
     return rows
 
 

@@ -1,5 +1,6 @@
 """Where CLS looks, and the features of the linear protocol, of timm transformers."""
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 
@@ -61,6 +62,25 @@ def cls_attention(backbone: nn.Module, images: torch.Tensor, block: int = -1) ->
     weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(dim=-1)[:, :, 0, prefix:]  # (B, heads, N)
     rows = images.shape[-2] // patch_size(backbone)
     return rearrange(weights, "b heads (rows columns) -> b heads rows columns", rows=rows)
+
+
+def attention_concentration(attention: torch.Tensor, mass: float = 0.6) -> torch.Tensor:
+    """How concentrated attention is: entropy as a share of the uniform one, and the share of patches that hold ``mass``
+    of it (the mask of Caron et al. 2021, figure 4).
+
+    Args:
+        attention: (B, heads, rows, columns) ≥ 0.
+
+    Returns:
+        (B, 2) in [0, 1], means over heads.
+    """
+    weights = attention.flatten(2).float()
+    weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+    n = weights.shape[-1]
+    entropy = torch.special.entr(weights).sum(dim=-1) / max(math.log(n), 1e-12)
+    held = weights.sort(dim=-1, descending=True).values.cumsum(dim=-1)
+    patches = ((held < mass - 1e-6).sum(dim=-1) + 1).clamp_max(n) / n
+    return torch.stack([entropy.mean(dim=1), patches.mean(dim=1)], dim=1)
 
 
 @torch.no_grad()

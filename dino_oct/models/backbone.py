@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dino_oct.errors import InputError
+from dino_oct.files import read_json, write_whole
 from dino_oct.models import formats, official
 from dino_oct.models.description import check_arguments, check_description, describe_images
 from dino_oct.models.network import in_channels
@@ -255,8 +256,7 @@ def save_export(
     folder.mkdir(parents=True, exist_ok=True)
     # Weights first, each by rename: a reader never sees a config beside half a file.
     official.write_weights(backbone.state_dict(), folder / "backbone.safetensors")
-    (folder / "config.json.tmp").write_text(json.dumps(config, indent=1))
-    (folder / "config.json.tmp").replace(folder / "config.json")
+    write_whole(folder / "config.json", json.dumps(config, indent=1))
 
 
 def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: dict[str, Any], seed: int) -> nn.Module:
@@ -343,10 +343,7 @@ def _from_folder(folder: Path, num_classes: int | None, args: dict[str, Any], se
     export = next((f for f in (folder, folder / "export") if (f / "config.json").is_file()), None)
     if export is None:
         raise InputError(f"{folder}: neither a run folder nor an export (no export/config.json in it)")
-    try:
-        hub_config = json.loads((export / "config.json").read_text())
-    except ValueError as error:
-        raise InputError(f"{export / 'config.json'}: not a model description ({error})") from None
+    hub_config = read_json(export / "config.json")
     check_description(hub_config, str(export / "config.json"))
     tensors = official.read_checkpoint(export / "backbone.safetensors")
     return _rebuild(hub_config, tensors, str(export), num_classes, args, seed)

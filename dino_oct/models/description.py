@@ -20,6 +20,7 @@ from dino_oct.errors import InputError
 # How timm makes a scan ready, in its own terms: the whole scan, resized to the input size.
 IMAGES = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"}
 _MAX_SIDE = 16384
+_LARGEST = 1 << 17  # of a model's numbers: larger ones would take all memory, or for ever, to build
 
 
 def check_architecture(name: Any, source: str) -> str:
@@ -74,7 +75,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
         return depth < 3 and all(_is_plain(item, depth + 1) for item in value)
     if isinstance(value, str):
         return bool(re.fullmatch(r"[\w+-]*", value))
-    return value is None or isinstance(value, (bool, int)) or (isinstance(value, float) and math.isfinite(value))
+    return value is None or isinstance(value, bool) or (isinstance(value, (int, float)) and abs(value) <= _LARGEST)
 
 
 def check_description(hub_config: Any, source: str) -> dict[str, Any]:

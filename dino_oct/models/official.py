@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from dino_oct.errors import InputError
+from dino_oct.files import check_regular, replacing
 
 Tensors = dict[str, torch.Tensor]
 
@@ -46,9 +47,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, cut short, damaged, not a checkpoint, or asks for any other type.
     """
-    file = Path(file)
-    if not file.is_file():
-        raise InputError(f"{file}: no such file")
+    file = check_regular(file)
     # Damaged headers make the readers raise almost anything, and each of them means the same to a user.
     try:
         if file.suffix == ".safetensors":
@@ -78,9 +77,8 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
 def write_weights(tensors: Tensors, file: Path) -> None:
     """Write a ``.safetensors`` file, whole or not at all, with a digest that ``read_checkpoint`` checks."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    partial = file.with_name(f"{file.name}.tmp")
-    save_file(tensors, partial, metadata={"format": "pt", _DIGEST: digest(tensors)})
-    partial.replace(file)
+    with replacing(file) as partial:
+        save_file(tensors, partial, metadata={"format": "pt", _DIGEST: digest(tensors)})
 
 
 def digest(tensors: Tensors) -> str:

@@ -1,6 +1,7 @@
 """The cache gives back what was decoded, survives bad files, damage and two builders at once."""
 
 import dataclasses
+import fcntl
 import multiprocessing
 import os
 import pickle
@@ -199,14 +200,23 @@ def test_processes_that_build_at_once_agree(tmp_path, config, locks, monkeypatch
 def test_leftovers_of_a_killed_build_are_removed(scans, config):
     """Those of this machine: another one may be building at the moment, on shared storage whose locks are local."""
     folder = opened(scans, config)[1].folder
-    leftover, elsewhere = (
-        folder.parent / f".{folder.name}-{host}-killed" for host in (socket.gethostname(), "another-host")
+    leftover, living, elsewhere = (
+        folder.parent / f".{name}-{host}.building"
+        for name, host in (
+            ("scans-of-other-data.0", socket.gethostname()),
+            ("scans.1", socket.gethostname()),
+            ("scans.2", "another-host"),
+        )
     )
     shutil.rmtree(folder)
-    leftover.mkdir()
-    elsewhere.mkdir()
+    for one in (leftover, living, elsewhere):
+        one.mkdir()
+    handle = os.open(living, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
     opened(scans, config)
+    os.close(handle)
     assert not leftover.exists()
+    assert living.exists()
     assert elsewhere.exists()
 
 

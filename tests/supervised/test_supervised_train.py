@@ -123,6 +123,19 @@ def test_micro_batches_train_as_one(fitted, tmp_path, cache_root, monkeypatch):
             assert one[key] == pytest.approx(two[key], rel=1e-4)
 
 
+def test_mixup_does_not_depend_on_micro_batches(tmp_path, cache_root, monkeypatch):
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    mixed = {}
+    for parts in (1, 2, 4):
+        run = tmp_path / f"{parts}"
+        train(options("--optim.accumulate", parts, "--optim.mixup", 0.4, "--test", False, "--out", run))
+        mixed[parts] = [line["loss"] for line in lines(run) if "loss" in line]
+    assert mixed[2] == pytest.approx(mixed[1], rel=1e-4)
+    assert mixed[4] == pytest.approx(mixed[1], rel=1e-4)
+    with pytest.raises(InputError, match=r"optim\.mixup mixes pairs of scans, and a micro-batch has 1"):
+        train(options("--optim.accumulate", 8, "--optim.mixup", 0.4, "--out", tmp_path / "odd"))
+
+
 def test_killed_and_resumed_it_is_the_same_run(cache_root, tmp_path):
     """With mixup, dropout and an optimiser with momentum: everything random is keyed, everything moving is saved."""
     more = ["--optim.mixup", "0.4", "--network.drop-path", "0.2", "--optim.optimizer", "sgd", "--optim.lr", "0.01",

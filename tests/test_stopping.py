@@ -1,0 +1,128 @@
+"""A signal is heard in seconds wherever a trainer is, and loses nothing."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from conftest import TINY_FIT, TINY_RUN
+
+from dino_oct import config as pretraining
+from dino_oct import features, train
+from dino_oct.monitor import Monitor
+from supervised import config as supervision
+from supervised import judge
+from supervised import train as supervised_train
+
+
+@pytest.fixture(autouse=True)
+def cache(cache_root, monkeypatch):
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+
+
+def pretrain(run, *more):
+    train.train(pretraining.load_config([*TINY_RUN, "--run.workers", "0", "--out", str(run), *more]))
+
+
+def fit(run, *more):
+    supervised_train.train(supervision.load_config([*TINY_FIT, "--test", "False", "--out", str(run), *more]))
+
+
+def lines(run):
+    clocks = ("images_per_s", "epoch_seconds")
+    return [
+        {key: value for key, value in json.loads(line).items() if key not in clocks}
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
+
+
+def equal_runs(one, two, part):
+    states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True)[part] for run in (one, two)]
+    assert lines(one) == lines(two)
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+@pytest.mark.parametrize("call", [1, 8, 14])  # of the first evaluation, of a later one, and of the last one
+def test_a_signal_inside_an_evaluation_of_a_pretraining(call, tmp_path, monkeypatch, capsys):
+    """Between two batches; the evaluation is done again, so that the run is the same in the end."""
+    calls, normalise = [], features.normalise
+
+    def with_signal(*args):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return normalise(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "normalise", with_signal)
+        pretrain(tmp_path / "stopped", "--monitor.batch-size", "8")
+    assert len(calls) == call, "no batch is computed after the signal"
+    assert "stopped by a signal after step" in capsys.readouterr().out
+    pretrain(tmp_path / "stopped", "--monitor.batch-size", "8")
+    pretrain(tmp_path / "whole", "--monitor.batch-size", "8")
+    equal_runs(tmp_path / "stopped", tmp_path / "whole", "teacher")
+
+
+def test_a_signal_while_attention_is_drawn(tmp_path, monkeypatch):
+    panels = Monitor.attention_panels
+
+    def with_signal(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return panels(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Monitor, "attention_panels", with_signal)
+        pretrain(tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / "attention").exists()
+    pretrain(tmp_path / "stopped")
+    pretrain(tmp_path / "whole")
+    equal_runs(tmp_path / "stopped", tmp_path / "whole", "teacher")
+    names = [sorted(file.name for file in (tmp_path / run / "attention").iterdir()) for run in ("stopped", "whole")]
+    assert names[0] == names[1]
+
+
+def test_a_signal_inside_the_validation_of_a_supervised_run(tmp_path, monkeypatch):
+    calls, extract = [], judge.extract
+
+    def with_signal(*args, **more):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return extract(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judge, "extract", with_signal)
+        fit(tmp_path / "stopped")
+    assert (tmp_path / "stopped" / "stopped").exists()
+    fit(tmp_path / "stopped")
+    fit(tmp_path / "whole")
+    equal_runs(tmp_path / "stopped", tmp_path / "whole", "model")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize("module", [train, supervised_train])
+def test_a_signal_before_anything_can_be_saved_ends_at_once(module, number, status, tmp_path, monkeypatch, capsys):
+    """In the decoding of the scans, say."""
+    monkeypatch.setattr(module, "load_scans", lambda *_: os.kill(os.getpid(), number))
+    options = TINY_RUN if module is train else TINY_FIT
+    monkeypatch.setattr("sys.argv", ["train.py", *options, "--out", str(tmp_path / "run")])
+    with pytest.raises(SystemExit) as end:
+        module.main()
+    assert end.value.code == status
+    assert capsys.readouterr().err == "interrupted\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_inside_the_test_of_a_supervised_run_loses_nothing(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    arguments = ["train.py", *TINY_FIT, "--optim.epochs", "1", "--out", str(run)]
+    monkeypatch.setattr("sys.argv", arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(supervised_train, "test", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as end:
+            supervised_train.main()
+    assert end.value.code == 143
+    supervised_train.main()
+    assert (run / "evaluation" / "supervised" / "supervised_test.json").exists()
+    assert [line["step"] for line in lines(run) if "val_loss" in line] == [0, 2]
