@@ -383,9 +383,9 @@ class Sandbox:
 
     def __init__(self, root: Path, limit: float = 120):
         self.root, self.limit = root, limit
-        self.box = root / "outer" / "inner"
-        self.places = {"RUN": str(root / "RUN"), "FIT": str(root / "FIT"), "OUT": str(self.box / "out")}
-        self.places |= {"SCANS": str(root / "scans"), "JUNK": str(root / "junk")}
+        self.box, self.made = root / "outer" / "inner", root / "made"
+        names = {"RUN": "run", "FIT": "fit", "SCANS": "scans", "JUNK": "junk", "OUT": "inner/out"}
+        self.places = {name: str(self.box.parent / place) for name, place in names.items()}
         self.all = {one.script: one for one in commands()}
 
     def prepare(self) -> None:
@@ -394,28 +394,28 @@ class Sandbox:
         Raises:
             RuntimeError: a command line that should work does not.
         """
-        (self.root / "junk").write_bytes(bytes(range(256)) * 40)
+        self.made.mkdir()
+        (self.made / "junk").write_bytes(bytes(range(256)) * 40)
         for script, name in (
             ("dino_oct/train.py", "RUN"),
             ("supervised/train.py", "FIT"),
             ("dino_oct/data/phantom.py", "SCANS"),
         ):
-            base = Draw(self.all[script], ()).args({**self.places, "OUT": self.places[name]})
+            base = Draw(self.all[script], ()).args(
+                {**self.places, "OUT": str(self.made / Path(self.places[name]).name)}
+            )
             outcome = self.run(script, base)
             if outcome.status != 0:
                 raise RuntimeError(f"{script} {' '.join(base)}: status {outcome.status}: {outcome.text}")
-        scan = next((self.root / "scans" / "test").rglob("*.jpeg"))
-        self.places = {"SCANS": self.places["SCANS"], "SCAN": str(scan), **self.places}
+        scan = next((self.made / "scans" / "test").rglob("*.jpeg")).relative_to(self.made)
+        self.places = {"SCANS": self.places["SCANS"], "SCAN": str(self.box.parent / scan), **self.places}
         from evaluation.embeddings import umap_map
 
         umap_map(np.random.default_rng(0).random((12, 4)), 0, n_neighbours=3)  # numba compiles once, not in each fork
 
     def run(self, script: str, args: Sequence[str]) -> Outcome:
         """Run a script in a forked process, as ``python SCRIPT ARGS`` does."""
-        shutil.rmtree(self.box.parent, ignore_errors=True)
-        self.box.mkdir(parents=True)
-        if drawn := next((Path(word) for word in args if word.endswith("drawn.yaml")), None):
-            drawn.write_bytes(self.drawn)
+        self._furnish(args)
         begun = time.monotonic()
         child = os.fork()
         if child == 0:
@@ -435,6 +435,19 @@ class Sandbox:
             os.waitpid(child, 0)
         text = (self.root / "stderr").read_text(errors="replace")
         return Outcome(status, text, seconds, fault)
+
+    def _furnish(self, args: Sequence[str]) -> None:
+        """Give the box what a command line names, as it was made: an earlier command may have written over it."""
+        drawn = self.box / "drawn.yaml"
+        content = drawn.read_bytes() if str(drawn) in args else b""
+        shutil.rmtree(self.box.parent, ignore_errors=True)
+        self.box.mkdir(parents=True)
+        if content:
+            drawn.write_bytes(content)
+        for one in self.made.iterdir():
+            place = self.box.parent / one.name
+            if any(str(place) in word for word in (*args, content.decode())):
+                (shutil.copytree if one.is_dir() else shutil.copy2)(one, place)
 
     def _become(self, script: str, args: Sequence[str]) -> None:
         """The forked process: runs the script and ends."""
@@ -478,8 +491,7 @@ class Sandbox:
         shutil.rmtree(self.box.parent, ignore_errors=True)
         self.box.mkdir(parents=True)
         args = one.args(self.places)
-        file = next((Path(word) for word in args if word.endswith("drawn.yaml")), None)
-        self.drawn = file.read_bytes() if file else b""
+        self._furnish(args)
         before = os.getcwd()
         os.chdir(self.box)
         try:
