@@ -120,7 +120,7 @@ Seed = Annotated[int, Range(0, 2**32 - 1)]
 """As far as every library goes that takes one."""
 Share = Annotated[float, Range(0, 1)]
 PositiveShare = Annotated[float, Range(above=0, most=1)]
-Side = Annotated[int, Range(1, 8192)]
+Side = Annotated[int, Range(1, 4096)]
 """Rows or columns of an image that a network takes, in pixels."""
 BatchSize = Annotated[int, Range(1, 65536)]
 Epochs = Annotated[int, Range(1, 100_000)]

@@ -354,7 +354,9 @@ def is_told(one: Draw, text: str) -> bool:
     plain = text.lower().replace("-", "_").replace(" ", "_")
     names = [setting.name.rpartition(".")[2] for setting, _ in one.settings]
     names += [name.rstrip("s") for name in names] + [setting.name for setting in one.command.settings]
-    words = [re.split("[/@]", word)[-1] or word for _, words in one.settings for word in words]
+    words = [word for _, words in one.settings for word in words]
+    names += [word.partition("=")[0] for word in words if "=" in word[1:]]  # of an argument of the model
+    words = [re.split("[/@]", word)[-1] or word for word in words]
     words = [repr(" ".join(word.split()))[1:41].rstrip("'\"").lower() for word in words if word.strip(" -")]
     # Words that begin with a hyphen are options to the parser.
     is_option = any(word.startswith("-") for _, words in one.settings for word in words)
