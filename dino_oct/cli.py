@@ -21,7 +21,7 @@ import tyro
 import yaml
 
 from dino_oct.errors import InputError, interrupt
-from dino_oct.files import explain, harden_terminal, read_yaml, write_whole
+from dino_oct.files import explain, harden_terminal, read_text, write_whole
 
 Options = TypeVar("Options")
 
@@ -86,6 +86,20 @@ def read_settings(
         return parse_options(options_type, args, default=default)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def read_yaml(file: str | Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        InputError: as ``read_text``, or not YAML.
+    """
+    try:
+        return yaml.safe_load(read_text(file))
+    except InputError:
+        raise
+    except Exception as error:  # its constructors raise anything for values that there are not, as a 13th month
+        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
 
 
 def write_settings(settings: Any, file: str | Path) -> None:

@@ -10,12 +10,11 @@ import shutil
 import socket
 import stat
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
-
-import yaml
 
 from dino_oct.errors import InputError
 
@@ -43,6 +42,11 @@ def replacing(file: str | Path) -> Iterator[Path]:
     partial, handle = _new(file, _PARTIAL, is_folder=False)
     try:
         yield partial
+        if not _is_at(handle, partial):  # safetensors puts a file of its own in its place
+            mode = stat.S_IMODE(os.fstat(handle).st_mode)
+            at_first, handle = handle, os.open(partial, os.O_RDWR)
+            os.close(at_first)
+            os.fchmod(handle, mode)
         os.fsync(handle)
         os.replace(partial, file)
     except BaseException as error:
@@ -248,19 +252,6 @@ def read_json(file: str | Path) -> dict[str, Any]:
     return found
 
 
-def read_yaml(file: str | Path, loader: type = yaml.SafeLoader) -> Any:
-    """Read YAML.
-
-    Raises:
-        InputError: as ``read_text``, or not YAML.
-    """
-    try:
-        return yaml.load(read_text(file), loader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        # Its constructors raise ValueError for dates and numbers that there are not.
-        raise InputError(f"{file}: not valid YAML: {_reason(error)}") from None
-
-
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -302,6 +293,11 @@ def share_as(path: Path, folder: Path, write: bool = False) -> None:
         one.chmod(mode if one.is_dir() else mode & 0o666)
 
 
+def is_same_path(one: str | Path, other: str | Path) -> bool:
+    """Whether two spellings mean one place: relative or absolute, by ``..`` or by a link."""
+    return one == other or Path(one).resolve() == Path(other).resolve()
+
+
 def short_name(name: str, longest: int = _LONGEST) -> str:
     """A name for a file made of another's, of at most so many bytes; different names stay different."""
     name = name.replace("/", "_").replace("\0", "_")
@@ -323,7 +319,12 @@ class _Unhearing(io.FileIO):
 
 
 def harden_terminal() -> None:
-    """Let no print end the program: characters that a terminal cannot show are escaped, a closed pipe is ignored."""
+    """Let no print end the program: characters that a terminal cannot show are escaped, a closed pipe is ignored.
+
+    A full disk that a thread meets is told by the one who waits for the thread, not by a traceback beside.
+    """
+    told = threading.excepthook
+    threading.excepthook = lambda args: None if is_full(args.exc_value) else told(args)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):  # redirected by the caller

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from dino_oct.cli import read_settings
+from dino_oct.cli import read_settings, read_yaml
 from dino_oct.config import RunSettings, TrainConfig
 from dino_oct.errors import InputError
-from dino_oct.files import read_yaml
+from dino_oct.files import is_same_path
 from dino_oct.models.backbone import load_backbone, local_file, open_layer_scales
 from dino_oct.monitor import MonitorConfig
 from dino_oct.provenance import run_of
@@ -83,7 +83,7 @@ class Source:
     @property
     def is_final(self) -> bool:
         """Whether these are a run's final weights rather than one of its checkpoints."""
-        return self.run is not None and Path(self.name) in (self.run, self.run / "export")
+        return self.run is not None and any(is_same_path(self.name, at) for at in (self.run, self.run / "export"))
 
     @property
     def kind(self) -> str:
@@ -92,7 +92,7 @@ class Source:
             return "random weights"
         if self.run is None:
             return "other weights"
-        if Path(self.name) == self.run / "checkpoints" / "start":
+        if is_same_path(self.name, self.run / "checkpoints" / "start"):
             return "starting weights"
         return "self-supervised" if self.monitor else "supervised"
 
@@ -200,7 +200,7 @@ def starting_weights(source: Source, device: torch.device) -> Frozen | str:
     if source.run is None:
         return "no row for starting weights: the model is not from a run"
     start = source.run / "checkpoints" / "start"
-    if Path(source.name) == start:
+    if is_same_path(source.name, start):
         return "no row for starting weights: they are the model itself"
     if not (start / "config.json").is_file():
         return f"no row for starting weights: {start} is missing"

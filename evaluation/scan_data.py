@@ -16,6 +16,7 @@ from dino_oct.data.phantom import PhantomConfig
 from dino_oct.data.shortcut import check_shortcuts
 from dino_oct.data.table import ScanRow, read_rows
 from dino_oct.errors import InputError
+from dino_oct.files import is_same_path
 from dino_oct.provenance import TABLE, TRAINED_ON, Seen, seen_in, trained_on
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def _table_of(run: Path) -> list[ScanRow] | None:
 
 def _same_data(one: str, other: str) -> bool:
     """Whether two ``data`` settings mean the same scans."""
-    return one == other or ("phantom" not in (one, other) and Path(one).resolve() == Path(other).resolve())
+    return one == other or ("phantom" not in (one, other) and is_same_path(one, other))
 
 
 def _changed(settings: Settings, options: DatasetOptions | PhantomOptions) -> Settings:

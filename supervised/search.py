@@ -27,11 +27,11 @@ import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dino_oct.checkpoint import read_metrics
-from dino_oct.cli import one_line_errors, parse_options, read_settings, write_settings
+from dino_oct.cli import one_line_errors, parse_options, read_settings, read_yaml, write_settings
 from dino_oct.config import differences, load_settings
 from dino_oct.data.load import load_scans
 from dino_oct.errors import InputError
-from dino_oct.files import is_full, read_json, read_yaml, remove, write_whole
+from dino_oct.files import is_full, read_json, remove, write_whole
 from dino_oct.stopping import StopSignal
 from dino_oct.streams import short_seed_of
 from evaluation.reports import make_folder, write_json
@@ -211,10 +211,22 @@ def _check_same_search(shared: SharedStudy, base: SupervisedConfig, space: Space
             write_whole(searched, yaml.safe_dump(space.given, sort_keys=False, width=120))
             return
         changed = differences(read_settings(SupervisedConfig, settings), base)
-        if read_yaml(searched) != space.given:
+        if not _is_same_space(read_yaml(searched), space.given):
             changed.append(f"the space or the models (those of the search are in {searched})")
     if changed:
         raise InputError(f"{shared.out}: a search with other settings: {'; '.join(changed)}; choose another --out")
+
+
+def _is_same_space(one: Any, other: dict[str, Any]) -> bool:
+    """Whether two spaces are the same, however the paths of their models are spelled."""
+
+    def resolved(given: Any) -> Any:
+        models = given.get("model") if isinstance(given, dict) else None
+        if not isinstance(models, list):
+            return given
+        return {**given, "model": [str(Path(m).resolve()) if Path(str(m)).exists() else m for m in models]}
+
+    return resolved(one) == resolved(other)
 
 
 def _run_trials(shared: SharedStudy, options: Options, base: SupervisedConfig, space: Space, say: Say) -> bool:

@@ -16,10 +16,9 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from dino_oct.cli import parse_options
+from dino_oct.cli import parse_options, read_yaml
 from dino_oct.config import REPOSITORY
 from dino_oct.errors import InputError
-from dino_oct.files import read_yaml
 from supervised.config import SupervisedConfig
 from supervised.zoo import find
 

@@ -346,7 +346,10 @@ def _rebuild(
     hub_config = check_description(hub_config, source)
     num_classes = hub_config["num_classes"] if num_classes is None else num_classes
     args = {**hub_config["model_args"], **args}
-    model = _create(hub_config["architecture"], num_classes, args, seed)
+    try:
+        model = _create(hub_config["architecture"], num_classes, args, seed)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     model.pretrained_cfg = {**model.pretrained_cfg, **hub_config["pretrained_cfg"]}
     report = replace(_load(model, tensors, source), taken=taken)
     model = _finish(model, hub_config["architecture"], args, report)
