@@ -9,7 +9,7 @@ import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent / "campaigns"))
-from corrupt_files import FILES, LIMIT, Campaign, damages, in_a_process
+from corrupt_files import FILES, LIMIT, Campaign, Ended, damages, in_a_process
 
 from dino_oct import checkpoint
 from dino_oct.cli import write_settings
@@ -39,18 +39,18 @@ def test_the_campaign_knows_a_traceback_a_hang_and_a_wrong_answer(campaign, tmp_
     said, path = "Traceback (most recent call last):", tmp_path / "metrics.jsonl"
     campaign.answers[file.name, 0] = "the weights"
     judge = campaign._verdict
-    assert judge(file, 0, path, 1, None, said, False) == "traceback"
-    assert judge(file, 0, path, None, None, "", False) == "hang"
-    assert judge(file, 0, path, 0, "other weights", "", False).startswith("another result")
-    assert judge(file, 0, path, 2, None, "error: something is wrong", False) == "a line that does not name the file"
-    assert judge(file, 0, path, 2, None, f"error: {path}: damaged", False) == "one line"
+    assert judge(file, 0, path, Ended(1, None, said)) == "traceback"
+    assert judge(file, 0, path, Ended(None, None, "")) == "hang"
+    assert judge(file, 0, path, Ended(0, "other weights", "")).startswith("another result")
+    assert judge(file, 0, path, Ended(2, None, "error: something is wrong")) == "a line that does not name the file"
+    assert judge(file, 0, path, Ended(2, None, f"error: {path}: damaged")) == "one line"
     del campaign.answers[file.name, 0]
 
     def hang():
         while True:
             pass
 
-    assert in_a_process(hang, tmp_path / "said", 0.2) == (None, None)
+    assert in_a_process(hang, 0.2).status is None
     assert LIMIT > 0
 
 

@@ -1,6 +1,7 @@
 """``load_backbone(SOURCE)``: one door for timm names, files of weights, run folders and exports."""
 
 import json
+import os
 import re
 import urllib.error
 from collections.abc import Collection, Sequence
@@ -15,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dino_oct.errors import InputError
-from dino_oct.files import read_json, write_whole
+from dino_oct.files import check_regular, read_json, write_whole
 from dino_oct.models import formats, official
 from dino_oct.models.description import check_arguments, check_description, describe_images
 from dino_oct.models.network import in_channels
@@ -117,6 +118,8 @@ def load_backbone(
         return _from_folder(path, num_classes, args, seed)
     if path.is_file():
         return _from_file(path, num_classes, args, heads, seed)
+    if os.path.lexists(path):
+        check_regular(path)
     raise InputError(
         f"{source}: no such file or folder; give a run folder, an export, a file of weights, timm:NAME, "
         "timm:NAME@FILE or random:NAME"

@@ -15,6 +15,7 @@ import io
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -25,7 +26,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -445,39 +446,55 @@ class Outcome:
         return self.verdict in ("recovered", "one line")
 
 
-def in_a_process(work: Callable[[], Any], said: Path, limit: float = LIMIT) -> tuple[int | None, Any]:
-    """Exit status (None: it hung) and value of a function in a forked process; what it prints goes to a file."""
-    answer = said.with_suffix(".answer")
-    answer.unlink(missing_ok=True)
+class Ended(NamedTuple):
+    """How a process ended: its exit status (None: it hung), what its function gave, and what it printed."""
+
+    status: int | None
+    answer: Any
+    said: str
+
+
+def in_a_process(work: Callable[[], Any], limit: float = LIMIT) -> Ended:
+    """Run a function as a command does, in a forked process of its own; what it gives must be JSON."""
+    ends = {"said": os.pipe(), "answer": os.pipe()}  # no files: a test may take the disk away
     child = os.fork()
     if child == 0:
         status = 1
         try:
             os.setsid()
-            with said.open("w") as stream:
-                os.dup2(stream.fileno(), 1)
-                os.dup2(stream.fileno(), 2)
-            sys.stdout, sys.stderr = (os.fdopen(os.dup(n), "w", buffering=1, errors="backslashreplace") for n in (1, 2))
+            for number in (1, 2):
+                os.dup2(ends["said"][1], number)
+            sys.stdout, sys.stderr = (
+                os.fdopen(os.dup(n), "w", buffering=1, encoding="utf-8", errors="backslashreplace") for n in (1, 2)
+            )
             with one_line_errors():
-                answer.write_text(json.dumps(work()))
+                os.write(ends["answer"][1], json.dumps(work()).encode())
             status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)
         except BaseException:
             traceback.print_exc()
         finally:
-            sys.stdout.flush()
             os._exit(status)
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        pid, ended = os.waitpid(child, os.WNOHANG)
-        if pid:
-            value = json.loads(answer.read_text()) if answer.is_file() else None
-            return os.waitstatus_to_exitcode(ended), value
-        time.sleep(0.01)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None, None
+    got = dict.fromkeys(ends, b"")
+    for _, end in ends.values():
+        os.close(end)
+    names, open_ends = {end: name for name, (end, _) in ends.items()}, {end for end, _ in ends.values()}
+    until = time.monotonic() + limit
+    while open_ends and (left := until - time.monotonic()) > 0:
+        for end in select.select(list(open_ends), [], [], left)[0]:
+            part = os.read(end, 1 << 16)
+            got[names[end]] += part
+            if not part:
+                open_ends.discard(end)
+    hung = bool(open_ends)
+    if hung:
+        os.killpg(child, signal.SIGKILL)
+    for end, _ in ends.values():
+        os.close(end)
+    _, ended = os.waitpid(child, 0)
+    answer = json.loads(got["answer"]) if got["answer"] else None
+    return Ended(None if hung else os.waitstatus_to_exitcode(ended), answer, got["said"].decode(errors="replace"))
 
 
 class Campaign:
@@ -488,12 +505,12 @@ class Campaign:
     """
 
     def __init__(self, place: Path):
-        self.sound, self.work, self.said = place / "sound", place / "work", place / "said.txt"
+        self.sound, self.work = place / "sound", place / "work"
         self.kept = place / "kept"  # caches as they were built
         self.sound.mkdir()
         self.kept.mkdir()
-        status, _ = in_a_process(lambda: build(self.sound), self.said, 300)
-        assert status == 0, self.said.read_text()
+        built = in_a_process(lambda: build(self.sound), 300)
+        assert built.status == 0, built.said
         self.answers: dict[tuple[str, int], Answer] = {}
         for path in (self.sound / CACHE).iterdir():
             if not path.name.startswith("phantom-"):
@@ -513,38 +530,29 @@ class Campaign:
         read = file.readers[reader]
         title = getattr(read, "__qualname__", "").split(".")[0]
         if file.is_exact and (file.name, reader) not in self.answers:
-            status, answer = self._read(file, read)
-            assert status == 0, f"{file.name}: {title} fails on the sound folder: {self.said.read_text()}"
-            self.answers[file.name, reader] = answer
+            ended = self._read(file, read)
+            assert ended.status == 0, f"{file.name}: {title} fails on the sound folder: {ended.said}"
+            self.answers[file.name, reader] = ended.answer
         self._copy(file)
         path = self._find(self.work, file)
         damage(path)
-        status, answer = self._read(file, read, is_copied=True)
-        said = self.said.read_text(errors="replace")
-        verdict = self._verdict(file, reader, path, status, answer, said, name.startswith("content: "))
-        return Outcome(file.name, name, title, verdict, said[-600:])
+        ended = self._read(file, read, is_copied=True)
+        verdict = self._verdict(file, reader, path, ended, name.startswith("content: "))
+        return Outcome(file.name, name, title, verdict, ended.said[-600:])
 
-    def _verdict(
-        self,
-        file: File,
-        reader: int,
-        path: Path,
-        status: int | None,
-        answer: Answer,
-        said: str,
-        is_well_formed: bool,
-    ) -> str:
-        errors = [line for line in said.splitlines() if line.startswith("error")]
-        if status is None:
+    def _verdict(self, file: File, reader: int, path: Path, ended: Ended, is_well_formed: bool = False) -> str:
+        errors = [line for line in ended.said.splitlines() if line.startswith("error")]
+        if ended.status is None:
             return "hang"
-        if "Traceback" in said:
+        if "Traceback" in ended.said:
             return "traceback"
-        if status == 0:
+        if ended.status == 0:
             is_exact = file.is_exact and not (file.kind == "pt" and is_well_formed)
-            is_same = not is_exact or answer == self.answers[file.name, reader]
-            return "recovered" if is_same else f"another result: {answer}, expected {self.answers[file.name, reader]}"
-        if status != 2 or len(errors) != 1:
-            return f"status {status}, {len(errors)} lines of error"
+            is_same = not is_exact or ended.answer == self.answers[file.name, reader]
+            expected = self.answers.get((file.name, reader))
+            return "recovered" if is_same else f"another result: {ended.answer}, expected {expected}"
+        if ended.status != 2 or len(errors) != 1:
+            return f"status {ended.status}, {len(errors)} lines of error"
         names = (str(path), path.name, str(path.parent), str(path.parent.parent / "export"))
         return "one line" if any(one in errors[0] for one in names) else "a line that does not name the file"
 
@@ -564,7 +572,7 @@ class Campaign:
         if not file.is_phantom:
             (self.work / CACHE).symlink_to(self.sound / CACHE)
 
-    def _read(self, file: File, read: Callable[[Path], Answer], is_copied: bool = False) -> tuple[int | None, Answer]:
+    def _read(self, file: File, read: Callable[[Path], Answer], is_copied: bool = False) -> Ended:
         if not is_copied:
             self._copy(file)
 
@@ -572,7 +580,7 @@ class Campaign:
             os.environ["DINO_OCT_CACHE"] = str((self.work if file.is_phantom else self.sound) / CACHE)
             return read(self.work)
 
-        return in_a_process(work, self.said)
+        return in_a_process(work)
 
     def _find(self, place: Path, file: File) -> Path:
         return sorted(place.glob(file.name))[0]
