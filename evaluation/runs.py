@@ -150,7 +150,7 @@ def read_run(run: Path) -> RunSettings:
         section = given
         for part in name.split("."):
             section = section.get(part) if isinstance(section, dict) else None
-        if section is None:
+        if section in (None, ""):
             raise InputError(f"{file}: damaged: '{name}' is missing; put in what the run was started with")
     return found
 
