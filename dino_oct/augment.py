@@ -10,12 +10,12 @@ Source of the scheme: Caron et al. 2021, arXiv 2104.14294 (two global and severa
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from dino_oct.errors import InputError
+from dino_oct.limits import Ordered, PositiveShare, Range, Share, Side
 from dino_oct.photometrics import Looks, apply_batched, apply_native, noise_bank
 from dino_oct.streams import seed_of
 from dino_oct.views import Crops, choose_boxes, resize_matmul, resize_native
@@ -36,6 +36,10 @@ _DRAWS = {
 }  # fmt: skip
 
 
+Strength = Annotated[float, Range(0, 10)]
+Scale = Annotated[tuple[PositiveShare, PositiveShare], Ordered()]
+
+
 @dataclass
 class LookConfig:
     """How a view of a scan varies. A strength or probability of 0 switches a change off."""
@@ -44,98 +48,65 @@ class LookConfig:
     """Intensity changes. oct: those below. parity: DINO's for natural images, on grey (brightness and contrast .4 with
     p .8; blur with p 1, .1, .5 on first global, second global, local views; solarisation .2 on the second global; hue,
     saturation and grey conversion do nothing to grey), without tilt; the strengths below are then ignored."""
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    ratio: Annotated[tuple[float, float], Range(0.01, 100), Ordered()] = (3 / 4, 4 / 3)
     """Range of width / height of the boxes."""
     frame: Literal["square", "pixels"] = "square"
     """What area and ratio are measured on. square: the scan squashed to a square, so that the number of A-scans, which
     differs between devices and classes, leaves no trace. pixels: the scan as stored (as torchvision does), where a wide
     scan is never seen whole."""
-    min_tissue: float = 0.2
+    min_tissue: Share = 0.2
     """Least share of a view that must be tissue (or the whole scan's share, if that is less): the first of 10 random
     boxes that has it is taken, else the one with the most. 0 accepts every box."""
-    flip: float = 0.5
+    flip: Share = 0.5
     """Probability of swapping left and right (the other eye)."""
-    tilt: float = 0.1
+    tilt: Annotated[float, Range(0, 0.5)] = 0.1
     """Greatest slope of the tilt, in pixels per pixel of the squashed scan: each A-scan is moved up or down."""
-    tilt_p: float = 0.5
+    tilt_p: Share = 0.5
     """Probability of a tilt."""
-    tone_p: float = 0.8
+    tone_p: Share = 0.8
     """Probability of changing gain, gamma and contrast (together)."""
-    gain: float = 0.25
+    gain: Strength = 0.25
     """Brightness is multiplied by up to 1 + this, or divided."""
-    gamma: float = 0.25
+    gamma: Strength = 0.25
     """Exponent of the display curve: up to 1 + this, or its inverse."""
-    contrast: float = 0.25
+    contrast: Strength = 0.25
     """Contrast around the view's mean is multiplied by up to 1 + this, or divided."""
-    speckle: float = 0.2
+    speckle: Strength = 0.2
     """Greatest standard deviation of the multiplicative speckle."""
-    speckle_p: float = 0.5
+    speckle_p: Share = 0.5
     """Probability of added speckle."""
-    blur: tuple[float, float] = (0.3, 1.2)
+    blur: Annotated[tuple[float, float], Range(0, 20), Ordered()] = (0.3, 1.2)
     """Range of the Gaussian blur's sigma in pixels of the view."""
-    blur_p: float = 0.2
+    blur_p: Share = 0.2
     """Probability of blur."""
-    shadow: float = 0.6
+    shadow: Share = 0.6
     """Greatest share of light that an A-scan shadow takes in its centre."""
-    shadow_p: float = 0.3
+    shadow_p: Share = 0.3
     """Probability of 1 to 3 shadows."""
-
-    def __post_init__(self):
-        """Raises InputError: a value outside its range."""
-        for name, choices in (("preset", ("oct", "parity")), ("frame", ("square", "pixels"))):
-            self._require(name, getattr(self, name) in choices, " or ".join(choices))
-        self._require("ratio", 0 < self.ratio[0] <= self.ratio[1] < float("inf"), "two positive ratios, smaller first")
-        self._require("blur", 0 <= self.blur[0] <= self.blur[1] <= 20, "two sigmas from 0 to 20 pixels, smaller first")
-        for name in ("flip", "tilt_p", "tone_p", "speckle_p", "blur_p", "shadow_p", "min_tissue", "shadow"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        self._require("tilt", 0 <= self.tilt <= 0.5, "a slope between 0 and 0.5")
-        for name in ("gain", "gamma", "contrast", "speckle"):
-            self._require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
-
-    def _require(self, name: str, ok: bool, need: str) -> None:
-        if not ok:
-            raise InputError(f"augment.{name} is {getattr(self, name)}; it must be {need}")
-
-    def _require_scale(self, name: str) -> None:
-        low, high = getattr(self, name)
-        need = "two fractions of the scan's area, the smaller first, above 0, up to 1"
-        self._require(name, 0 < low <= high <= 1, need)
 
 
 @dataclass
 class AugmentConfig(LookConfig):
     """Views of a scan for DINO and how they vary. A strength or probability of 0 switches a change off."""
 
-    global_size: int = 224
+    global_size: Side = 224
     """Side of the 2 global views in pixels."""
-    local_size: int = 96
+    local_size: Side = 96
     """Side of the local views in pixels."""
-    n_local: int = 8
+    n_local: Annotated[int, Range(0, 100)] = 8
     """Number of local views; 0 for none."""
-    global_scale: tuple[float, float] = (0.4, 1.0)
+    global_scale: Scale = (0.4, 1.0)
     """Range of a global view's area as a fraction of the scan."""
-    local_scale: tuple[float, float] = (0.05, 0.4)
+    local_scale: Scale = (0.05, 0.4)
     """Range of a local view's area as a fraction of the scan."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("global_size", "local_size"):
-            self._require(name, getattr(self, name) >= 1, "at least 1 pixel")
-        self._require("n_local", self.n_local >= 0, "0 or more")
-        for name in ("global_scale", "local_scale"):
-            self._require_scale(name)
 
 
 @dataclass
 class CropConfig(LookConfig):
     """One view of a scan, for training with labels, and how it varies. A strength of 0 switches a change off."""
 
-    scale: tuple[float, float] = (0.5, 1.0)
+    scale: Scale = (0.5, 1.0)
     """Range of the view's area as a fraction of the scan."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        self._require_scale("scale")
 
 
 class Views(NamedTuple):

@@ -8,22 +8,27 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 import yaml
 
 from dino_oct.errors import InputError, interrupt
-from dino_oct.files import explain, harden_terminal, read_text, write_whole
+from dino_oct.files import explain, harden_terminal, read_yaml, write_whole
+from dino_oct.limits import Setting, all_settings, check_settings
 
 Options = TypeVar("Options")
+_LARGEST_SETTINGS = 1 << 20  # bytes
+_DEEPEST = 8  # sections in sections
+_OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|out of memory")  # of torch
 
 
 def parse_options(
@@ -37,12 +42,14 @@ def parse_options(
         default: values of options that ``args`` does not name.
 
     Raises:
-        InputError: an unknown option (the nearest valid one is named) or a value of the wrong type.
+        InputError: an unknown option (the nearest valid ones are named), a value of the wrong type or outside the
+            setting's limits, or settings that do not go together.
     """
+    _check_names(args, all_settings(options_type))
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
-            return tyro.cli(
+            options = tyro.cli(
                 options_type,
                 args=list(args),
                 default=default,
@@ -54,6 +61,8 @@ def parse_options(
         if not stop.code:  # --help
             raise
         raise InputError(_one_line(printed.getvalue())) from None
+    check_settings(options)
+    return options
 
 
 def read_settings(
@@ -65,41 +74,67 @@ def read_settings(
         others: leave out settings that ``options_type`` does not know instead of refusing them.
 
     Raises:
-        InputError: no such file, not YAML, an unknown key or a value of the wrong type.
+        InputError: as ``read_yaml``, an unknown key, or a value that ``parse_options`` refuses.
     """
     file = Path(file)
-    if not file.is_file():
-        presets = sorted(str(path) for path in Path("configs").glob("*.yaml"))
-        raise InputError(f"{file}: no such settings file" + (f"; presets: {', '.join(presets)}" if presets else ""))
-    settings = read_yaml(file) or {}
-    if not isinstance(settings, dict):
-        raise InputError(f"{file}: expected 'key: value' settings, found a {type(settings).__name__}")
-    known = set(_leaves(default if default is not None else options_type()))
-    args: list[str] = []
-    for name, value in _flatten(settings, known):
-        if name not in known and others:
-            continue
-        if name not in known:
-            raise InputError(f"{file}: unknown setting '{name}'{_nearest(name, known)}")
-        args += ["--" + name.replace("_", "-"), *_words(value)]
+    known = {setting.name: setting for setting in all_settings(options_type)}
+    values: dict[str, Any] = {}
+    try:
+        for name, value in _flatten(read_mapping(file), known):
+            if name in values:
+                raise InputError(f"'{name}' is given twice")
+            values[name] = value
+        values = {name: value for name, value in values.items() if name in known or not others}
+        args = [word for name, value in values.items() for word in _words(name, value, known)]
+    except InputError as error:
+        raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
     try:
         return parse_options(options_type, args, default=default)
     except InputError as error:
-        raise InputError(f"{file}: {error}") from None
+        message = re.sub(r"--([\w.-]+)", lambda option: _in_file(option, known), str(error))
+        raise InputError(f"{file}: {message}") from None
 
 
-def read_yaml(file: str | Path) -> Any:
-    """Read a YAML file.
+def read_mapping(file: str | Path, what: str = "settings file", presets: str = "configs") -> dict[str, Any]:
+    """Read a YAML file of ``key: value`` that a person wrote; an empty one holds nothing.
+
+    Args:
+        what: the file is, for the reader; presets: folder whose files are named where there is none.
 
     Raises:
-        InputError: as ``read_text``, or not YAML.
+        InputError: as ``files.read_yaml``; too large, a key that is no text or comes twice.
     """
+    file = Path(file)
     try:
-        return yaml.safe_load(read_text(file))
-    except InputError:
-        raise
-    except Exception as error:  # its constructors raise anything for values that there are not, as a 13th month
-        raise InputError(f"{file}: not valid YAML: {' '.join(str(error).split())[:200]}") from None
+        if not file.exists():
+            known = sorted(str(path) for path in Path(presets).glob("*.yaml"))
+            raise InputError(f"{file}: no such {what}" + (f"; presets: {', '.join(known)}" if known else ""))
+        if file.stat().st_size > _LARGEST_SETTINGS:
+            raise InputError(f"{file}: {file.stat().st_size >> 20} MB are too many for a {what}")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror})") from None
+    found = read_yaml(file, _StrictLoader)
+    if found is not None and not isinstance(found, dict):
+        raise InputError(f"{file}: expected 'key: value' settings, found a {type(found).__name__}")
+    return found or {}
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Plain YAML whose keys are texts, each once: the second of two equal keys would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if key.tag != "tag:yaml.org,2002:str":
+                shown = key.value if isinstance(key, yaml.ScalarNode) else "a list or section"
+                raise InputError(f"line {line}: key {shown}: not the name of a setting; if it is one, put it in quotes")
+            if key.value in lines:
+                raise InputError(f"line {line}: '{key.value}' is given twice, first in line {lines[key.value]}")
+            lines[key.value] = line
+        return super().construct_mapping(node, deep)
 
 
 def write_settings(settings: Any, file: str | Path) -> None:
@@ -115,23 +150,36 @@ def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn wrong input, a full disk and what may not be read or written into one line on stderr and exit status 2,
-    Ctrl-C into 130, SIGTERM into 143; let no print end the program."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, interrupt)
+    """Turn wrong input, a full disk, too little memory and what may not be read or written into one line on stderr and
+    exit status 2, Ctrl-C into 130, SIGTERM into 143; let no print end the program."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if is_main_thread else None
     harden_terminal()
     try:
         yield
-    except (InputError, OSError) as error:
-        line = explain(error) if isinstance(error, OSError) else str(error)
-        if line is None:
+    except InputError as error:
+        _stop(str(error))
+    except OSError as error:
+        if (line := explain(error)) is None:
             raise
-        process = os.environ.get("RANK", "0")
-        print(f"error{f' (process {process})' if process != '0' else ''}: {line}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        _stop(line)
+    except (MemoryError, RuntimeError) as error:
+        if not (isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(f"{type(error).__name__}: {error}")):
+            raise
+        _stop(f"out of memory ({str(error)[:160]}); lower the sizes of images, batches or networks")
     except KeyboardInterrupt as interruption:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(128 + getattr(interruption, "number", signal.SIGINT))
+    finally:
+        if is_main_thread:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _stop(reason: str) -> NoReturn:
+    process = os.environ.get("RANK", "0")
+    who = f" (process {process})" if process != "0" else ""
+    print(f"error{who}: {' '.join(reason.split())}", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 
 def _as_dict(settings: Any) -> dict[str, Any]:
@@ -147,47 +195,102 @@ def _as_dict(settings: Any) -> dict[str, Any]:
     }
 
 
-def _leaves(settings: Any, prefix: str = "") -> Iterator[str]:
-    for field in dataclasses.fields(settings):
-        value = getattr(settings, field.name)
-        if dataclasses.is_dataclass(value):
-            yield from _leaves(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
-
-
-def _flatten(settings: dict[str, Any], known: set[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(settings: dict[str, Any], known: Collection[str], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if prefix.count(".") > _DEEPEST:
+        raise InputError(f"'{prefix}': nested too deeply")
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and name not in known:
             yield from _flatten(value, known, f"{name}.")
-        else:
+        elif value is not None or not _is_section(name, known):  # a section may be empty
             yield name, value
 
 
-def _words(value: Any) -> list[str]:
-    return [str(item) for item in value] if isinstance(value, (list, tuple)) else [str(value)]
+def _words(name: str, value: Any, known: dict[str, Setting]) -> list[str]:
+    """A value of a file as words of a command line."""
+    if name not in known:
+        example = next((one for one in known if one.startswith(f"{name}.")), None)
+        told = f"'{name}' is a section: its settings stand below it, as {example}" if example else ""
+        raise InputError(told or f"unknown setting '{name}'{_meant(name, known)}")
+    setting = known[name]
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if isinstance(value, (list, tuple)) and not setting.is_list:
+        raise InputError(f"{name} {value}: must be one value, not a list")
+    wrong = (dict, list, tuple, set, bytes, bool, type(None)) if setting.is_text else (dict, list, tuple, set, bytes)
+    for item in values:
+        if isinstance(item, wrong) and not (item is None and setting.is_optional):
+            raise InputError(f"{name}: {' '.join(str(item).split())[:60]} must be a text or number; put it in quotes")
+        if setting.is_list and str(item).startswith("-") and not _is_number(str(item)):
+            raise InputError(f"{name} {item}: must not begin with a hyphen")
+    return [setting.option, *map(str, values)] if setting.is_list else [f"{setting.option}={value}"]
 
 
-def _nearest(name: str, known: set[str]) -> str:
-    # Compare whole names first, then the last part alone: `augment.size` should find `augment.global_size`.
-    by_key = {key.rsplit(".", 1)[-1]: key for key in sorted(known)}
-    match = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
-    match = match or [by_key[k] for k in difflib.get_close_matches(name.rsplit(".", 1)[-1], list(by_key), n=1)]
-    return f"; did you mean '{match[0]}'?" if match else f"; known settings: {', '.join(sorted(known))}"
+def _in_file(option: re.Match[str], known: Collection[str]) -> str:
+    """An option's name as a file has it."""
+    name = option[1].replace("-", "_")
+    return name if name in known else option[0]
+
+
+def _is_section(name: str, known: Collection[str]) -> bool:
+    return any(one.startswith(f"{name}.") for one in known)
+
+
+def _check_names(args: Sequence[str], settings: Sequence[Setting]) -> None:
+    """Raise InputError for an option that there is not, or more values than one takes."""
+    options = {name: one for one in settings if not one.positional for name in (one.option, *one.aliases)}
+    has_positional = any(one.positional for one in settings)
+    if {"-h", "--help"} & set(args):
+        return
+    current, room = "", 0
+    for word in args:
+        if word.startswith("-") and not _is_number(word):
+            name, is_given, _ = word.partition("=")
+            current = name.replace("_", "-")
+            if current.startswith("--tyro-"):
+                return
+            if current not in options:
+                known = [one.name for one in settings if not one.positional]
+                raise InputError(f"{name}: no such option{_meant(current.lstrip('-').replace('-', '_'), known, '--')}")
+            room = options[current].most_values - bool(is_given)
+        elif room < 1 and not has_positional:
+            told = f"one value too many for {current}" if current else "options are given as --name VALUE"
+            raise InputError(f"'{word}': {told} (--help lists every option)")
+        else:
+            room -= 1
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _meant(name: str, known: Collection[str], dashes: str = "") -> str:
+    """What an unknown name may stand for: the same last part in another section first, then the most alike."""
+    section, _, leaf = name.rpartition(".")
+    words = set(leaf.split("_"))
+    leaves = {key: key.rpartition(".")[2] for key in sorted(known, key=lambda key: key.count("."))}
+    alike = [key for key, last in leaves.items() if words <= set(last.split("_"))]
+    of_leaf = {last: key for key, last in reversed(leaves.items())}
+    close = difflib.get_close_matches(leaf, list(of_leaf), n=1)
+    rules = (
+        [key for key in alike if section and key.rpartition(".")[0] == section],
+        [key for key, last in leaves.items() if last == leaf],
+        alike,
+        difflib.get_close_matches(name, list(leaves), n=1),
+        [of_leaf[last] for last in close],
+    )
+    found = [key if not dashes else dashes + key.replace("_", "-") for key in next(filter(None, rules), [])[:3]]
+    if found:
+        return "; did you mean " + " or ".join(found if dashes else [f"'{key}'" for key in found]) + "?"
+    return " (--help lists every option)" if dashes else f"; known settings: {', '.join(sorted(known))}"
 
 
 def _one_line(boxed: str) -> str:
-    """Flatten tyro's boxed message to its first statement and, for an unknown option, the nearest one."""
+    """Flatten tyro's boxed message to its first statement."""
     lines = [line.strip("│ \n") for line in boxed.splitlines() if not re.match(r"^[╭╰]", line)]
-    parts: list[list[str]] = [[]]
-    for line in lines:
-        if line and set(line) <= {"─"}:
-            parts.append([])
-        elif line:
-            parts[-1].append(line)
-    message = " ".join(parts[0]) or "wrong options"
-    suggestions = re.findall(r"(--[\w.-]+)", " ".join(parts[1])) if len(parts) > 1 else []
-    if message.startswith("Unrecognized") and suggestions:
-        message += f"; did you mean {suggestions[0]}?"
-    return message + " (--help lists every option)"
+    first = itertools.takewhile(lambda line: set(line) != {"─"}, lines)
+    message = " ".join(line for line in first if line) or "wrong options"
+    return f"{message.partition(' Got errors:')[0]} (--help lists every option)"

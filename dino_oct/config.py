@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
 import yaml
@@ -21,6 +21,7 @@ from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
 from dino_oct.files import is_same_path
 from dino_oct.learner import OptimConfig
+from dino_oct.limits import DropPath, Heads, Name, NewName, Range, Seed, Text
 from dino_oct.loss import LossConfig
 from dino_oct.monitor import MonitorConfig
 
@@ -36,7 +37,7 @@ class ModelArgs:
 
     args: list[str] = field(default_factory=list)
     """Further arguments of the timm model, as NAME=VALUE: embed_dim=96 depth=3 num_heads=3."""
-    heads: int | None = None
+    heads: Heads | None = None
     """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
 
     def timm_args(self) -> dict[str, Any]:
@@ -45,25 +46,33 @@ class ModelArgs:
         Raises:
             InputError: an entry that is not NAME=VALUE.
         """
+        found: dict[str, Any] = {}
         for entry in self.args:
-            if not entry.partition("=")[0].isidentifier() or "=" not in entry:
-                raise InputError(f"{self.section}.args '{entry}': write NAME=VALUE, for example depth=3")
-        return {name: yaml.safe_load(value) for name, _, value in (entry.partition("=") for entry in self.args)}
+            name, is_given, value = entry.partition("=")
+            if not name.isidentifier() or not is_given:
+                raise InputError(f"--{self.section}.args '{entry}': write NAME=VALUE, for example depth=3")
+            if name in found:
+                raise InputError(f"--{self.section}.args {entry}: {name} is given twice")
+            try:
+                found[name] = yaml.safe_load(value)
+            except Exception:  # PyYAML raises anything for a value that its tag does not fit
+                raise InputError(f"--{self.section}.args {entry}: not a number, a word or a list of these") from None
+        return found
 
 
 @dataclass
 class ModelConfig(ModelArgs):
     """Backbone and head."""
 
-    drop_path: float = 0.1
+    drop_path: DropPath = 0.1
     """Stochastic depth of the student, linear over depth; the teacher has none."""
     init: Literal["dino", "fan_in"] = "dino"
     """Weights of new linear layers: DINO's std .02, or by fan-in, for narrow networks from scratch."""
-    out_dim: int = 65536
+    out_dim: Annotated[int, Range(2, 2**20)] = 65536
     """K, prototypes of the head; 2048–16384 suit small data."""
-    hidden_dim: int = 2048
+    hidden_dim: Annotated[int, Range(1, 16384)] = 2048
     """Width of the head."""
-    bottleneck_dim: int = 256
+    bottleneck_dim: Annotated[int, Range(1, 16384)] = 256
     """Width before the prototypes."""
     norm_last_layer: bool = True
     """Keep the prototypes' gain at 1."""
@@ -73,6 +82,9 @@ class ModelConfig(ModelArgs):
     """torch.compile the backbones (a minute or more at the start, then faster on GPUs)."""
 
 
+Steps = Annotated[int, Range(1, 10**9)]
+
+
 @dataclass
 class RunConfig:
     """How the run is carried out; nothing here changes what is learned, except precision."""
@@ -80,15 +92,15 @@ class RunConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the networks; head normalisation, softmax, centre and loss are float32 either way. auto: bf16 where the device
     computes it fast."""
-    workers: int = 4
+    workers: Annotated[int, Range(0, 256)] = 4
     """Loader processes per training process; 0 loads in the training process."""
-    log_every: int = 10
+    log_every: Steps = 10
     """Optimiser steps between lines of metrics.jsonl."""
-    save_every: int = 500
+    save_every: Steps = 500
     """Optimiser steps between checkpoints (checkpoints/last.pt)."""
-    keep_every: int = 0
+    keep_every: Annotated[int, Range(0, 10**9)] = 0
     """Also keep a checkpoint every so many optimiser steps; 0 keeps only the last and the best."""
-    timeout_minutes: int = 60
+    timeout_minutes: Annotated[int, Range(1, 100_000)] = 60
     """Give up when another process has not answered for so long; the first decoding of a large data set counts."""
 
 
@@ -98,15 +110,15 @@ class RunSettings:
 
     config: str = ""
     """Preset file."""
-    data: str = "phantom"
+    data: Name = "phantom"
     """OCT2017-style folder, any folder of images, or 'phantom'."""
-    out: str = ""
+    out: NewName = ""
     """Run folder; unset: named after the preset or the model, under runs/."""
-    init: str = "timm:vit_base_patch8_224.dino"
+    init: Name = "timm:vit_base_patch8_224.dino"
     """Where to start: run, export, file of weights or its address, timm:NAME, timm:NAME@FILE or random:NAME."""
-    resume: str = "auto"
+    resume: Name = "auto"
     """auto goes on from the run folder's last checkpoint, never starts anew (an old run is moved aside), or a PATH."""
-    seed: int = 0
+    seed: Seed = 0
     """Of weights, order and views."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
@@ -150,13 +162,13 @@ def load_settings(settings_type: type[Settings], args: Sequence[str]) -> Setting
         elif arg.startswith("--config="):
             preset = arg.partition("=")[2]
     if preset:
+        if need := Text(1).need(preset):
+            raise InputError(f"--config {preset[:60]}: {need}")
         file = Path(preset)
         if not file.is_file() and (REPOSITORY / preset).is_file():
             file = REPOSITORY / preset
         default = read_settings(settings_type, file)
     config = parse_options(settings_type, args, default=default, prog=Path(sys.argv[0]).name)
-    if config.seed < 0:
-        raise InputError(f"--seed {config.seed}: must be 0 or more")
     if config.resume not in ("auto", "never") and not Path(config.resume).exists():
         raise InputError(f"--resume {config.resume}: no such checkpoint; give auto, never or a path")
     return config

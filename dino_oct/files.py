@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
 from dino_oct.errors import InputError
 
 try:
@@ -250,6 +252,21 @@ def read_json(file: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InputError(f"{file}: damaged: expected names with values, found a {type(found).__name__}")
     return found
+
+
+def read_yaml(file: str | Path, loader: type = yaml.SafeLoader) -> Any:
+    """Read YAML.
+
+    Raises:
+        InputError: as ``read_text``, or not YAML.
+    """
+    try:
+        return yaml.load(read_text(file), loader)
+    except InputError as error:
+        raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+    except Exception as error:  # PyYAML raises anything for a value that its tag does not fit, as a 13th month
+        reason = "nested too deeply" if isinstance(error, RecursionError) else _reason(error)
+        raise InputError(f"{file}: not valid YAML: {reason}") from None
 
 
 def _reason(error: Exception) -> str:

@@ -72,7 +72,8 @@ def knn_votes(
         InputError: k is smaller than 1 or larger than the number of training images that may vote, or the temperature
             is not above 0.
     """
-    check_temperature(temperature)
+    if not temperature > 0:
+        raise InputError(f"temperature {temperature}: must be above 0")
     own = _largest_own(*patients) if patients else 0
     check_k(ks, len(train) - own, f"of other patients (of {len(train)} in all)" if own else "")
     similarity, position = neighbours(train, test, max(ks) + own)
@@ -93,12 +94,6 @@ def check_k(ks: Sequence[int], n_train: int, which: str = "") -> None:
         wrong = max(ks) if min(ks) > 0 else min(ks)
         scans = f"the number of training scans {which}".rstrip()
         raise InputError(f"k = {wrong}: must be from 1 to {n_train}, {scans}")
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise InputError unless the temperature of the votes is above 0."""
-    if not temperature > 0:
-        raise InputError(f"temperature {temperature}: must be above 0")
 
 
 def _largest_own(train_patients: np.ndarray, test_patients: np.ndarray) -> int:

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from accelerate import Accelerator
@@ -11,7 +12,7 @@ from torch import nn
 
 from dino_oct import loss as dino_loss
 from dino_oct import processes
-from dino_oct.errors import InputError
+from dino_oct.limits import BatchSize, Epochs, PartialEpochs, Range, Rate, Share
 from dino_oct.models.official import full_checkpoint, network_tensors
 from dino_oct.schedules import linear_then_constant, warmup_cosine
 from dino_oct.teacher import follow, make_teacher
@@ -21,36 +22,32 @@ from dino_oct.teacher import follow, make_teacher
 class OptimConfig:
     """Optimisation. Batch sizes count scans of all processes together, so a run does not depend on their number."""
 
-    epochs: int = 100
+    epochs: Epochs = 100
     """Passes over the training scans."""
-    batch_size: int = 64
+    batch_size: BatchSize = 64
     """Scans per optimiser step, over all processes and micro-batches."""
-    accumulate: int = 1
+    accumulate: BatchSize = 1
     """Micro-batches per optimiser step: raise it when memory is short. Teacher and centre still move once per step."""
-    lr: float = 5e-4
+    lr: Rate = 5e-4
     """Peak learning rate for 256 scans per step; the rate used is lr · batch_size / 256."""
-    min_lr: float = 1e-6
+    min_lr: Rate = 1e-6
     """Learning rate at the end (not scaled)."""
-    warmup_epochs: float = 10.0
+    warmup_epochs: PartialEpochs = 10.0
     """Epochs of linear warm-up from 0."""
-    weight_decay: float = 0.04
+    weight_decay: Rate = 0.04
     """Weight decay at the start; biases and other 1-D tensors have none."""
-    weight_decay_end: float = 0.4
+    weight_decay_end: Rate = 0.4
     """Weight decay at the end of its cosine."""
-    clip_grad: float = 3.0
+    clip_grad: Annotated[float, Range(0)] = 3.0
     """Largest gradient norm of each parameter tensor; 0 does not clip."""
-    teacher_momentum: float = 0.996
+    teacher_momentum: Share = 0.996
     """Share of the old teacher kept per step, at the start; towards .9995 for batches far under 256."""
-    teacher_momentum_end: float = 1.0
+    teacher_momentum_end: Share = 1.0
     """Teacher momentum at the end of its cosine."""
-    freeze_last_layer_epochs: float = 1.0
+    freeze_last_layer_epochs: PartialEpochs = 1.0
     """Epochs during which the head's last layer stays as it is."""
-    freeze_backbone_epochs: float | None = None
+    freeze_backbone_epochs: PartialEpochs | None = None
     """Epochs during which only the head learns. Unset: 1 when a new head meets pretrained weights, else 0."""
-
-    def __post_init__(self):
-        if self.epochs < 1 or self.batch_size < 1 or self.accumulate < 1:
-            raise InputError("optim.epochs, optim.batch_size and optim.accumulate must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ Everything here is computed in float32, whatever the precision of the networks.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from dino_oct import processes
-from dino_oct.errors import InputError
+from dino_oct.limits import Range, Share
+
+Temperature = Annotated[float, Range(0.001, 100)]
 
 
 @dataclass
@@ -20,23 +22,18 @@ class LossConfig:
 
     centering: Literal["center", "sinkhorn"] = "center"
     """What keeps the teacher from one answer for all: DINO's running centre, or Sinkhorn–Knopp on the global batch."""
-    student_temperature: float = 0.1
+    student_temperature: Temperature = 0.1
     """Divides the student's logits."""
-    teacher_temperature: float = 0.07
+    teacher_temperature: Temperature = 0.07
     """Divides the teacher's logits after the warm-up. Loss stuck at ln K: lower it (to .02, or .01 on small data)."""
-    warmup_teacher_temperature: float = 0.04
+    warmup_teacher_temperature: Temperature = 0.04
     """Teacher temperature of the first epoch."""
-    warmup_teacher_temperature_epochs: int = 30
+    warmup_teacher_temperature_epochs: Annotated[int, Range(0, 100_000)] = 30
     """Epochs over which the temperature goes linearly from its first to its final value."""
-    center_momentum: float = 0.9
+    center_momentum: Share = 0.9
     """Share of the old centre kept at each step."""
-    koleo_weight: float = 0.0
+    koleo_weight: Annotated[float, Range(0, 100)] = 0.0
     """Weight of the KoLeo regulariser on the student's CLS of the global views; .1 keeps small data from collapsing."""
-
-    def __post_init__(self):
-        for name in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"loss.{name} is {getattr(self, name)}; it must be greater than 0")
 
 
 def dino_cross_entropy(

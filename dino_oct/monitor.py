@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import matplotlib
 import numpy as np
@@ -16,6 +16,7 @@ from dino_oct.bootstrap import FEW_PATIENTS, NO_SPREAD, Interval, PatientBootstr
 from dino_oct.class_summary import ClassSummary, majority, summarise
 from dino_oct.data.index import UNLABELLED, ScanIndex
 from dino_oct.knn import knn_votes
+from dino_oct.limits import BatchSize, Neighbours, Range, Scans, Side
 from dino_oct.models.attention import attention_concentration, cls_attention
 from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import normalise
@@ -35,21 +36,21 @@ _GAIN = 1.1  # of the features' spread, against the start
 class MonitorConfig:
     """Online evaluation."""
 
-    every_epochs: float = 1.0
+    every_epochs: Annotated[float, Range(above=0, most=100_000)] = 1.0
     """Epochs between evaluations; there is always one before the first step and one after the last."""
-    image_size: tuple[int, int] = (224, 224)
+    image_size: tuple[Side, Side] = (224, 224)
     """Rows and columns that whole scans are squashed to for features."""
-    k: tuple[int, ...] = (5, 10)
+    k: Neighbours = (5, 10)
     """Neighbours of the k-NN; the first one picks the best checkpoint."""
-    max_train: int = 5000
+    max_train: Scans = 5000
     """Labelled training scans searched at most (drawn once, by seed)."""
-    max_val: int = 1000
+    max_val: Scans = 1000
     """Validation scans at most."""
-    attention_scans: int = 4
+    attention_scans: Annotated[int, Range(0, 1000)] = 4
     """Validation scans whose attention is drawn, the same ones over the whole run."""
-    attention_size: int = 480
+    attention_size: Side = 480
     """Short side of the scans that attention is drawn on, in pixels."""
-    batch_size: int = 64
+    batch_size: BatchSize = 64
     """Scans per forward pass."""
 
 

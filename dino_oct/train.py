@@ -23,6 +23,7 @@ from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_
 from dino_oct.errors import InputError
 from dino_oct.features import check_size
 from dino_oct.learner import Learner, NotFiniteError, Schedules
+from dino_oct.limits import check_settings
 from dino_oct.models.backbone import save_export
 from dino_oct.models.build import build_networks
 from dino_oct.models.network import normalise_views
@@ -53,6 +54,7 @@ def train(config: TrainConfig) -> None:
     Raises:
         InputError: wrong settings or data, a run folder in use, or a loss, gradient or weight that is not finite.
     """
+    check_settings(config)
     accelerator, say = start_processes(config.run)
     with StopSignal() as stop, RunFolder(config.out, accelerator.is_main_process) as folder:
         _train(config, accelerator, say, stop, folder)

@@ -9,7 +9,7 @@ Beside a run's weights stand those before its first step. Attention maps show wh
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from dino_oct.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
 from dino_oct.files import naming, replacing
+from dino_oct.limits import Name, PositiveShare, Range, Scans, Side, check_settings
 from dino_oct.models.attention import check_transformer, cls_attention
 from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import normalise
@@ -49,29 +50,22 @@ MEAN = "mean of heads"
 class Options(EvaluationOptions):
     """CLS attention per head of some scans: overlays, maps, masks, and how widely each head spreads."""
 
-    scans: tyro.conf.Positional[tuple[str, ...]] = ()
+    scans: tyro.conf.Positional[tuple[Name, ...]] = ()
     """Image files; unset: scans of --split."""
     split: Literal["test", "val", "train"] = "test"
     """Where scans are taken from if no file is given."""
-    n: int = 8
+    n: Scans = 8
     """Scans to take from the split, in turns through the classes, each from a new patient as long as there are any."""
-    block: int = -1
+    block: Annotated[int, Range(-1000, 1000)] = -1
     """Transformer block, from 0, or negative from the last."""
-    size: int | None = None
+    size: Side | None = None
     """Short side of the network's input, in pixels; unset: the run's monitor.attention_size, or 480."""
-    mass: float = 0.6
+    mass: PositiveShare = 0.6
     """Share of the attention to patches that a mask holds, in (0, 1]."""
 
-    def __post_init__(self):
-        super().__post_init__()
-        if self.n < 1:
-            raise InputError(f"n {self.n}: must be at least 1")
-        if self.size is not None and self.size < 1:
-            raise InputError(f"size {self.size}: must be at least 1")
-        if not 0 < self.mass <= 1:
-            raise InputError(f"mass {self.mass:g}: must be above 0 and at most 1")
-        if self.scans and self.data is not None:
-            raise InputError("both image files and --data are given; give one of them")
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        return ("data", "image files are given as well; give one of them") if self.scans and self.data else None
 
 
 @dataclass(frozen=True)
@@ -123,6 +117,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Map
     Raises:
         InputError: as ``check_input``, ``from_files``, ``open_data`` or ``load_backbone``.
     """
+    check_settings(options)
     device = default_device()
     networks = {MODEL: load_frozen(source.name, device, heads=options.heads)}
     backbone = networks[MODEL].backbone

@@ -15,9 +15,9 @@ from dino_oct.data.decode import (
     BadScan,
     GreyRange,
     Levels,
-    check_grey_range,
     choose_range,
     decode,
+    given_range,
     measure_levels,
 )
 from dino_oct.data.index import DatasetConfig, index_scans, patient_of
@@ -46,13 +46,11 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
     """Image files, read as the run read its scans unless ``given`` says otherwise, and what a result says about them.
 
     Raises:
-        InputError: a ``max_side`` below 1, a ``grey_range`` that is no brightness, or as ``read_scan``.
+        InputError: as ``read_scan``.
     """
     settings = source.config.dataset if source.config else DatasetConfig()
     cleaned = settings.neutralise_borders if given.neutralise_borders is None else given.neutralise_borders
     max_side = settings.max_side if given.max_side is None else given.max_side
-    if max_side < 1:
-        raise InputError(f"max_side is {max_side}; give a positive number of pixels")
     reading = DatasetConfig(neutralise_borders=cleaned, max_side=max_side)
     grey_range, notes = _grey_range(files, source, given)
     chosen = []
@@ -84,11 +82,11 @@ def _grey_range(files: Sequence[str], source: Source, given: DatasetOptions) -> 
     measured = [one for one in map(measure_levels, files) if one is not None]
     if not measured:
         return None, []
-    if given.grey_range is not None and (as_given := check_grey_range(given.grey_range)):
+    if given.grey_range is not None and (as_given := given_range(given.grey_range)):
         return as_given, [f"grey range of deep images: 0 to {as_given.integers:g}, as given"]
     if given.grey_range is None and source.config is not None:
         dataset, data = source.config.dataset, source.config.data
-        if as_set := check_grey_range(dataset.grey_range):
+        if as_set := given_range(dataset.grey_range):
             return as_set, [f"grey range of deep images: 0 to {as_set.integers:g}, as the run's settings say"]
         if Path(data).is_dir() and (recorded := recorded_grey_range(index_scans(data, dataset), dataset)):
             return recorded, [f"grey range of deep images: as in the run's folder, {_values(recorded, measured)}"]

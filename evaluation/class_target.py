@@ -15,6 +15,7 @@ from torch import nn
 from dino_oct.data.cache import cache_root
 from dino_oct.errors import InputError
 from dino_oct.features import extract, squash
+from dino_oct.limits import Side
 from dino_oct.models.backbone import classifier_tensors
 from dino_oct.monitor import MonitorConfig
 from evaluation.feature_cache import Extraction, FeatureCache, of_network
@@ -37,7 +38,7 @@ class ClassTargetOptions(EvaluationOptions):
     classifier: Head | None = None
     """own: the model's; probe: a linear probe of its features; prototype: cosine to each class's mean feature. Unset:
     own where the model has one with class names, else probe."""
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[Side, Side] | None = None
     """Rows and columns that scans are squashed to; unset: the size that the model was trained or judged at."""
 
 

@@ -11,14 +11,15 @@ import datetime
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
-from dino_oct.knn import check_k, check_temperature
+from dino_oct.knn import check_k
+from dino_oct.limits import Items, MaskValues, Name, Neighbours, Range, Resamples, Seed, Text, check_settings
 from evaluation.comparison_cache import StepCache
 from evaluation.comparison_cases import choose_cases, show_cases
 from evaluation.comparison_embedding import embedding
@@ -34,8 +35,9 @@ from evaluation.comparison_table import URGENT, confusions, make_table, protocol
 from evaluation.comparison_verdict import best_on_validation, verdict
 from evaluation.comparison_warnings import warnings
 from evaluation.embedding_figures import marks
+from evaluation.knn import VoteTemperature
 from evaluation.lesion_masks import LesionMasks
-from evaluation.localization import METHODS_BY_DEFAULT
+from evaluation.localization import METHODS_BY_DEFAULT, SomeScans
 from evaluation.map_methods import MethodName
 from evaluation.reports import ACCURACY_HEADER, accuracy_cells, majority_row, make_folder, show, table
 from evaluation.runs import open_source
@@ -48,45 +50,36 @@ _URGENT = ("urgent_sensitivity", "urgent_specificity")
 class Options:
     """Compare models on the same test scans: one page, numbers as JSON and CSV, figures as PNG and SVG."""
 
-    models: tyro.conf.Positional[tuple[str, ...]] = ()
+    models: tyro.conf.Positional[tuple[Name, ...]] = ()
     """Runs, exports, checkpoints (RUN/checkpoints/start: the weights before training), files of weights, timm:NAME,
     timm:NAME@FILE or random:NAME; each once."""
-    data: str | None = None
+    data: Name | None = None
     """OCT2017-style folder, or 'phantom'; unset: the first run's own."""
-    masks: str | None = None
+    masks: Name | None = None
     """Folder of lesion masks (SPLIT/CLASS/NAME.png); unset: masks/ beside the splits, if there is one."""
-    lesion_values: tuple[int, ...] = ()
+    lesion_values: MaskValues = ()
     """Values of the lesion in a mask, any of several labels; unset: 255 for phantoms, else all but 0 and
     --retina-values."""
-    retina_values: tuple[int, ...] = ()
+    retina_values: MaskValues = ()
     """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
-    out: Path = Path("report")
+    out: Annotated[Path, Text(longest_part=200)] = Path("report")
     """Folder for report.html, results.json, results.csv, figures/ and the cache of finished steps."""
-    k: tuple[int, ...] = (5, 10)
+    k: Neighbours = (5, 10)
     """Numbers of neighbours of k-NN."""
-    temperature: float = 0.07
+    temperature: VoteTemperature = 0.07
     """Of k-NN's votes exp(similarity / temperature)."""
-    methods: tuple[MethodName, ...] = METHODS_BY_DEFAULT
+    methods: Annotated[tuple[MethodName, ...], Items(1, distinct=True)] = METHODS_BY_DEFAULT
     """Explanation maps, for the models that can give them. lrp is patented."""
-    league: int = 96
+    league: SomeScans = 96
     """Test scans with a lesion on which maps are scored against the masks; 0: no league."""
-    cases: int = 8
+    cases: Annotated[int, Range(0, 1000)] = 8
     """Scans of the case viewer, in turns: drawn by seed, best, median and worst of the model that validation chose."""
-    bootstrap: int = 1000
+    bootstrap: Resamples = 1000
     """Resamples of patients behind each 95 % interval; 0 gives none."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the resamples, the maps and the random cases."""
     dataset: DatasetOptions = field(default_factory=DatasetOptions)
     phantom: PhantomOptions = field(default_factory=PhantomOptions)
-
-    def __post_init__(self):
-        if self.bootstrap < 0 or self.seed < 0:
-            raise InputError(f"bootstrap {self.bootstrap} and seed {self.seed}: give numbers from 0")
-        if self.cases < 0 or self.league < 0:
-            raise InputError(f"cases {self.cases} and league {self.league}: give numbers from 0")
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError(f"methods {' '.join(self.methods)}: name one or more, each once")
-        check_temperature(self.temperature)
 
 
 def compare(options: Options, say: Callable[[str], None] = print) -> tuple[dict[str, Any], dict[str, Any], StepCache]:
@@ -98,6 +91,7 @@ def compare(options: Options, say: Callable[[str], None] = print) -> tuple[dict[
     Raises:
         InputError: no model, one twice, one class only, k out of range, or as ``load_backbone`` and ``open_data``.
     """
+    check_settings(options)
     check_names(options.models)
     folder = make_folder(options.out)
     # ---- data and models -------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from sklearn.manifold import trustworthiness
@@ -22,6 +22,7 @@ from dino_oct.cli import run_command
 from dino_oct.data.cache import cache_root
 from dino_oct.data.index import UNLABELLED
 from dino_oct.errors import InputError
+from dino_oct.limits import Name, Range, Share, check_settings
 from dino_oct.models import official
 from dino_oct.monitor import MonitorConfig
 from dino_oct.streams import generator
@@ -59,36 +60,28 @@ UNITS = (
 class Options(FeatureOptions):
     """UMAP maps of frozen features side by side, with numbers measured on the features themselves."""
 
-    beside: tuple[str, ...] = ()
+    beside: tuple[Name, ...] = ()
     """Further SOURCEs on the same scans, each at its own image size unless --image-size is given."""
     split: Literal["test", "val", "train", "all"] = "test"
     """Scans to map."""
-    neighbours: int = 15
+    neighbours: Annotated[int, Range(2, 10_000)] = 15
     """UMAP's n_neighbors."""
-    min_dist: float = 0.1
+    min_dist: Share = 0.1
     """UMAP's min_dist."""
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """UMAP's distance between features."""
-    seeds: int = 3
+    seeds: Annotated[int, Range(1, 100)] = 3
     """UMAP seeds, from --seed on: the first is drawn, all are compared."""
-    k: int = 10
+    k: Annotated[int, Range(1, 10_000)] = 10
     """Neighbours of purity, trustworthiness and the overlap of seeds."""
-    max_scans: int = 5000
+    max_scans: Annotated[int, Range(FEWEST, 1_000_000)] = 5000
     """Of more scans, so many are drawn by seed."""
     animate: bool = False
     """Also map every checkpoint of the run, as a GIF and on the page."""
-    frames: int = 16
+    frames: Annotated[int, Range(2, 1000)] = 16
     """Of the animation at most; evenly chosen, first and last always."""
     projector: bool = True
     """Also write the features for TensorBoard's projector."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name, least in (("neighbours", 2), ("seeds", 1), ("k", 1), ("max_scans", FEWEST), ("frames", 2)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name.replace('_', '-')} {getattr(self, name)}: must be at least {least}")
-        if not 0 <= self.min_dist <= 1:
-            raise InputError(f"min-dist {self.min_dist:g}: must be from 0 to 1")
 
 
 def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], Maps]:
@@ -100,6 +93,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], Maps]:
     Raises:
         InputError: too few scans, an animation without a run, a SOURCE given twice, or as ``load_backbone``.
     """
+    check_settings(options)
     if options.animate and source.run is None:
         raise InputError(f"{source.name}: not a run, so there are no checkpoints to animate; give a run with --model")
     repeated = {MODEL, START, RANDOM, PIXELS, source.name} & set(options.beside)

@@ -20,6 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dino_oct.errors import InputError
 from dino_oct.features import squash
 from dino_oct.files import naming, read_json, remove, replacing
+from dino_oct.limits import Name, Scans
 from evaluation.chosen_scans import Chosen, from_files, from_split, page_name
 from evaluation.class_target import Classifier, ClassTargetOptions, open_classifier
 from evaluation.reports import table, write_json
@@ -36,21 +37,16 @@ _OUTLINE = (255, 140, 0)
 class ExplanationOptions(ClassTargetOptions):
     """Which classifiers explain which class of which scans."""
 
-    scans: tyro.conf.Positional[tuple[str, ...]] = ()
+    scans: tyro.conf.Positional[tuple[Name, ...]] = ()
     """Image files; unset: scans of --split."""
-    beside: tuple[str, ...] = ()
+    beside: tuple[Name, ...] = ()
     """Further SOURCEs on the same scans, each at its own image size unless --image-size is given."""
     split: Literal["test", "val", "train"] = "test"
     """Where scans are taken from if no file is given."""
-    n: int = 8
+    n: Scans = 8
     """Scans to take from the split, in turns through the classes, each from a new patient as long as there are any."""
-    target: str = "predicted"
+    target: Name = "predicted"
     """The class to explain: predicted (by each model), true, or a class name."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.n < 1:
-            raise InputError(f"n {self.n}: must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from dino_oct.data.cache import cache_root
-from dino_oct.errors import InputError
 from dino_oct.features import check_size, unit
+from dino_oct.limits import Blocks, Side
 from dino_oct.models.backbone import patch_size
 from dino_oct.monitor import MonitorConfig
 from evaluation.comparison import MODEL, PIXELS, RANDOM, START
@@ -27,24 +27,19 @@ SAME = 1e-3  # root mean square distance of unit features from their mean below 
 class FeatureOptions(EvaluationOptions):
     """Which features, of images of which size."""
 
-    image_size: tuple[int, int] | None = None
+    image_size: tuple[Side, Side] | None = None
     """Rows and columns of the images; unset: the run's monitor.image_size, or the model's own size."""
     preprocessing: Protocol = "squash"
     """squash: the whole scan, resized; dino: short side to 256/224 of image-size, then the central square."""
     features: Literal["cls", "mean-patch", "cls+mean-patch", "blocks"] | None = None
     """cls: after the final norm (CNNs: the vector before the classifier); mean-patch: mean patch token; blocks: CLS of
     the last n-blocks."""
-    n_blocks: int = 4
+    n_blocks: Blocks = 4
     """Of features 'blocks'."""
     precision: Precision = "fp32"
     """Of the extraction; bf16 is faster where the processor has it, and changes features slightly."""
     controls: bool = True
     """Also evaluate what the model must beat: its starting weights, random weights and raw pixels."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.n_blocks < 1:
-            raise InputError(f"n-blocks {self.n_blocks}: must be at least 1")
 
     def kind(self) -> Kind | None:
         """The features asked for; None where the evaluation chooses."""

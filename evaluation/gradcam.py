@@ -8,14 +8,14 @@ A model without a classifier gets a linear probe of its features, or class proto
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from dino_oct.cli import run_command
-from dino_oct.errors import InputError
+from dino_oct.limits import Items, check_settings
 from evaluation.explanations import (
     Asked,
     ExplanationOptions,
@@ -40,13 +40,8 @@ FOOT = "each map by its own maximum, positive part only; 'up to' gives it in uni
 class Options(ExplanationOptions):
     """Where a class's logit comes from, by the last feature map that has positions."""
 
-    methods: tuple[Method, ...] = ("gradcam",)
+    methods: Annotated[tuple[Method, ...], Items(1, distinct=True)] = ("gradcam",)
     """One row of a page each; eigencam is the same for every class."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError(f"methods {' '.join(self.methods)}: name one or more, each once")
 
 
 def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Page], str]:
@@ -59,6 +54,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Pag
     Raises:
         InputError: as ``open_models``, ``ask`` and ``gradcam``.
     """
+    check_settings(options)
     models, chosen, about = open_models(source, options)
     result = describe("gradcam", models, source, about, options)
     result["settings"] |= {

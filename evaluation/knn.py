@@ -7,13 +7,14 @@ Training scans vote (weighted k-NN, as DINO's protocol) on the scans of patients
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from dino_oct.class_summary import never_recognised
 from dino_oct.cli import run_command
-from dino_oct.knn import check_k, check_temperature, knn_votes
+from dino_oct.knn import check_k, knn_votes
+from dino_oct.limits import Neighbours, Range, check_settings
 from evaluation.comparison import MODEL, PIXELS, START, ScanSet, compare_scores, verdict
 from evaluation.frozen_features import FeatureOptions, extract_features
 from evaluation.reports import (
@@ -31,23 +32,21 @@ from evaluation.reports import (
 from evaluation.runs import Source, open_source
 from evaluation.scan_data import ScanData, open_data
 
+VoteTemperature = Annotated[float, Range(above=0)]
+
 
 @dataclass
 class Options(FeatureOptions):
     """k-NN classification on frozen features, with patient-bootstrap intervals, beside controls."""
 
-    k: tuple[int, ...] = (5, 10)
+    k: Neighbours = (5, 10)
     """Numbers of neighbours."""
     split: Literal["test", "val"] = "test"
     """Scans to classify; the training split votes."""
-    temperature: float = 0.07
+    temperature: VoteTemperature = 0.07
     """Of the votes exp(similarity / temperature)."""
     exclude_same_patient: bool = False
     """Leave scans of the classified scan's own patient out of the vote (for splits that share patients)."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_temperature(self.temperature)
 
 
 def compare_features(
@@ -87,6 +86,7 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
     Raises:
         InputError: no run, no labels, k out of range, an image size that does not fit, or as ``load_backbone``.
     """
+    check_settings(options)
     data = open_data(source, options.data, options.dataset, options.phantom, print)
     reference, queries = data.labelled("train"), data.labelled(options.split)
     check_k(options.k, len(reference))

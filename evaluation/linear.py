@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from dino_oct.class_summary import never_recognised
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
 from dino_oct.files import replacing
+from dino_oct.limits import BatchSize, Epochs, Items, Ordered, PositiveShare, Range, check_settings
 from dino_oct.streams import generator
 from evaluation.classification import METRICS, score_all
 from evaluation.comparison import MODEL, PIXELS, RANDOM, START, ScanSet, compare_scores, verdict
@@ -69,29 +70,20 @@ class Options(FeatureOptions):
 
     protocol: Literal["fast", "dino"] = "fast"
     """fast: L2 logistic regression over a range of C; dino: SGD for some epochs, on the paper's features."""
-    fractions: tuple[float, ...] = (0.01, 0.05, 0.1, 1.0)
+    fractions: Annotated[tuple[PositiveShare, ...], Items(1)] = (0.01, 0.05, 0.1, 1.0)
     """Shares of the training patients whose labels are used, each above 0 and up to 1 (at least one of each class)."""
-    draws: int = 3
+    draws: Annotated[int, Range(1, 1000)] = 3
     """Random choices of these patients at each fraction."""
-    c_range: tuple[float, float] = (1e-5, 1e2)
+    c_range: Annotated[tuple[float, float], Range(1e-10, 1e10), Ordered()] = (1e-5, 1e2)
     """Smallest and largest C of the fast protocol."""
-    n_c: int = 20
+    n_c: Annotated[int, Range(1, 1000)] = 20
     """Values of C, evenly in the logarithm."""
-    epochs: int = 100
+    epochs: Epochs = 100
     """Of the dino protocol."""
-    sgd_batch_size: int = 256
+    sgd_batch_size: BatchSize = 256
     """Of the dino protocol; its lr is .001 · batch/256."""
     split: Literal["test", "val"] = "test"
     """Scans to classify. With val the setting is chosen and judged on the same scans: for development only."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.fractions or not all(0 < fraction <= 1 for fraction in self.fractions):
-            raise InputError(f"fractions {' '.join(map(str, self.fractions))}: give shares above 0 and up to 1")
-        if min(self.draws, self.n_c, self.epochs, self.sgd_batch_size) < 1:
-            raise InputError("draws, n-c, epochs and sgd-batch-size: give numbers from 1")
-        if not 0 < self.c_range[0] <= self.c_range[1]:
-            raise InputError(f"c-range {self.c_range[0]:g} {self.c_range[1]:g}: give two values above 0, in order")
 
 
 @dataclass(frozen=True)
@@ -209,6 +201,7 @@ def evaluate(source: Source, options: Options) -> dict[str, Any]:
         InputError: no run, one class only, no validation scans, an image size that does not fit, or as
             ``load_backbone``.
     """
+    check_settings(options)
     data = open_data(source, options.data, options.dataset, options.phantom, print)
     positions = {"train": data.labelled("train"), "val": data.labelled("val"), "queries": data.labelled(options.split)}
     sets = {name: ScanSet(data.index.labels[p], data.index.patients[p]) for name, p in positions.items()}

@@ -12,13 +12,14 @@ patients; scores are of test patients.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from dino_oct.bootstrap import PatientBootstrap, Scale
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
+from dino_oct.limits import Items, MaskValues, Name, PositiveShare, Range, Side, check_settings
 from evaluation.chosen_scans import Chosen, take_turns
 from evaluation.class_target import Classifier, ClassTargetOptions
 from evaluation.explanations import Page, open_each, write_pages
@@ -45,58 +46,48 @@ UNITS = (
 )
 
 
+SomeScans = Annotated[int, Range(0, 100_000)]
+
+
 @dataclass
 class Options(ClassTargetOptions):
     """Maps of every method and model scored against lesion masks, with patient-bootstrap intervals."""
 
-    beside: tuple[str, ...] = ()
+    beside: tuple[Name, ...] = ()
     """Further SOURCEs on the same scans."""
-    methods: tuple[MethodName, ...] = METHODS_BY_DEFAULT
+    methods: Annotated[tuple[MethodName, ...], Items(1, distinct=True)] = METHODS_BY_DEFAULT
     """Methods to score; those that a model cannot have leave a gap with the reason. lrp is patented."""
-    masks: str | None = None
+    masks: Name | None = None
     """Folder of masks, DIR/SPLIT/CLASS/NAME.png in the size of the scans; unset: masks/ beside the splits, as phantoms
     have it."""
-    lesion_values: tuple[int, ...] = ()
+    lesion_values: MaskValues = ()
     """Values of the lesion in a mask, any of several labels; unset: 255 for phantoms, else all but 0 and
     --retina-values."""
-    retina_values: tuple[int, ...] = ()
+    retina_values: MaskValues = ()
     """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
     target: Literal["true", "predicted"] = "true"
     """The class to explain."""
     score: Literal[ALL_SCORES] = "auprc"
     """Ranks the rows and chooses attention heads (on validation patients)."""
-    n: int = 144
+    n: SomeScans = 144
     """Test scans with a lesion, in turns through classes and patients, and half as many validation scans; 0: all."""
-    attention_size: int | None = None
+    attention_size: Side | None = None
     """Short side in pixels of the scans that attention is computed on; unset: a pretraining's monitor.attention_size,
     else what the classifier sees."""
     attention_blocks: Literal["last", "all"] = "last"
     """Whose heads may be chosen."""
-    window: float = 0.2
+    window: PositiveShare = 0.2
     """Occlusion: rows and columns of the window as a share of the image's."""
-    stride: float = 0.5
+    stride: PositiveShare = 0.5
     """Occlusion: step of the window as a share of the window."""
     fill: Fill = "neighbours"
     """Occlusion: what hides, as in evaluation/occlusion.py."""
-    faithfulness: int = 16
+    faithfulness: SomeScans = 16
     """Test scans for deletion and insertion; 0: none."""
-    sanity: int = 12
+    sanity: SomeScans = 12
     """Test scans for the weight randomisation test; 0: none."""
-    pages: int = 3
+    pages: SomeScans = 3
     """Pages of maps to draw: scans of median score, one for each class in turn; 0: none."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError(f"methods {' '.join(self.methods)}: name one or more, each once")
-        for name in ("n", "faithfulness", "sanity", "pages"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} {getattr(self, name)}: must be at least 0")
-        for name in ("window", "stride"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InputError(f"{name} {getattr(self, name):g}: must be above 0 and at most 1")
-        if self.attention_size is not None and self.attention_size < 1:
-            raise InputError(f"attention-size {self.attention_size}: must be at least 1")
 
 
 def map_models(
@@ -191,6 +182,7 @@ def evaluate(
         InputError: no masks or no lesions in the validation or the test split, a method that no model has, a class that
             a model does not have, or as ``open_classifier``.
     """
+    check_settings(options)
     if data is None:
         data = open_data(sources[0], options.data, options.dataset, options.phantom, print)
     masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values)

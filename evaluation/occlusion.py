@@ -16,7 +16,7 @@ import torch
 from tqdm import tqdm
 
 from dino_oct.cli import run_command
-from dino_oct.errors import InputError
+from dino_oct.limits import BatchSize, PositiveShare, check_settings
 from evaluation.explanations import (
     Asked,
     ExplanationOptions,
@@ -46,26 +46,18 @@ FOOT = (
 class Options(ExplanationOptions):
     """Signed occlusion maps of every class, and the masks whose hiding speaks most for the explained one."""
 
-    window: float = 0.2
+    window: PositiveShare = 0.2
     """Rows and columns of the window as a share of the image's."""
-    stride: float = 0.25
+    stride: PositiveShare = 0.25
     """Step of the window as a share of the window."""
     fill: Fill = "neighbours"
     """What hides: neighbours continues each row from the pixels beside the window; blur; mean of the scan; black."""
-    refine: float = 1.0
+    refine: PositiveShare = 1.0
     """Below 1: windows of twice the size first, then this share of the windows, where those mattered (approximate)."""
-    union_share: float = 0.5
+    union_share: PositiveShare = 0.5
     """The union mask takes windows whose D is at most this share of the least D."""
-    batch_size: int = 64
+    batch_size: BatchSize = 64
     """Hidden scans per forward pass."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("window", "stride", "refine", "union_share"):
-            if not 0 < getattr(self, name) <= 1:
-                raise InputError(f"{name.replace('_', '-')} {getattr(self, name):g}: must be above 0 and at most 1")
-        if self.batch_size < 1:
-            raise InputError(f"batch-size {self.batch_size}: must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -87,6 +79,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Pag
     Raises:
         InputError: as ``open_models`` and ``ask``.
     """
+    check_settings(options)
     models, chosen, about = open_models(source, options)
     result = describe("occlusion", models, source, about, options)
     kept = ("window", "stride", "fill", "refine", "union_share")

@@ -15,7 +15,7 @@ import tyro
 from tqdm import tqdm
 
 from dino_oct.cli import run_command
-from dino_oct.errors import InputError
+from dino_oct.limits import Items, Range, check_settings
 from evaluation.explanations import (
     Asked,
     ExplanationOptions,
@@ -40,16 +40,11 @@ FOOT = "each map by its own maximum; 'up to' gives it, as does relevance.npz; ro
 class Options(ExplanationOptions):
     """Which patches a class's logit rests on, followed through the attention of a vision transformer."""
 
-    methods: Annotated[tuple[Method, ...], tyro.conf.arg(aliases=["--method"])] = ("gradient",)
+    methods: Annotated[tuple[Method, ...], Items(1, distinct=True), tyro.conf.arg(aliases=["--method"])] = ("gradient",)
     """gradient: attention × its gradient (Chefer et al., ICCV 2021); lrp: with layer-wise relevance in place of
     attention (CVPR 2021, patented); rollout: attention alone."""
-    start_layer: int = 0
+    start_layer: Annotated[int, Range(0, 1000)] = 0
     """Lowest transformer block that is followed, from 0."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError(f"methods {' '.join(self.methods)}: name one or more, each once")
 
 
 def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Page], str]:
@@ -62,6 +57,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Pag
     Raises:
         InputError: as ``open_models``, ``ask`` and ``relevance``.
     """
+    check_settings(options)
     models, chosen, about = open_models(source, options)
     for one in models.values():
         for method in options.methods:

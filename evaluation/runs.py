@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from dino_oct.cli import read_settings, read_yaml
+from dino_oct.cli import read_settings
 from dino_oct.config import RunSettings, TrainConfig
 from dino_oct.errors import InputError
-from dino_oct.files import is_same_path
-from dino_oct.models.backbone import load_backbone, local_file, open_layer_scales
+from dino_oct.files import is_same_path, read_yaml
+from dino_oct.limits import Heads, Name, NewName, Resamples, Seed
+from dino_oct.models.backbone import check_source, load_backbone, local_file, open_layer_scales
 from dino_oct.monitor import MonitorConfig
 from dino_oct.provenance import run_of
 from dino_oct.streams import seed_of
@@ -34,24 +35,20 @@ _JUDGED_BY = ("monitor.image_size", "monitor.attention_size")
 class EvaluationOptions:
     """What every evaluation is asked for. Unset options are those that the run was trained with."""
 
-    model: str | None = None
+    model: Name | None = None
     """Run, export, file of weights, timm:NAME, timm:NAME@FILE or random:NAME; unset: the newest run under runs/."""
-    data: str | None = None
+    data: Name | None = None
     """OCT2017-style folder, or 'phantom'; unset: the run's own."""
-    out: str | None = None
+    out: NewName | None = None
     """Folder for the results; unset: RUN/evaluation/NAME, or runs/SOURCE/evaluation/NAME where there is no run."""
-    heads: int | None = None
+    heads: Heads | None = None
     """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
-    bootstrap: int = 1000
+    bootstrap: Resamples = 1000
     """Resamples of patients behind each 95 % interval; 0 gives none."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the resamples, and of the network with random weights."""
     dataset: DatasetOptions = field(default_factory=DatasetOptions)
     phantom: PhantomOptions = field(default_factory=PhantomOptions)
-
-    def __post_init__(self):
-        if self.bootstrap < 0 or self.seed < 0:
-            raise InputError(f"bootstrap {self.bootstrap} and seed {self.seed}: give numbers from 0")
 
 
 @dataclass(frozen=True)
@@ -124,11 +121,13 @@ def open_source(model: str | None) -> Source:
     """The source of an evaluation; a run's exports and checkpoints bring the run's settings with them.
 
     Raises:
-        InputError: no run to fall back on, or settings that cannot be read. Weights are not opened here.
+        InputError: no run to fall back on, a source that is not there, or settings that cannot be read. Weights are
+            not opened here.
     """
     if model is None:
         run = newest_run()
         return Source(str(run), run, read_run(run), f"newest under {RUNS}/")
+    check_source(model)
     run = run_of(model)
     return Source(model) if run is None else Source(model, run, read_run(run))
 

@@ -10,13 +10,14 @@ import numpy as np
 
 from dino_oct.bootstrap import Interval
 from dino_oct.data.cache import ScanCache
-from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex
+from dino_oct.data.index import UNLABELLED, DatasetConfig, HeldOut, LongerSide, ScanIndex, WhiteValue
 from dino_oct.data.load import load_scans
-from dino_oct.data.phantom import PhantomConfig
+from dino_oct.data.phantom import Depth, Patients, PhantomConfig, PictureSide, ScansPerPatient
 from dino_oct.data.shortcut import check_shortcuts
 from dino_oct.data.table import ScanRow, read_rows
 from dino_oct.errors import InputError
 from dino_oct.files import is_same_path
+from dino_oct.limits import Seed
 from dino_oct.provenance import TABLE, TRAINED_ON, Seen, seen_in, trained_on
 
 if TYPE_CHECKING:
@@ -34,17 +35,17 @@ class DatasetOptions:
     split: Literal["patient", "official", "auto"] | None = None
     """official: the folders train/val/test; patient: by a hash of the patient; auto: the folders unless patients are
     known to be in two of them. Unset, on the run's own data: the run's own table (scans.csv)."""
-    split_seed: int | None = None
+    split_seed: Seed | None = None
     """Seed of the patient split."""
-    val_fraction: float | None = None
+    val_fraction: HeldOut | None = None
     """Share of the patients kept for validation (patient split)."""
-    test_fraction: float | None = None
+    test_fraction: HeldOut | None = None
     """Share of the patients kept for the test (patient split)."""
     neutralise_borders: bool | None = None
     """Replace white borders by the scan's own dark background."""
-    max_side: int | None = None
+    max_side: LongerSide | None = None
     """Larger scans are scaled down to this longer side, in pixels."""
-    grey_range: float | Literal["auto"] | None = None
+    grey_range: WhiteValue | None = None
     """Grey value that is white in 16-bit, 32-bit and float images; auto: decided over all of them."""
     cache_dir: str | None = None
     """Folder of the decode-once cache."""
@@ -54,15 +55,15 @@ class DatasetOptions:
 class PhantomOptions:
     """Which phantoms '--data phantom' means; unset: those of training."""
 
-    patients: int | None = None
+    patients: Patients | None = None
     """Number of patients."""
-    scans_per_patient: int | None = None
+    scans_per_patient: ScansPerPatient | None = None
     """Scans of each patient."""
-    size: tuple[int, int] | None = None
+    size: tuple[PictureSide, PictureSide] | None = None
     """Height and width of a scan, in pixels."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Seed; another one gives other eyes."""
-    depth: float | None = None
+    depth: Depth | None = None
     """Share of the axial range shown, .4 to 1."""
 
 

@@ -10,13 +10,14 @@ Where lesion masks are at hand they are outlined, and each map tells how it pref
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from tqdm import tqdm
 
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
+from dino_oct.limits import Items, MaskValues, Name, Side, check_settings
 from evaluation.chosen_scans import Chosen, from_files, from_split
 from evaluation.class_target import Classifier
 from evaluation.explanations import (
@@ -52,34 +53,35 @@ FIGURES: dict[str, tuple[MethodName, ...]] = {
 class Options(ExplanationOptions):
     """Pages of maps: one scan each, a row for each method, a column for each model."""
 
-    methods: tuple[MethodName, ...] = METHODS_BY_DEFAULT
+    methods: Annotated[tuple[MethodName, ...], Items(1, distinct=True)] = METHODS_BY_DEFAULT
     """One row of a page each; those that a model cannot have leave a gap with the reason. lrp is patented."""
     figure: Figure | None = None
     """A figure of the paper instead of --methods."""
     every_head: bool | None = None
     """Show every attention head and not their mean; unset: for figure 9."""
-    attention_size: int | None = None
+    attention_size: Side | None = None
     """Short side in pixels of the scans that attention is computed on; unset: a pretraining's monitor.attention_size,
     else what the classifier sees."""
-    masks: str | None = None
+    masks: Name | None = None
     """Folder of lesion masks to outline; unset: masks/ beside the splits, if there is one."""
-    lesion_values: tuple[int, ...] = ()
+    lesion_values: MaskValues = ()
     """Values of the lesion in a mask; unset: 255 for phantoms, else all but 0 and --retina-values."""
-    retina_values: tuple[int, ...] = ()
+    retina_values: MaskValues = ()
     """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
 
     def __post_init__(self):
-        super().__post_init__()
         if self.figure:
             self.methods = FIGURES[self.figure]
         if self.every_head is None:
             self.every_head = self.figure == "9"
-        if not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError(f"methods {' '.join(self.methods)}: name one or more, each once")
+
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
         if self.every_head and self.methods != (ATTENTION,):
-            raise InputError("every-head takes attention apart and shows nothing else; give --methods attention")
+            return "every_head", "it takes attention apart and shows nothing else; give --methods attention"
         if self.masks and self.scans:
-            raise InputError("both image files and --masks are given; masks belong to scans of a data folder")
+            return "masks", "image files are given as well; masks belong to scans of a data folder"
+        return None
 
 
 def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Page], str]:
@@ -92,6 +94,7 @@ def evaluate(source: Source, options: Options) -> tuple[dict[str, Any], list[Pag
     Raises:
         InputError: a method that no model has, or as ``open_each``, ``from_files``, ``from_split`` and ``ask``.
     """
+    check_settings(options)
     sources = [source, *(open_source(name) for name in options.beside)]
     short_names(sources)
     data, masks = None, None

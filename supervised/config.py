@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 from dino_oct.augment import CropConfig
 from dino_oct.config import ModelArgs, RunSettings, load_settings
 from dino_oct.errors import InputError
+from dino_oct.limits import DropPath, Name, Side
 from supervised.learner import OptimConfig
 
 
@@ -19,11 +20,11 @@ class NetworkConfig(ModelArgs):
 
     section: ClassVar[str] = "network"
 
-    image_size: int | None = None
+    image_size: Side | None = None
     """Side of the images that scans are squashed to, in pixels; unset: that of the weights."""
     train: str = "full"
     """full; head: the classifier alone; or a number of last blocks, with the classifier."""
-    drop_path: float = 0.0
+    drop_path: DropPath = 0.0
     """Stochastic depth, linear over depth, for architectures that have it."""
 
     def trained_part(self) -> Literal["full", "head"] | int:
@@ -43,7 +44,7 @@ class NetworkConfig(ModelArgs):
 class SupervisedConfig(RunSettings):
     """Supervised training on labelled OCT scans. Presets are in configs/supervised/; options override the preset."""
 
-    model: str = "resnet50"
+    model: Name = "resnet50"
     """Name in the paper or in timm (python supervised/zoo.py lists them), or SOURCE: a run or export to fine-tune, a
     file of weights, timm:NAME, timm:NAME@FILE or random:NAME."""
     init: Literal["pretrained", "random"] = "pretrained"

@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from dino_oct import processes
-from dino_oct.errors import InputError
 from dino_oct.learner import NotFiniteError, check_finite
+from dino_oct.limits import BatchSize, Epochs, PartialEpochs, PositiveShare, Range, Rate, Share
 from dino_oct.schedules import warmup_cosine
 from supervised.finetune import parameter_groups
 
@@ -24,47 +24,34 @@ class OptimConfig:
     """Optimisation. Batch sizes count scans of all processes together."""
 
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
-    epochs: int = 30
+    epochs: Epochs = 30
     """Epochs at most; one epoch is as many scans as the training split has."""
-    patience: int = 8
+    patience: Annotated[int, Range(0, 100_000)] = 8
     """Stop after so many epochs without better validation; 0 never stops early."""
-    batch_size: int = 32
+    batch_size: BatchSize = 32
     """Scans per optimiser step, over all processes and micro-batches."""
-    accumulate: int = 1
+    accumulate: BatchSize = 1
     """Micro-batches per optimiser step: raise it when memory is short."""
-    lr: float = 1e-4
+    lr: Rate = 1e-4
     """Peak learning rate, as it is (not scaled by the batch)."""
-    min_lr_share: float = 0.01
+    min_lr_share: Share = 0.01
     """Learning rate at the end of the cosine, as a share of the peak; 1 keeps it constant."""
-    warmup_epochs: float = 1.0
+    warmup_epochs: PartialEpochs = 1.0
     """Epochs of linear warm-up from 0."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Range(0, below=1)] = 0.9
     """Of sgd and rmsprop; not used by adam and adamw."""
-    weight_decay: float = 0.05
+    weight_decay: Rate = 0.05
     """Decoupled for adamw, an L2 penalty for the others; biases and other 1-D tensors have none."""
-    layer_decay: float = 1.0
+    layer_decay: PositiveShare = 1.0
     """Factor of the learning rate from a block to the one before it; 0.65–0.8 suit fine-tuned ViTs."""
-    clip_grad: float = 0.0
+    clip_grad: Annotated[float, Range(0)] = 0.0
     """Largest joint norm of the gradient; 0 does not clip."""
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     """Share of the target spread evenly over the classes."""
-    mixup: float = 0.0
+    mixup: Annotated[float, Range(0, 100)] = 0.0
     """Alpha of mixup's Beta distribution (Zhang et al. 2018); 0 mixes nothing."""
     balanced: bool = True
     """Show every class equally often, repeating scans of the rarer ones."""
-
-    def __post_init__(self):
-        def require(name: str, ok: bool, need: str) -> None:
-            if not ok:
-                raise InputError(f"optim.{name} is {getattr(self, name)}; it must be {need}")
-
-        for name in ("epochs", "batch_size", "accumulate"):
-            require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("patience", "lr", "warmup_epochs", "weight_decay", "clip_grad", "mixup"):
-            require(name, 0 <= getattr(self, name) < float("inf"), "0 or more")
-        for name in ("min_lr_share", "label_smoothing"):
-            require(name, 0 <= getattr(self, name) <= 1, "between 0 and 1")
-        require("momentum", 0 <= self.momentum < 1, "0 or more and below 1")
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import optuna
 import torch
@@ -27,11 +27,12 @@ import yaml
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dino_oct.checkpoint import read_metrics
-from dino_oct.cli import one_line_errors, parse_options, read_settings, read_yaml, write_settings
+from dino_oct.cli import one_line_errors, parse_options, read_settings, write_settings
 from dino_oct.config import differences, load_settings
 from dino_oct.data.load import load_scans
 from dino_oct.errors import InputError
-from dino_oct.files import is_full, read_json, remove, write_whole
+from dino_oct.files import is_full, read_json, read_yaml, remove, write_whole
+from dino_oct.limits import Name, NewName, Range, Seed, check_settings
 from dino_oct.stopping import StopSignal
 from dino_oct.streams import short_seed_of
 from evaluation.reports import make_folder, write_json
@@ -56,34 +57,30 @@ _TEST_FILE = Path("evaluation", "supervised", "supervised_test.json")
 class Options:
     """Hyper-parameter search over architectures (Optuna): random, then Bayesian (TPE), with Hyperband stopping."""
 
-    models: list[str] = field(default_factory=list)
+    models: list[Name] = field(default_factory=list)
     """Architectures: names in the paper or in timm, or SOURCEs (random:NAME, timm:NAME, timm:NAME@FILE, a run). Unset:
     the space's."""
     method: Method = "random"
     """random; or bayes: the TPE sampler, which starts from all finished trials of the study."""
-    trials: int = 20
+    trials: Annotated[int, Range(1, 1_000_000)] = 20
     """Trials of this method in the study, over all workers and restarts; failed ones are replaced, up to as many."""
     storage: str = ""
     """Database URL (sqlite:///FILE, postgresql://…, mysql://…) or journal file; unset: OUT/study.journal."""
-    study: str = ""
+    study: NewName = ""
     """Name of the study in the storage; unset: the name of the --out folder."""
     data: str | None = None
     """OCT2017-style folder, or 'phantom'; unset: that of the base."""
-    out: str = "runs/search"
+    out: NewName = "runs/search"
     """Folder of the search, which all its workers share; each trial is a run folder OUT/trials/NNNN."""
-    space: str = "configs/search/paper.yaml"
+    space: Name = "configs/search/paper.yaml"
     """What is searched, and where: YAML, setting → {low, high} with log or step, or a list of choices."""
     finish: bool | None = None
     """End the search: test the winner of each architecture. Unset: after the last trial of bayes, not of random."""
     keep_weights: bool = False
     """Keep the weights of all trials, not only of the best of each architecture."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draws; trial n of a random search draws the same settings with any number of workers."""
     base: SupervisedConfig = field(default_factory=SupervisedConfig)
-
-    def __post_init__(self):
-        if self.trials < 1 or self.seed < 0:
-            raise InputError(f"trials {self.trials} and seed {self.seed}: give at least 1 trial and a seed from 0")
 
 
 def main() -> None:
@@ -112,6 +109,7 @@ def search(options: Options, say: Say = print) -> dict[str, Any]:
     Raises:
         InputError: wrong options, space, storage or data; another search in the folder; every trial failed.
     """
+    check_settings(options)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("a search runs each trial in one process: start it with python, one worker for each GPU")
     base = dataclasses.replace(options.base, data=options.data or options.base.data)

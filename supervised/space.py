@@ -1,8 +1,6 @@
 """What a search may vary: settings of a supervised run, each with a range or a list of choices, from YAML."""
 
 import dataclasses
-import types
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +14,10 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from dino_oct.cli import parse_options, read_yaml
+from dino_oct.cli import parse_options, read_mapping
 from dino_oct.config import REPOSITORY
 from dino_oct.errors import InputError
+from dino_oct.limits import all_settings
 from supervised.config import SupervisedConfig
 from supervised.zoo import find
 
@@ -80,8 +79,8 @@ def read_space(file: str | Path, models: Sequence[str], base: SupervisedConfig) 
     file = Path(file)
     if not file.is_file() and (REPOSITORY / file).is_file():
         file = REPOSITORY / file
-    given = read_yaml(file)
-    if not isinstance(given, dict) or not given:
+    given = read_mapping(file, "search space", "configs/search")
+    if not given:
         raise InputError(f"{file}: expected 'setting: {{low, high}}' or 'setting: [choices]', one a line")
     listed = given.pop("model", None)
     models = list(models) or (listed if isinstance(listed, list) else [])
@@ -166,13 +165,7 @@ def _range(name: str, given: dict[str, Any], base: SupervisedConfig) -> IntDistr
 
 def _type_of(name: str, base: SupervisedConfig) -> type[int] | type[float] | None:
     """int or float, if the setting is a number."""
-    section: Any = base
-    *parents, leaf = name.replace("-", "_").split(".")
-    for parent in parents:
-        section = getattr(section, parent)
-    hint = typing.get_type_hints(type(section))[leaf]
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    return next((kind for kind in kinds if kind in (int, float)), None)
+    return next(one.number for one in all_settings(type(base)) if one.name == name.replace("-", "_"))
 
 
 def base_of(config: SupervisedConfig, models: Sequence[str]) -> SupervisedConfig:

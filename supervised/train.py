@@ -25,6 +25,7 @@ from dino_oct.data.sampler import StepSampler, shares, steps_per_epoch
 from dino_oct.errors import InputError
 from dino_oct.features import squash_all
 from dino_oct.learner import NotFiniteError
+from dino_oct.limits import check_settings
 from dino_oct.models.backbone import adopt_description, save_export
 from dino_oct.models.description import check_description
 from dino_oct.monitor import draw_views
@@ -96,6 +97,7 @@ def train(config: SupervisedConfig, on_epoch: OnEpoch = lambda epoch, metrics: N
         InputError: wrong settings or data, a run folder in use, a loss, gradient or weight that is not finite, or too
             little memory.
     """
+    check_settings(config)
     accelerator, say = start_processes(config.run)
     try:
         with StopSignal() as stop, RunFolder(config.out, accelerator.is_main_process) as folder:
@@ -289,6 +291,7 @@ def _train(
     except Stopped:
         pass
     finally:
+        batches = None  # ends the loader processes, which no signal may disturb
         log.close()
     is_trained = is_judged and (progress.is_complete or best.is_old)
     if not is_trained:

@@ -60,6 +60,7 @@ PAPER = {
     "Swin-large-224": "swin_large_patch4_window7_224.ms_in22k_ft_in1k",
     "Swin-large-384": "swin_large_patch4_window12_384.ms_in22k_ft_in1k",
 }
+_WEIGHTS = {".pt", ".pth", ".bin", ".ckpt", ".npz", ".safetensors"}  # suffixes
 _FULL_WORDS = {"b": "base", "l": "large", "patch": ""}
 
 
@@ -175,6 +176,8 @@ def find(name: str, pretrained: bool = True) -> tuple[str, str]:
             return paper_name, f"{kind}:{timm_name}"
     if timm.is_model(name):
         return name, f"{kind}:{name}"
+    if _is_path(name):
+        raise InputError(f"{name}: no such file or folder; give a run, an export, a file of weights or a model's name")
     known = {key.lower(): key for key in [*timm.list_models(), *PAPER]}
     near = [known[key] for key in difflib.get_close_matches(name.lower(), known, n=4, cutoff=0.5)]
     raise InputError(
@@ -182,6 +185,13 @@ def find(name: str, pretrained: bool = True) -> tuple[str, str]:
         + (f"; nearest names: {', '.join(near)}" if near else "")
         + " (python supervised/zoo.py lists the paper's, timm.list_models() the others)"
     )
+
+
+def _is_path(name: str) -> bool:
+    """Whether a text looks like a path; names of the paper have slashes, too."""
+    path = Path(name)
+    in_folder = path.parent.name != "" and path.parent.is_dir()
+    return in_folder or path.suffix in _WEIGHTS or name.startswith(("/", ".", "~", "runs/"))
 
 
 def _words(name: str) -> list[str]:

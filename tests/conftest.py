@@ -111,6 +111,12 @@ TINY_RUN = [
     *("--monitor.k", "3", "--monitor.every-epochs", "2"),
 ]
 
+# Settings inside their limits whose weights grow by 30,000 times a step.
+DIVERGING = [
+    *("--optim.lr", "1000", "--optim.warmup-epochs", "0", "--optim.clip-grad", "0", "--optim.epochs", "10"),
+    *("--optim.weight-decay", "1000", "--optim.weight-decay-end", "1000"),
+]
+
 # The same with labels: no dropout, so that processes do not differ.
 TINY_FIT = [
     *("--model", "random:vit_tiny_patch16_224", "--run.precision", "fp32", "--run.workers", "0", *FEW_PHANTOMS),

@@ -12,6 +12,7 @@ from PIL import Image
 from dino_oct.augment import AugmentConfig, MultiCrop, draw_crops, draw_parity_looks, draw_uniform
 from dino_oct.cli import parse_options, read_settings, write_settings
 from dino_oct.errors import InputError
+from dino_oct.limits import check_settings
 from dino_oct.photometrics import noise_bank
 from dino_oct.views import Crops, choose_boxes, resize_matmul, resize_native, tissue_share
 
@@ -471,8 +472,9 @@ def test_parity_views_show_it():
     ],
 )  # fmt: skip
 def test_wrong_settings_are_one_line_errors(wrong):
-    with pytest.raises(InputError, match=rf"augment\.{next(iter(wrong))} is .*must be") as error:
-        AugmentConfig(**wrong)
+    option = "--augment." + next(iter(wrong)).replace("_", "-")
+    with pytest.raises(InputError, match=rf"^{option} .*: must (be|have)") as error:
+        check_settings(AugmentConfig(**wrong), "augment.")
     assert "\n" not in str(error.value)
 
 
@@ -481,7 +483,7 @@ def test_settings_round_trip_and_command_line(tmp_path):
     assert (config.global_scale, config.preset, config.n_local) == ((0.3, 0.9), "parity", 2)
     write_settings(config, tmp_path / "augment.yaml")
     assert read_settings(AugmentConfig, tmp_path / "augment.yaml") == config
-    with pytest.raises(InputError, match="global_scale"):
+    with pytest.raises(InputError, match=r"--global-scale 0\.9 0\.3: must have the smaller number first"):
         parse_options(AugmentConfig, ["--global-scale", "0.9", "0.3"])
 
 

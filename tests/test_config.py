@@ -58,7 +58,7 @@ def test_command_line_over_preset_over_defaults():
         ("optim: [1, 2", "not valid YAML"),
         ("just text", "expected 'key: value'"),
         ("augment: {global_scale: [0.9, 0.4]}", "global_scale"),
-        ("loss: {teacher_temperature: 0}", "greater than 0"),
+        ("loss: {teacher_temperature: 0}", r"mine\.yaml: loss\.teacher_temperature 0\.0: must be from 0\.001 to 100"),
     ],
 )
 def test_mistakes_in_a_file(tmp_path, text, message):

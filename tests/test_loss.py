@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dino_oct.errors import InputError
+from dino_oct.limits import check_settings
 from dino_oct.loss import LossConfig, TeacherTargets, dino_cross_entropy, entropy, koleo, sinkhorn_knopp
 
 
@@ -78,5 +79,5 @@ def test_koleo_of_one_row_is_zero_with_a_gradient():
 
 
 def test_a_temperature_of_zero_is_refused():
-    with pytest.raises(InputError, match=r"teacher_temperature is 0"):
-        LossConfig(teacher_temperature=0.0)
+    with pytest.raises(InputError, match=r"--loss\.teacher-temperature 0\.0: must be from 0\.001"):
+        check_settings(LossConfig(teacher_temperature=0.0), "loss.")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY_RUN, environment
+from conftest import DIVERGING, REPOSITORY, TINY_RUN, environment
 
 from dino_oct import checkpoint
 
@@ -130,9 +130,7 @@ def test_a_signal_to_the_group_saves_and_no_loader_stays(number, uninterrupted, 
 
 
 def test_an_error_with_loaders_ends_in_seconds_with_one_line(cache_root, tmp_path):
-    process = start(
-        tmp_path / "diverged", cache_root, "--run.workers", "2", "--optim.lr", "1e38", "--optim.clip-grad", "0"
-    )
+    process = start(tmp_path / "diverged", cache_root, "--run.workers", "2", *DIVERGING)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
     assert "Traceback" not in output

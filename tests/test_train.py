@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import REFERENCE, TINY_RUN
+from conftest import DIVERGING, REFERENCE, TINY_RUN
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -218,10 +218,9 @@ def test_resuming_with_other_settings_names_them(trained, command, tmp_path):
 
 
 def test_loss_that_is_not_finite_stops_with_advice(command, tmp_path):
-    finished = command(
-        "dino_oct/train.py", *TINY_RUN, "--out", tmp_path / "run", "--optim.lr", 1e30, "--optim.clip-grad", 0
-    )
+    finished = command("dino_oct/train.py", *TINY_RUN, *DIVERGING, "--out", tmp_path / "run")
     assert finished.returncode == 2
+    assert "stopped at step" in finished.stderr
     assert "lower --optim.lr" in finished.stderr
     assert "Traceback" not in finished.stderr
 
@@ -230,8 +229,7 @@ def test_loss_that_is_not_finite_stops_with_advice(command, tmp_path):
 def test_weights_that_are_not_finite_are_never_saved(save_every, command, tmp_path):
     run = tmp_path / "run"
     finished = command(
-        "dino_oct/train.py", *TINY_RUN, "--out", run, "--optim.lr", 1e39, "--optim.clip-grad", 0,
-        "--optim.warmup-epochs", 0, "--run.save-every", save_every,
+        "dino_oct/train.py", *TINY_RUN, *DIVERGING, "--run.save-every", save_every, "--out", run,
     )  # fmt: skip
     assert finished.returncode == 2
     assert len(finished.stderr.strip().splitlines()) == 1

@@ -25,6 +25,7 @@ from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scan
 from dino_oct.data.shortcut import as_numbers, check_shortcuts
 from dino_oct.data.splits import SPLITS
 from dino_oct.files import write_whole
+from dino_oct.limits import Name
 
 _SHOWN = 10  # examples printed of each finding; --json holds all
 _PAIRED = 50  # scans of a group of equal ones up to which every pair is listed
@@ -35,7 +36,7 @@ _LOOKED_AT = 2000  # cached scans searched for borders that neutralising left
 class AuditOptions:
     """Check a folder of scans: counts, bad files, duplicates, patient leaks, shortcuts."""
 
-    folder: tyro.conf.Positional[str]
+    folder: tyro.conf.Positional[Name]
     """OCT2017-style tree, or any folder of images."""
     json: Path | None = None
     """Also write all numbers and lists to this file."""

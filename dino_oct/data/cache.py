@@ -26,9 +26,9 @@ from dino_oct.data.decode import (
     Levels,
     RangeNeeded,
     Remark,
-    check_grey_range,
     choose_range,
     decode,
+    given_range,
     measure_levels,
     open_image,
 )
@@ -46,6 +46,7 @@ from dino_oct.files import (
     scratch_folder,
     share_as,
 )
+from dino_oct.limits import check_settings
 
 try:
     import fcntl
@@ -165,9 +166,7 @@ def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -
         InputError: no file of the index is usable, the cache folder cannot be written or is too full, or a setting is
             out of range.
     """
-    if config.max_side < 1:
-        raise InputError(f"max_side is {config.max_side}; give a positive number of pixels")
-    check_grey_range(config.grey_range)
+    check_settings(config, "dataset.")
     root = cache_root(config)
     folder = root / f"scans-{_key(index, config)}"
     cache = _open_built(folder, announce=False)  # under the lock another process may already be mending it
@@ -283,7 +282,7 @@ def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bo
     rows: dict[str, list] = {name: [] for name in _TABLES}
     skipped: list[tuple[str, str]] = []
     remarked: dict[Remark, list[str]] = defaultdict(list)
-    grey_range, measured = check_grey_range(config.grey_range), {}
+    grey_range, measured = given_range(config.grey_range), {}
 
     def read(pool: ThreadPoolExecutor, chunk: range, grey_range: GreyRange | None) -> list[_Decoded | str | None]:
         return list(pool.map(lambda i: _decode(index.path(i), config, grey_range), chunk))
@@ -436,7 +435,7 @@ def _locked(file: Path, progress: bool) -> Iterator[bool]:
 
 def _key(index: ScanIndex, config: DatasetConfig) -> str:
     content = hashlib.sha256()
-    grey_range = check_grey_range(config.grey_range)  # 4095 and 4095.0 are one
+    grey_range = given_range(config.grey_range)  # 4095 and 4095.0 are one
     content.update(repr((CACHE_VERSION, config.neutralise_borders, config.max_side, grey_range)).encode())
     # The root belongs to the key: archives unpacked with fixed times can agree in name, size and time.
     content.update(os.fsencode(index.root.resolve()))

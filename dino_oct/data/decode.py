@@ -12,8 +12,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from dino_oct.errors import InputError
-
 MIN_SIDE = 32
 MAX_PIXELS = 100_000_000
 # What Pillow may try. Its other readers run programs (EPS: Ghostscript) or read what is no scan.
@@ -230,17 +228,9 @@ def limits_of(kind: Kind) -> tuple[int, ...]:
     return FLOAT_LIMITS if kind == "floats" else INTEGER_LIMITS
 
 
-def check_grey_range(grey_range: float | Literal["auto"]) -> GreyRange | None:
-    """A setting as a range; None for auto.
-
-    Raises:
-        InputError: a number that is no brightness.
-    """
-    if grey_range == "auto":
-        return None
-    if not 0 < grey_range < float("inf"):
-        raise InputError(f"grey_range is {grey_range:g}; give auto, or the grey value that is white, above 0")
-    return GreyRange(grey_range, grey_range)
+def given_range(grey_range: float | Literal["auto"]) -> GreyRange | None:
+    """A setting as a range; None for auto."""
+    return None if grey_range == "auto" else GreyRange(grey_range, grey_range)
 
 
 def _kind(image: Image.Image) -> Kind | None:

@@ -12,19 +12,25 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from dino_oct.data.layout import Layout, examples, plain, read_layout
 from dino_oct.data.splits import SPLITS, split_patients
 from dino_oct.errors import InputError
+from dino_oct.limits import Items, Range, Seed, check_settings
 
 UNLABELLED = -1
 # CLASS-PATIENT-N; the patient is the number alone: CNV-53018-1 and DRUSEN-53018-2 come from one person.
 _SCAN_NAME = re.compile(r"^(?P<label>[^-/]+)-(?P<patient>\d+)-\d+$")
 _DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y", "%y%m%d", "%d%m%y")  # 8 digits, then 6
 _YEARS = range(1990, 2040)  # of plausible dates
+
+
+HeldOut = Annotated[float, Range(0, below=1)]
+LongerSide = Annotated[int, Range(1, 65535)]
+WhiteValue = Annotated[float | Literal["auto"], Range(above=0)]
 
 
 @dataclass
@@ -35,23 +41,29 @@ class DatasetConfig:
     """official: the folders train/val/test as they are; patient: by a hash of the patient; auto: the folders, unless a
     patient is known to be in two of them or there are none: then by patient. Without a val folder, auto takes val
     patients from train."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the patient split."""
-    val_fraction: float = 0.1
+    val_fraction: HeldOut = 0.1
     """Share of the patients that is kept for validation (patient split)."""
-    test_fraction: float = 0.15
+    test_fraction: HeldOut = 0.15
     """Share of the patients that is kept for the final test (patient split)."""
-    unlabelled: list[str] = field(default_factory=list)
+    unlabelled: Annotated[list[str], Items(distinct=True)] = field(default_factory=list)
     """Further folders of scans, for pretraining only. Patients of the validation and test splits are left out."""
     neutralise_borders: bool = True
     """Replace white borders, left by rotation or padding, by the scan's own dark background."""
-    max_side: int = 2048
+    max_side: LongerSide = 2048
     """Larger scans are scaled down (antialiased) to this longer side, in pixels, when cached."""
-    grey_range: float | Literal["auto"] = "auto"
+    grey_range: WhiteValue = "auto"
     """Grey value that is white in 16-bit, 32-bit and float images; auto: one for the folder, decided over all of
     them."""
     cache_dir: str = ""
     """Folder of the decode-once cache; empty: $DINO_OCT_CACHE, else $XDG_CACHE_HOME/dino_oct or ~/.cache/dino_oct."""
+
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        if self.val_fraction + self.test_fraction < 1:
+            return None
+        return "test_fraction", f"with val_fraction {self.val_fraction:g} no patients are left to train on"
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +139,7 @@ def index_scans(folder: str | Path, config: DatasetConfig | None = None) -> Scan
             `official` asked of a folder without train/val/test.
     """
     config = config or DatasetConfig()
-    _check_fractions(config)
+    check_settings(config, "dataset.")
     folder = Path(folder)
     layout = read_layout(folder)
     if not layout.files:
@@ -191,14 +203,6 @@ def patient_of(file: str) -> str:
     if match and not (len(match["patient"]) == 8 and _is_date(match["patient"])):
         return str(int(match["patient"]))
     return plain(file)
-
-
-def _check_fractions(config: DatasetConfig) -> None:
-    for name in ("val_fraction", "test_fraction"):
-        if not 0 <= getattr(config, name) < 1:
-            raise InputError(f"{name} is {getattr(config, name)}; give a share from 0 to below 1")
-    if config.val_fraction + config.test_fraction >= 1:
-        raise InputError("val_fraction + test_fraction must stay below 1, so that scans are left to train on")
 
 
 def _patients(layout: Layout, labels: np.ndarray, class_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:

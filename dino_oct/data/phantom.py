@@ -16,17 +16,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
 
 from dino_oct.cli import run_command
 from dino_oct.data.phantom_anatomy import LAYERS
-from dino_oct.data.phantom_draw import CLASSES, Phantom, check_depth, check_size, draw_phantom
+from dino_oct.data.phantom_draw import CLASSES, LARGEST_SIDE, LEAST_DEPTH, SMALLEST_SIDE, Phantom, draw_phantom
 from dino_oct.data.phantom_worker import LESION_VALUE, RETINA_VALUE, PatientJob, write_patients
 from dino_oct.data.splits import SPLITS
 from dino_oct.errors import InputError
 from dino_oct.files import naming, private_folder, read_json, remove, scratch_folder, share_as
+from dino_oct.limits import Range, Seed, Text, check_settings
 
 __all__ = ["CLASSES", "LAYERS", "PHANTOM_VERSION", "Phantom", "PhantomConfig"]
 __all__ += ["draw_phantom", "patient_plan", "phantom_folder", "write_phantoms"]
@@ -36,22 +38,34 @@ PHANTOM_VERSION = 2
 
 _VAL_SHARE, _TEST_SHARE = 0.12, 0.24
 _ABOUT, _DIGESTS = "phantom.json", "digests.json"
+_MOST_SCANS = 1_000_000
+
+Patients = Annotated[int, Range(len(CLASSES), 100_000)]
+ScansPerPatient = Annotated[int, Range(1, 10_000)]
+PictureSide = Annotated[int, Range(SMALLEST_SIDE, LARGEST_SIDE)]
+Depth = Annotated[float, Range(LEAST_DEPTH, 1)]
 
 
 @dataclass(frozen=True)
 class PhantomConfig:
     """Synthetic scans drawn by the built-in generator."""
 
-    patients: int = 400
+    patients: Patients = 400
     """Number of patients, at least 4; each has one class, in turn CNV, DME, DRUSEN, NORMAL."""
-    scans_per_patient: int = 12
+    scans_per_patient: ScansPerPatient = 12
     """Scans of each patient."""
-    size: tuple[int, int] = (128, 128)
+    size: tuple[PictureSide, PictureSide] = (128, 128)
     """Height and width of a scan, in pixels."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed; another one gives other eyes."""
-    depth: float = 1.0
+    depth: Depth = 1.0
     """Share of the axial range shown, .4 to 1: smaller shows the retina larger, as on devices with a short range."""
+
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        if self.patients * self.scans_per_patient <= _MOST_SCANS:
+            return None
+        return "scans_per_patient", f"of {self.patients:,} patients are more than {_MOST_SCANS:,} scans in all"
 
 
 def patient_plan(patients: int) -> list[tuple[int, str, str]]:
@@ -89,7 +103,7 @@ def write_phantoms(out: str | Path, config: PhantomConfig, progress: bool = True
         InputError: settings out of range, or `out` holds anything but an earlier phantom.
     """
     out = Path(out)
-    _check(config)
+    check_settings(config)
     earlier = _earlier_phantom(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with naming(out), scratch_folder(out) as staging:
@@ -113,7 +127,7 @@ def phantom_folder(config: PhantomConfig, cache_root: str | Path) -> Path:
     Raises:
         InputError: settings out of range, or something else stands in its place.
     """
-    _check(config)
+    check_settings(config, "phantom.")
     settings = json.dumps(_settings(config), sort_keys=True)
     key = hashlib.sha256(settings.encode()).hexdigest()[:12]
     folder = Path(cache_root) / f"phantom-v{PHANTOM_VERSION}-{key}"
@@ -166,16 +180,6 @@ def _mask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def _check(config: PhantomConfig) -> None:
-    patient_plan(config.patients)
-    check_size(config.size)
-    check_depth(config.depth)
-    if config.scans_per_patient < 1:
-        raise InputError(f"{config.scans_per_patient} scans per phantom patient; ask for at least 1")
-    if config.seed < 0:
-        raise InputError(f"phantom seed {config.seed} is negative; choose one from 0")
 
 
 def _settings(config: PhantomConfig) -> dict:
@@ -259,7 +263,7 @@ def _replace(out: Path, earlier: dict, staging: Path) -> None:
 class Options(PhantomConfig):
     """Draw synthetic OCT scans (phantoms) with lesion masks, layer boundaries and severities."""
 
-    out: Path
+    out: Annotated[Path, Text(longest_part=200)]
     """Folder to write: new, empty, or an earlier phantom, which is replaced."""
 
 

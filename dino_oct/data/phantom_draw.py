@@ -11,6 +11,7 @@ from dino_oct.errors import InputError
 
 CLASSES = ("CNV", "DME", "DRUSEN", "NORMAL")
 SMALLEST_SIDE, LARGEST_SIDE = 32, 4096
+LEAST_DEPTH = 0.4
 
 _STREAMS = ("patient", "severity", "slice", "lesion", "picture", "window")
 
@@ -90,7 +91,7 @@ def _window(healthy_rows: np.ndarray, shown: int, height: int, rng: np.random.Ge
 
 def check_depth(depth: float) -> None:
     """Raise InputError for an axial range too small to hold a swollen retina, or larger than the drawing."""
-    if not 0.4 <= depth <= 1:
+    if not LEAST_DEPTH <= depth <= 1:
         raise InputError(f"phantom depth {depth}: need a share of the axial range between .4 and 1")
 
 

@@ -120,10 +120,29 @@ def load_backbone(
         return _from_file(path, num_classes, args, heads, seed)
     if os.path.lexists(path):
         check_regular(path)
-    raise InputError(
-        f"{source}: no such file or folder; give a run folder, an export, a file of weights, timm:NAME, "
-        "timm:NAME@FILE or random:NAME"
-    )
+    raise InputError(_missing(source))
+
+
+def check_source(source: str) -> None:
+    """Raise InputError unless what a SOURCE of ``load_backbone`` names is there; nothing is read."""
+    kind, _, name = source.partition(":")
+    if kind in ("timm", "random"):
+        name, at, file = name.partition("@") if kind == "timm" else (name, "", "")
+        _check_name(name)
+        source = file if at else source
+        if not at:
+            return
+    if source.startswith("https://") or Path(source).is_dir():
+        return
+    if not os.path.lexists(source):
+        raise InputError(_missing(source))
+    check_regular(source)
+
+
+def _missing(source: str) -> str:
+    meant = f"; did you mean timm:{source}?" if re.fullmatch(r"[\w.-]+", source) and timm.is_model(source) else ""
+    forms = "a run folder, an export, a file of weights, timm:NAME, timm:NAME@FILE or random:NAME"
+    return f"{source}: no such file or folder{meant or f'; give {forms}'}"
 
 
 def local_file(address: str) -> Path:

@@ -462,6 +462,7 @@ def in_a_process(work: Callable[[], Any], limit: float = LIMIT) -> Ended:
         status = 1
         try:
             os.setsid()
+            torch.set_num_threads(1)  # here, or autograd's threads may both set up what a fork left without threads
             for number in (1, 2):
                 os.dup2(ends["said"][1], number)
             sys.stdout, sys.stderr = (
@@ -577,6 +578,7 @@ class Campaign:
             self._copy(file)
 
         def work() -> Answer:
+            os.chdir(self.work)
             os.environ["DINO_OCT_CACHE"] = str((self.work if file.is_phantom else self.sound) / CACHE)
             return read(self.work)
 

@@ -107,7 +107,7 @@ def test_wrong_folders_are_one_line_errors(tmp_path):
 @pytest.mark.parametrize("fractions", [(0.5, 0.5), (-0.1, 0.1), (0.1, 1.0)])
 def test_impossible_fractions_are_refused(tmp_path, fractions):
     touch(tmp_path, "a.png")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=r"^--dataset\.(val|test)-fraction "):
         index_scans(tmp_path, DatasetConfig(val_fraction=fractions[0], test_fraction=fractions[1]))
 
 

@@ -180,11 +180,11 @@ def test_wrong_use_exits_with_status_2(command, scan_file):
         (["nowhere.png"], "nowhere.png: no such file"),
         (["--block", "-99"], "block -99: the model has"),
         (["--size", "8"], "size 8: must hold two patches of 8 px"),
-        (["--size", "0"], "size 0: must be at least 1"),
-        (["--mass", "0"], "mass 0: must be above 0"),
-        (["--mass", "1.5"], "mass 1.5: must be above 0 and at most 1"),
-        (["--mass", "nan"], "mass nan: must be above 0"),
-        (["--n", "0"], "n 0: must be at least 1"),
+        (["--size", "0"], "--size 0: must be from 1"),
+        (["--mass", "0"], "--mass 0.0: must be above 0"),
+        (["--mass", "1.5"], "--mass 1.5: must be above 0 and at most 1"),
+        (["--mass", "nan"], "--mass nan: must be above 0"),
+        (["--n", "0"], "--n 0: must be from 1"),
         (["--split", "all"], "split"),
         ([], "give --data DIR"),
     ],
@@ -195,6 +195,6 @@ def test_wrong_settings_are_one_line(args, message):
 
 def test_wrong_files_and_models_are_one_line(scan_file):
     assert "no CLS token" in refused([scan_file, "--model", "random:resnet18"])
-    assert "both image files and --data" in refused([scan_file, *TINY_FILE, "--data", scan_file.parent])
+    assert "--data" in refused([scan_file, *TINY_FILE, "--data", scan_file.parent])
     scan_file.write_bytes(b"no image")
     assert "one.png: not an image" in refused([scan_file, *TINY_FILE])

@@ -371,12 +371,12 @@ def test_checkpoints_are_in_the_order_of_training(tmp_path):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--neighbours", 1], "neighbours 1: must be at least 2"),
+        (["--neighbours", 1], "--neighbours 1: must be from 2"),
         (["--seeds", 0], "seeds 0"),
         (["--k", 0], "k 0"),
-        (["--min-dist", 2], "min-dist 2: must be from 0 to 1"),
+        (["--min-dist", 2], "--min-dist 2.0: must be from 0 to 1"),
         (["--metric", "manhattan"], "metric"),
-        (["--max-scans", 4], "max-scans 4: must be at least 5"),
+        (["--max-scans", 4], "--max-scans 4: must be from 5"),
         (["--beside", BESIDE, BESIDE], "beside: every model once"),
         (["--beside", "nowhere"], "nowhere: no such file or folder"),
         (["--beside", "random:nothing"], "timm has no model 'nothing'"),

@@ -186,9 +186,9 @@ def test_files_without_a_class_have_no_true_one(fitted, tmp_path):
     assert (tmp_path / "out" / "01_one.png").is_file()
     for more, message in (
         (["--target", "true"], "one.png: its class is not known"),
-        (["--methods", "gradcam", "gradcam"], "name one or more, each once"),
+        (["--methods", "gradcam", "gradcam"], "must name each once"),
         (["--beside", str(fitted)], "given twice"),
-        (["--n", "0"], "n 0: must be at least 1"),
+        (["--n", "0"], "--n 0: must be from 1"),
     ):
         with pytest.raises(InputError, match=message):
             command_line.main(parse_options(command_line.Options, [*args, *more]))

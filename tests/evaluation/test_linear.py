@@ -256,9 +256,9 @@ def test_wrong_input_exits_with_status_2(trained, command, tmp_path):
           "--phantom.size", "64", "64"], "nowhere: no such file or folder"),
         (["--model", "RUN", "--data", "ONE"], "needs at least two class folders"),
         (["--model", "RUN", "--data", "ONE_TRAINED", "--dataset.split", "official"], "training scans of one class"),
-        (["--model", "RUN", "--fractions", "0"], "give shares above 0 and up to 1"),
-        (["--model", "RUN", "--c-range", "1", "0.1"], "two values above 0, in order"),
-        (["--model", "RUN", "--draws", "0"], "give numbers from 1"),
+        (["--model", "RUN", "--fractions", "0"], "--fractions 0.0: must be above 0 and at most 1"),
+        (["--model", "RUN", "--c-range", "1", "0.1"], "--c-range 1.0 0.1: must have the smaller number first"),
+        (["--model", "RUN", "--draws", "0"], "--draws 0: must be from 1 to 1,000"),
         (["--model", "RUN", "--image-size", "33", "32"], "image-size 33 32 is not a multiple"),
     ],
 )  # fmt: skip

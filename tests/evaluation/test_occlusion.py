@@ -157,8 +157,8 @@ def test_a_supervised_run_and_a_dino_run_side_by_side(fitted, trained, cache_roo
 def test_wrong_settings_are_one_line(fitted, cache_root, monkeypatch):
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     for args, message in (
-        (["--window", "0"], "window 0: must be above 0"),
-        (["--stride", "2"], "stride 2: must be above 0 and at most 1"),
+        (["--window", "0"], "--window 0.0: must be above 0"),
+        (["--stride", "2"], "--stride 2.0: must be above 0 and at most 1"),
         (["--fill", "white"], "fill"),
         (["--target", "AMD"], "class AMD: .* has CNV, DME, DRUSEN, NORMAL"),
     ):

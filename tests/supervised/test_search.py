@@ -403,9 +403,9 @@ def test_settings_that_mean_nothing_together_are_not_drawn():
 
 
 def test_any_setting_can_be_searched(tmp_path):
-    text = "network.drop_path: {low: 0, high: 1}\noptim.epochs: [5, 9]\noptim.lr: {low: 1e-5, high: 1e-2, log: true}"
+    text = "optim.mixup: {low: 0, high: 1}\noptim.epochs: [5, 9]\noptim.lr: {low: 1e-5, high: 1e-2, log: true}"
     found = space(tmp_path, f"model: [resnet18, resnet26]\n{text}", models=()).distributions
-    assert isinstance(found["network.drop_path"], optuna.distributions.FloatDistribution)  # although 0 and 1 are whole
+    assert isinstance(found["optim.mixup"], optuna.distributions.FloatDistribution)  # although 0 and 1 are whole
     assert (found["optim.lr"].low, found["optim.lr"].log) == (1e-5, True)
     assert found["model"].choices == ("resnet18", "resnet26")
 
@@ -419,7 +419,7 @@ def test_any_setting_can_be_searched(tmp_path):
         ("optim.lr: {low: 1, high: 0}", "optim.lr"),
         ("optim.lr: {low: 0, high: 1, log: true}", "optim.lr"),
         ("optim.lr: {low: 0, high: 1, lag: true}", "unknown 'lag'"),
-        ("optim.momentum: {low: 0, high: 1.5}", "optim.momentum is 1.5"),
+        ("optim.momentum: {low: 0, high: 1.5}", "--optim.momentum 1.5"),
         ("optim.optimizer: [adam, lion]", "lion"),
         ("optim.optimizer: {low: 0, high: 1}", "optim.optimizer"),
         ("optim.batch_size: {low: 2.5, high: 8}", "2.5"),

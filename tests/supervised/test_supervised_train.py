@@ -203,12 +203,12 @@ def test_settings_survive_the_run_folder(tmp_path):
     ("args", "message"),
     [
         (["--model", "resnet5000"], "nearest names"),
-        (["--optim.lr", "1e9", "--optim.optimizer", "sgd"], "lower --optim.lr"),
+        (["--optim.lr", "1e3", "--optim.optimizer", "sgd"], "lower --optim.lr"),
         (["--network.train", "tail"], "give full, head or a number of last blocks"),
         (["--network.train", "7"], "7 last blocks: the model has"),
         (["--network.image-size", "33"], "33"),
         (["--optim.batch-size", "999"], "fewer than optim.batch_size 999"),
-        (["--optim.momentum", "1"], "optim.momentum is 1"),
+        (["--optim.momentum", "1"], "--optim.momentum 1.0: must be 0 or more and below 1"),
         (["--optim.optimizer", "adamm"], "adamm"),
     ],
 )
