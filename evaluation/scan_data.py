@@ -205,6 +205,8 @@ def open_data(
         name = source.name if source else "the model"
         without = ": there is no config.yaml" if source and Path(name).is_dir() else ""
         raise InputError(f"{name} is not a run{without}, so it brings no data; give --data DIR or --data phantom")
+    if data is None and config.data != "phantom" and not Path(config.data).is_dir():
+        raise InputError(f"{source.run}/config.yaml: its data are not at {config.data} any more; give --data DIR")
     data = data or config.data
     trained_dataset = config.dataset if config else DatasetConfig()
     trained_phantom = config.phantom if config else PhantomConfig()

@@ -55,6 +55,7 @@ def test_the_campaign_knows_a_traceback_a_hang_and_a_wrong_answer(campaign, tmp_
 
 
 def test_every_file_is_damaged_in_twenty_ways_or_more(campaign):
+    campaign.restore()
     for file in FILES:
         names = [name for name, _ in damages(campaign._find(campaign.sound, file), file.kind, random.Random(0))]
         assert len({name for name in names if not name.startswith("content: ")}) >= 20

@@ -519,6 +519,7 @@ class Campaign:
 
     def trials(self, rng: random.Random, wanted: str = "") -> list[tuple[File, int, str, Callable]]:
         """Every file × reader × damage."""
+        self.restore()
         found = []
         for file in FILES:
             if wanted in file.name:
@@ -557,14 +558,18 @@ class Campaign:
         names = (str(path), path.name, str(path.parent), str(path.parent.parent / "export"))
         return "one line" if any(one in errors[0] for one in names) else "a line that does not name the file"
 
+    def restore(self) -> None:
+        """Put back caches that a trial damaged in their place."""
+        for name in os.listdir(self.kept):
+            _remove(self.sound / CACHE / name)
+            _copy(self.kept / name, self.sound / CACHE / name)
+
     def _copy(self, file: File) -> None:
         """A copy of what the readers need. The caches are used in their place: they are known by paths and times. Only
         damaged phantoms, which are drawn anew, come with a copy of their own."""
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
-        for name in os.listdir(self.kept):
-            _remove(self.sound / CACHE / name)
-            _copy(self.kept / name, self.sound / CACHE / name)
+        self.restore()
         for name in {*file.goes_by, *([CACHE] if file.is_phantom else [])}:
             if (self.sound / name).is_dir():
                 shutil.copytree(self.sound / name, self.work / name, symlinks=True)
