@@ -27,6 +27,7 @@ from dino_oct.monitor import MonitorConfig
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 Settings = TypeVar("Settings", bound="RunSettings")
+_MOST_BLOCKS, _WIDEST = 1000, 16384  # of a timm model
 
 
 @dataclass
@@ -41,23 +42,26 @@ class ModelArgs:
     """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
 
     def timm_args(self) -> dict[str, Any]:
-        """``args`` as keyword arguments.
+        """``args`` as keyword arguments."""
+        return {name: yaml.safe_load(value) for name, _, value in (entry.partition("=") for entry in self.args)}
 
-        Raises:
-            InputError: an entry that is not NAME=VALUE.
-        """
-        found: dict[str, Any] = {}
-        for entry in self.args:
-            name, is_given, value = entry.partition("=")
-            if not name.isidentifier() or not is_given:
-                raise InputError(f"--{self.section}.args '{entry}': write NAME=VALUE, for example depth=3")
-            if name in found:
-                raise InputError(f"--{self.section}.args {entry}: {name} is given twice")
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        names = [entry.partition("=")[0] for entry in self.args]
+        for entry, name in zip(self.args, names, strict=True):
+            if not name.isidentifier() or "=" not in entry:
+                return "args", f"'{entry}': write NAME=VALUE, for example depth=3"
+            if names.count(name) > 1:
+                return "args", f"{name} is given twice"
             try:
-                found[name] = yaml.safe_load(value)
+                value = yaml.safe_load(entry.partition("=")[2])
             except Exception:  # PyYAML raises anything for a value that its tag does not fit
-                raise InputError(f"--{self.section}.args {entry}: not a number, a word or a list of these") from None
-        return found
+                return "args", f"{entry}: not a number, a word or a list of these"
+            numbers = [x for x in (value if isinstance(value, list) else [value]) if isinstance(x, (int, float))]
+            most = _MOST_BLOCKS if name in ("depth", "depths") else _WIDEST
+            if any(not -most <= x <= most for x in numbers):
+                return "args", f"{entry}: must be at most {most:,}"
+        return None
 
 
 @dataclass

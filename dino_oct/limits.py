@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 from dino_oct.errors import InputError
 
 _LONGEST_PART, _LONGEST_PATH = 255, 4095  # bytes, of Linux and macOS
+_NEW_PART = 200
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,15 @@ class Ordered:
 
 @dataclass(frozen=True)
 class Text:
-    """Length of a text in characters, and of each of its parts between slashes in bytes, as file systems limit it."""
+    """Length of a text, and of each of its parts between slashes in bytes, as file systems limit it.
+
+    Attributes:
+        least: characters. is_new: of a file or folder to be made: UTF-8, as TensorBoard wants it, with room for what is
+            added to the name while it is written or moved aside.
+    """
 
     least: int = 0
-    longest_part: int = _LONGEST_PART
+    is_new: bool = False
 
     def need(self, value: Any) -> str:
         """As ``Range.need``."""
@@ -88,9 +94,12 @@ class Text:
                 return "must not be empty"
             if "\0" in text:
                 return "must not hold a NUL character"
+            if self.is_new and text != text.encode(errors="replace").decode():
+                return "must be UTF-8"
             parts = [len(part.encode(errors="surrogatepass")) for part in text.split("/")]
-            if max(parts) > self.longest_part:
-                return f"must be shorter: {max(parts)} bytes, {self.longest_part} at most"
+            most = _NEW_PART if self.is_new else _LONGEST_PART
+            if max(parts) > most:
+                return f"must be shorter: {max(parts)} bytes, {most} at most"
             if sum(parts) + len(parts) > _LONGEST_PATH:
                 return f"must be shorter: {_LONGEST_PATH} bytes at most"
         return ""
@@ -125,8 +134,8 @@ Scans = Annotated[int, Range(1, 10_000_000)]
 Neighbours = Annotated[tuple[int, ...], Items(1, distinct=True), Range(1, 1_000_000)]
 Resamples = Annotated[int, Range(0, 100_000)]
 MaskValues = Annotated[tuple[int, ...], Items(distinct=True), Range(0, 65535)]
-NewName = Annotated[str, Text(longest_part=200)]
-"""Of a file or folder to be made, with room for what is added to it while it is written or moved aside."""
+NewName = Annotated[str, Text(is_new=True)]
+NewPath = Annotated[Path, Text(is_new=True)]
 Name = Annotated[str, Text(1)]
 """A path or another name that must not be empty."""
 

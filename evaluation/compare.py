@@ -19,7 +19,7 @@ import tyro
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
 from dino_oct.knn import check_k
-from dino_oct.limits import Items, MaskValues, Name, Neighbours, Range, Resamples, Seed, Text, check_settings
+from dino_oct.limits import Items, MaskValues, Name, Neighbours, NewPath, Range, Resamples, Seed, check_settings
 from evaluation.comparison_cache import StepCache
 from evaluation.comparison_cases import choose_cases, show_cases
 from evaluation.comparison_embedding import embedding
@@ -62,7 +62,7 @@ class Options:
     --retina-values."""
     retina_values: MaskValues = ()
     """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
-    out: Annotated[Path, Text(longest_part=200)] = Path("report")
+    out: NewPath = Path("report")
     """Folder for report.html, results.json, results.csv, figures/ and the cache of finished steps."""
     k: Neighbours = (5, 10)
     """Numbers of neighbours of k-NN."""

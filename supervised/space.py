@@ -159,7 +159,7 @@ def _range(name: str, given: dict[str, Any], base: SupervisedConfig) -> IntDistr
         return make(low, high, log=bool(given.get("log", False)), step=step)
     except KeyError as error:
         raise InputError(f"{name}: {error.args[0]} is missing") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{name}: {' '.join(str(error).split())}") from None
 
 

@@ -1,6 +1,7 @@
 """Settings: presets, precedence, and one-line errors that name the way out."""
 
 import dataclasses
+import os
 
 import pytest
 from conftest import REPOSITORY
@@ -10,6 +11,10 @@ from dino_oct.config import TrainConfig, differences, load_config
 from dino_oct.errors import InputError
 from dino_oct.learner import OptimConfig, Schedules
 from dino_oct.loss import LossConfig
+from evaluation import knn
+from evaluation.runs import open_source
+from supervised import search
+from supervised.zoo import find
 
 PRESETS = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").glob("*.yaml"))
 
@@ -53,6 +58,31 @@ def test_command_line_over_preset_over_defaults():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("epochs: 3", r"unknown setting 'epochs'; did you mean 'optim\.epochs'\?"),
+        ("augment: {size: 3}", r"did you mean 'augment\.global_size' or 'augment\.local_size'\?"),
+        ("optim: {lr: 1, lr: 2}", r"line 1: 'lr' is given twice"),
+        ("optim:\n  lr: 1\nseed: 1\noptim:\n  lr: 2", r"line 4: 'optim' is given twice, first in line 1"),
+        ("optim.lr: 1\noptim: {lr: 2}", r"'optim\.lr' is given twice"),
+        ("1: 2", "line 1: key 1: not the name of a setting"),
+        ("on: 2", "line 1: key on: not the name of a setting"),
+        ("? [a]\n: 2", "line 1: key a list or section: not the name"),
+        ("optim: 3", r"'optim' is a section: its settings stand below it, as optim\.epochs"),
+        ("optim: &all {lr: 1, more: *all}", "nested too deeply"),
+        ("[" * 3000, "nested too deeply"),
+        ("optim: {lr: [1, 2]}", r"optim\.lr \[1, 2\]: must be one value, not a list"),
+        ("optim: {lr: {a: 1}}", r"optim\.lr: .*must be a text or number"),
+        ("monitor: {k: [[1, 2], 3]}", r"monitor\.k: \[1, 2\] must be a text or number"),
+        ("monitor: {k: []}", r"monitor\.k '': must name at least one"),
+        ("monitor: {image_size: [32]}", r"monitor\.image_size.*Expected 2 values"),
+        ("model: {args: [--seed, 5]}", r"model\.args --seed: must not begin with a hyphen"),
+        ("data: true", "data: True must be a text or number; put it in quotes"),
+        ("out: null", "out: None must be a text or number; put it in quotes"),
+        ("out: 2024-13-45", "not valid YAML: month must be in"),
+        ("a: !!bool x", "not valid YAML"),
+        ("a: !!timestamp x", "not valid YAML"),
+        ("optim: {lr: .nan}", r"optim\.lr nan: must be from 0"),
+        ('data: "a\\0b"', r"data 'a\\x00b': must not hold a NUL character"),
+        ("optim: {warmup-epochs: 1}", r"did you mean 'optim\.warmup_epochs'"),
         ("loss: {koleo: 0.1}", r"unknown setting 'loss\.koleo'; did you mean 'loss\.koleo_weight'\?"),
         ("optim: {lr: fast}", r"optim\.lr.*fast"),
         ("optim: [1, 2", "not valid YAML"),
@@ -76,13 +106,84 @@ def test_mistakes_in_a_file(tmp_path, text, message):
         (["--loss.centering", "centre"], r"invalid choice 'centre'"),
         (["--config", "configs/none.yaml"], r"no such settings file; presets: configs/quickstart\.yaml"),
         (["--resume", "nowhere.pt"], "no such checkpoint"),
-        (["--model.args", "depth"], r"model\.args 'depth': write NAME=VALUE"),
+        (["--model.args", "depth"], r"--model\.args depth: 'depth': write NAME=VALUE"),
+        (["--model.args", "depth=["], r"--model\.args depth=\[: depth=\[: not a number, a word or a list"),
+        (["--model.args", "depth=2", "depth=3"], r"--model\.args depth=2 depth=3: depth is given twice"),
+        (["--model.args", "depth=1000000000"], r"--model\.args .*: must be at most 1,000"),
+        (["--model.args", "embed_dim=[96, 1000000]"], r"--model\.args .*: must be at most 16,384"),
     ],
 )
 def test_mistakes_on_the_command_line(args, message):
     with pytest.raises(InputError, match=message) as error:
-        load_config(args).model.timm_args()
+        load_config(args)
     assert "\n" not in str(error.value)
+
+
+def test_an_empty_section_and_words_like_options_are_read_as_they_are(tmp_path):
+    (tmp_path / "mine.yaml").write_text("optim:\nloss: {}\ndata: --seed\nmodel: {args: [depth=2, img_size=-1]}")
+    config = load_config(["--config", str(tmp_path / "mine.yaml")])
+    assert (config.data, config.seed, config.model.args) == ("--seed", 0, ["depth=2", "img_size=-1"])
+    assert config.optim == OptimConfig()
+
+
+def test_a_preset_that_is_no_file_of_settings_is_one_line(tmp_path):
+    (tmp_path / "empty.yaml").touch()
+    assert load_config(["--config", str(tmp_path / "empty.yaml"), "--out", "x"]).optim == OptimConfig()
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    with (tmp_path / "huge.yaml").open("wb") as stream:
+        stream.truncate(3 << 20)
+    os.mkfifo(tmp_path / "pipe.yaml")
+    names = {"": "a folder", "binary.yaml": "not text in UTF-8", "huge.yaml": "3 MB are too many", "x" * 300: "shorter"}
+    names |= {"pipe.yaml": "not a file", "none.yaml": "no such settings file", "empty.yaml/x": "no such settings file"}
+    for name, message in names.items():
+        with pytest.raises(InputError, match=message) as error:
+            load_config(["--config", str(tmp_path / name)])
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ("--epochs 3", "--epochs: no such option; did you mean --optim.epochs?"),
+        ("--lr=1", "--lr: no such option; did you mean --optim.lr?"),
+        ("--batch_size 8", "did you mean --optim.batch-size or --monitor.batch-size?"),
+        ("--koleo 1", "did you mean --loss.koleo-weight?"),
+        ("--model.lr 1", "did you mean --optim.lr?"),
+        ("--augment.size 8", "did you mean --augment.global-size or --augment.local-size?"),
+        ("--optim.epoch 8", "did you mean --optim.epochs?"),
+        ("--xyzzy 1", "--xyzzy: no such option (--help lists every option)"),
+        ("--optim.lr 1 2", "'2': one value too many for --optim.lr"),
+        ("runs/mine --seed 1", "'runs/mine': options are given as --name VALUE"),
+    ],
+)
+def test_what_was_meant_is_suggested(args, message):
+    with pytest.raises(InputError) as error:
+        load_config(args.split())
+    assert message in str(error.value)
+
+
+def test_every_part_of_a_command_suggests_and_search_too(tmp_path):
+    with pytest.raises(InputError, match=r"did you mean --base\.optim\.epochs\?"):
+        parse_options(search.Options, ["--epochs", "3"])
+    with pytest.raises(InputError, match=r"did you mean --phantom\.patients\?"):
+        parse_options(knn.Options, ["--patients", "3"])
+
+
+@pytest.mark.parametrize("name", ["runs/none", "./none", "none.pth", "/no/where", "~/none.safetensors"])
+def test_a_missing_path_is_called_missing(name):
+    with pytest.raises(InputError, match="no such file or folder"):
+        find(name)
+    with pytest.raises(InputError, match="no such file or folder"):
+        open_source(name)
+    with pytest.raises(InputError, match=f"^{name}: no such file"):
+        open_source(f"timm:resnet10t@{name}")
+    with pytest.raises(InputError, match=rf"--resume {name}: no such checkpoint"):
+        load_config(["--resume", name])
+
+
+def test_a_name_of_timm_without_its_kind_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"^resnet18: no such file or folder; did you mean timm:resnet18\?"):
+        open_source("resnet18")
 
 
 def test_the_command_line_is_frozen():

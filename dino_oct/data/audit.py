@@ -25,7 +25,7 @@ from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scan
 from dino_oct.data.shortcut import as_numbers, check_shortcuts
 from dino_oct.data.splits import SPLITS
 from dino_oct.files import write_whole
-from dino_oct.limits import Name
+from dino_oct.limits import Name, NewPath
 
 _SHOWN = 10  # examples printed of each finding; --json holds all
 _PAIRED = 50  # scans of a group of equal ones up to which every pair is listed
@@ -38,7 +38,7 @@ class AuditOptions:
 
     folder: tyro.conf.Positional[Name]
     """OCT2017-style tree, or any folder of images."""
-    json: Path | None = None
+    json: NewPath | None = None
     """Also write all numbers and lists to this file."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 

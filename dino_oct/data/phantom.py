@@ -28,7 +28,7 @@ from dino_oct.data.phantom_worker import LESION_VALUE, RETINA_VALUE, PatientJob,
 from dino_oct.data.splits import SPLITS
 from dino_oct.errors import InputError
 from dino_oct.files import naming, private_folder, read_json, remove, scratch_folder, share_as
-from dino_oct.limits import Range, Seed, Text, check_settings
+from dino_oct.limits import NewPath, Range, Seed, check_settings
 
 __all__ = ["CLASSES", "LAYERS", "PHANTOM_VERSION", "Phantom", "PhantomConfig"]
 __all__ += ["draw_phantom", "patient_plan", "phantom_folder", "write_phantoms"]
@@ -263,7 +263,7 @@ def _replace(out: Path, earlier: dict, staging: Path) -> None:
 class Options(PhantomConfig):
     """Draw synthetic OCT scans (phantoms) with lesion masks, layer boundaries and severities."""
 
-    out: Annotated[Path, Text(longest_part=200)]
+    out: NewPath
     """Folder to write: new, empty, or an earlier phantom, which is replaced."""
 
 

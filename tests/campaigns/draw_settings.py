@@ -14,6 +14,7 @@ import dataclasses
 import importlib
 import math
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -237,33 +238,28 @@ class Draw:
         return f"{self.command.script} {changed}{' (in a file)' if self.in_file else ''}"
 
 
-def draw(command: Command, rng: np.random.Generator, setting: Setting | None = None) -> Draw:
-    """One or two settings of a command with random values.
-
-    Args:
-        setting: to change; None: any.
-    """
-    settings = [one for one in command.settings if not one.name.endswith("config")]
-    first = setting or settings[rng.integers(len(settings))]
-    changed = {first.name: (first, _values(first, rng))}
+def draw(command: Command, setting: Setting, rng: np.random.Generator) -> Draw:
+    """A setting of a command with random values, now and then with a second one."""
+    changed = {setting.name: (setting, _values(setting, rng))}
     if rng.random() < 0.25:
-        second = settings[rng.integers(len(settings))]
+        second = command.settings[rng.integers(len(command.settings))]
         changed.setdefault(second.name, (second, _values(second, rng)))
     files = [one.name for one in command.settings if one.name.endswith("config")]
     prefix = files[0].removesuffix("config") if files else None
-    in_file = prefix is not None and all(name.startswith(prefix) for name in changed) and rng.random() < 0.3
+    fits = prefix is not None and all(name.startswith(prefix) and name not in files for name in changed)
+    in_file = fits and rng.random() < 0.3
     return Draw(command, tuple(changed.values()), in_file)
 
 
 def draws(n: int, seed: int) -> Iterator[Draw]:
     """``n`` draws, in turns through all settings of all commands."""
     rng = np.random.default_rng(seed)
-    pairs = [(one, setting) for one in commands() for setting in one.settings if not setting.name.endswith("config")]
+    pairs = [(one, setting) for one in commands() for setting in one.settings]
     order: list[int] = []
     for _ in range(n):
         order = order or rng.permutation(len(pairs)).tolist()
         command, setting = pairs[order.pop()]
-        yield draw(command, rng, setting)
+        yield draw(command, setting, rng)
 
 
 def _values(setting: Setting, rng: np.random.Generator) -> tuple[str, ...]:
@@ -358,8 +354,8 @@ def is_told(one: Draw, text: str) -> bool:
     plain = text.lower().replace("-", "_").replace(" ", "_")
     names = [setting.name.rpartition(".")[2] for setting, _ in one.settings]
     names += [name.rstrip("s") for name in names] + [setting.name for setting in one.command.settings]
-    words = [word.rpartition("/")[2] or word for _, words in one.settings for word in words]
-    words = [repr(word)[1:41].rstrip("'\"").lower() for word in words if word.strip(" -.")]
+    words = [re.split("[/@]", word)[-1] or word for _, words in one.settings for word in words]
+    words = [repr(" ".join(word.split()))[1:41].rstrip("'\"").lower() for word in words if word.strip(" -")]
     # Words that begin with a hyphen are options to the parser.
     is_option = any(word.startswith("-") for _, words in one.settings for word in words)
     told = is_option or any(name in plain for name in names) or any(word in text.lower() for word in words)
@@ -376,8 +372,6 @@ def is_heavy(settings: Any) -> bool:
         numbers = [x for x in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(x, (int, float))]
         if any(x > HEAVY.get(leaf, math.inf) or x < LIGHT.get(leaf, -math.inf) for x in numbers):
             return True
-        if leaf == "args" and any(len(x.partition("=")[2]) > 6 for x in value if isinstance(x, str)):
-            return True
     return False
 
 
@@ -389,11 +383,9 @@ class Sandbox:
 
     def __init__(self, root: Path, limit: float = 120):
         self.root, self.limit = root, limit
-        self.box = root / "outer" / "inner"
-        os.environ["DINO_OCT_CACHE"] = str(root / "cache")
-        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "MPLCONFIGDIR": str(root / "mpl")}
-        self.places = {"RUN": str(root / "RUN"), "FIT": str(root / "FIT"), "OUT": str(self.box / "out")}
-        self.places |= {"SCANS": str(root / "scans"), "JUNK": str(root / "junk")}
+        self.box, self.made = root / "outer" / "inner", root / "made"
+        names = {"RUN": "run", "FIT": "fit", "SCANS": "scans", "JUNK": "junk", "OUT": "inner/out"}
+        self.places = {name: str(self.box.parent / place) for name, place in names.items()}
         self.all = {one.script: one for one in commands()}
 
     def prepare(self) -> None:
@@ -402,28 +394,28 @@ class Sandbox:
         Raises:
             RuntimeError: a command line that should work does not.
         """
-        (self.root / "junk").write_bytes(bytes(range(256)) * 40)
+        self.made.mkdir()
+        (self.made / "junk").write_bytes(bytes(range(256)) * 40)
         for script, name in (
             ("dino_oct/train.py", "RUN"),
             ("supervised/train.py", "FIT"),
             ("dino_oct/data/phantom.py", "SCANS"),
         ):
-            base = Draw(self.all[script], ()).args({**self.places, "OUT": self.places[name]})
+            base = Draw(self.all[script], ()).args(
+                {**self.places, "OUT": str(self.made / Path(self.places[name]).name)}
+            )
             outcome = self.run(script, base)
             if outcome.status != 0:
                 raise RuntimeError(f"{script} {' '.join(base)}: status {outcome.status}: {outcome.text}")
-        scan = next((self.root / "scans" / "test").rglob("*.jpeg"))
-        self.places = {"SCANS": self.places["SCANS"], "SCAN": str(scan), **self.places}
+        scan = next((self.made / "scans" / "test").rglob("*.jpeg")).relative_to(self.made)
+        self.places = {"SCANS": self.places["SCANS"], "SCAN": str(self.box.parent / scan), **self.places}
         from evaluation.embeddings import umap_map
 
         umap_map(np.random.default_rng(0).random((12, 4)), 0, n_neighbours=3)  # numba compiles once, not in each fork
 
     def run(self, script: str, args: Sequence[str]) -> Outcome:
         """Run a script in a forked process, as ``python SCRIPT ARGS`` does."""
-        shutil.rmtree(self.box.parent, ignore_errors=True)
-        self.box.mkdir(parents=True)
-        if drawn := next((Path(word) for word in args if word.endswith("drawn.yaml")), None):
-            drawn.write_bytes(self.drawn)
+        self._furnish(args)
         begun = time.monotonic()
         child = os.fork()
         if child == 0:
@@ -444,12 +436,27 @@ class Sandbox:
         text = (self.root / "stderr").read_text(errors="replace")
         return Outcome(status, text, seconds, fault)
 
+    def _furnish(self, args: Sequence[str]) -> None:
+        """Give the box what a command line names, as it was made: an earlier command may have written over it."""
+        drawn = self.box / "drawn.yaml"
+        content = drawn.read_bytes() if str(drawn) in args else b""
+        shutil.rmtree(self.box.parent, ignore_errors=True)
+        self.box.mkdir(parents=True)
+        if content:
+            drawn.write_bytes(content)
+        for one in self.made.iterdir():
+            place = self.box.parent / one.name
+            if any(str(place) in word for word in (*args, content.decode())):
+                (shutil.copytree if one.is_dir() else shutil.copy2)(one, place)
+
     def _become(self, script: str, args: Sequence[str]) -> None:
         """The forked process: runs the script and ends."""
         status = 1
         try:
             os.setsid()
             os.chdir(self.box)
+            os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+            os.environ["DINO_OCT_CACHE"] = str(self.root / "cache")
             for number, target in ((0, "/dev/null"), (1, self.root / "stdout"), (2, self.root / "stderr")):
                 mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
                 os.dup2(os.open(target, mode), number)
@@ -484,8 +491,7 @@ class Sandbox:
         shutil.rmtree(self.box.parent, ignore_errors=True)
         self.box.mkdir(parents=True)
         args = one.args(self.places)
-        file = next((Path(word) for word in args if word.endswith("drawn.yaml")), None)
-        self.drawn = file.read_bytes() if file else b""
+        self._furnish(args)
         before = os.getcwd()
         os.chdir(self.box)
         try:

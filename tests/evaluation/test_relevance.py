@@ -334,4 +334,4 @@ def test_the_command_writes_what_the_function_gives(fitted, tmp_path, capsys, ca
 def test_wrong_use_of_the_command_exits_with_status_2(command):
     finished = command("evaluation/relevance.py", "--method", "lrp", "lrp")
     assert finished.returncode == 2
-    assert finished.stderr.strip() == "error: methods lrp lrp: name one or more, each once"
+    assert finished.stderr.strip() == "error: --methods lrp lrp: must name each once"

@@ -267,7 +267,6 @@ def test_every_preset_is_valid_names_a_model_and_says_what_it_is_for(preset, mon
     config = load_config(["--config", f"configs/supervised/{preset}"])
     assert config.out == f"runs/{preset.removesuffix('.yaml')}"
     assert config.model.startswith("runs/") or find(config.model)
-    config.network.timm_args()
     header = (REPOSITORY / "configs" / "supervised" / preset).read_text().splitlines()
     assert header[0].startswith("# ")
     assert any("accelerate launch" in line for line in header)
