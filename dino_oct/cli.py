@@ -21,7 +21,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 import yaml
 
-from dino_oct.errors import InputError, interrupt
+from dino_oct.errors import InputError, Interrupted, interrupt
 from dino_oct.files import explain, harden_terminal, read_yaml, write_whole
 from dino_oct.limits import Setting, all_settings, check_settings
 
@@ -152,8 +152,13 @@ def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> 
 def one_line_errors() -> Iterator[None]:
     """Turn wrong input, a full disk, too little memory and what may not be read or written into one line on stderr and
     exit status 2, Ctrl-C into 130, SIGTERM into 143; let no print end the program."""
-    is_main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if is_main_thread else None
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
     harden_terminal()
     try:
         yield
@@ -171,8 +176,19 @@ def one_line_errors() -> Iterator[None]:
         print("interrupted", file=sys.stderr, flush=True)
         sys.exit(128 + getattr(interruption, "number", signal.SIGINT))
     finally:
-        if is_main_thread:
-            signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _end_if_interrupted(unraisable: Any) -> None:
+    """End the process where a library swallowed the interruption, as callbacks of compiled code and destructors do."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        return sys.__unraisablehook__(unraisable)
+    print("interrupted", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(128 + unraisable.exc_value.number)
 
 
 def _stop(reason: str) -> NoReturn:

@@ -19,6 +19,7 @@ from dino_oct.cli import parse_options, read_settings
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
+from dino_oct.files import is_same_path
 from dino_oct.learner import OptimConfig
 from dino_oct.limits import DropPath, Heads, Name, NewName, Range, Seed, Text
 from dino_oct.loss import LossConfig
@@ -187,6 +188,14 @@ def use_bf16(precision: str) -> bool:
     return flags.is_file() and "avx512_bf16" in flags.read_text()
 
 
+def _is_same(old: Any, new: Any) -> bool:
+    """Whether two values of a setting mean the same; texts may be spellings of one path, if it is there."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(map(_is_same, old, new))
+    both_exist = isinstance(old, str) and isinstance(new, str) and all(one and Path(one).exists() for one in (old, new))
+    return old == new or (both_exist and is_same_path(old, new))
+
+
 def differences(old: RunSettings, new: RunSettings) -> list[str]:
     """Settings that differ, as 'section.key: old → new', those that cannot change training left out."""
     changed = []
@@ -197,7 +206,7 @@ def differences(old: RunSettings, new: RunSettings) -> list[str]:
             x, y = getattr(a, item.name), getattr(b, item.name)
             if dataclasses.is_dataclass(x):
                 compare(x, y, f"{prefix}{item.name}.")
-            elif x != y and (prefix or item.name) not in harmless:
+            elif not _is_same(x, y) and (prefix or item.name) not in harmless:
                 changed.append(f"{prefix}{item.name}: {x} → {y}")
 
     compare(old, new)

@@ -10,6 +10,7 @@ import shutil
 import socket
 import stat
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +44,11 @@ def replacing(file: str | Path) -> Iterator[Path]:
     partial, handle = _new(file, _PARTIAL, is_folder=False)
     try:
         yield partial
+        if not _is_at(handle, partial):  # safetensors puts a file of its own in its place
+            mode = stat.S_IMODE(os.fstat(handle).st_mode)
+            at_first, handle = handle, os.open(partial, os.O_RDWR)
+            os.close(at_first)
+            os.fchmod(handle, mode)
         os.fsync(handle)
         os.replace(partial, file)
     except BaseException as error:
@@ -304,6 +310,11 @@ def share_as(path: Path, folder: Path, write: bool = False) -> None:
         one.chmod(mode if one.is_dir() else mode & 0o666)
 
 
+def is_same_path(one: str | Path, other: str | Path) -> bool:
+    """Whether two spellings mean one place: relative or absolute, by ``..`` or by a link."""
+    return one == other or Path(one).resolve() == Path(other).resolve()
+
+
 def short_name(name: str, longest: int = _LONGEST) -> str:
     """A name for a file made of another's, of at most so many bytes; different names stay different."""
     name = name.replace("/", "_").replace("\0", "_")
@@ -325,7 +336,12 @@ class _Unhearing(io.FileIO):
 
 
 def harden_terminal() -> None:
-    """Let no print end the program: characters that a terminal cannot show are escaped, a closed pipe is ignored."""
+    """Let no print end the program: characters that a terminal cannot show are escaped, a closed pipe is ignored.
+
+    A full disk that a thread meets is told by the one who waits for the thread, not by a traceback beside.
+    """
+    told = threading.excepthook
+    threading.excepthook = lambda args: None if is_full(args.exc_value) else told(args)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):  # redirected by the caller

@@ -62,13 +62,14 @@ def data_identity(root: Path) -> str:
 
 
 def run_of(source: str) -> Path | None:
-    """The run folder that a SOURCE is, or is a checkpoint or export of; None for any other."""
+    """The run folder that a SOURCE is, or is a checkpoint or export of, or leads to; None for any other."""
     path = Path(source)
     if not path.exists():
         return None
-    for folder in (path, path.parent, path.parent.parent):
-        if os.path.lexists(folder / "config.yaml") and _parts(folder):
-            return folder
+    for start in (path, path.resolve()):
+        for folder in (start, start.parent, start.parent.parent):
+            if os.path.lexists(folder / "config.yaml") and _parts(folder):
+                return folder
     return None
 
 

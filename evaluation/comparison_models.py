@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dino_oct.errors import InputError
+from dino_oct.models.official import digest as tensor_digest
 from dino_oct.provenance import Seen
 from evaluation.class_target import Classifier, ClassTargetOptions, open_classifier
 from evaluation.comparison import MODEL
@@ -34,8 +35,9 @@ class Model:
 
     Attributes:
         key: short and unique.
-        sha256: first 16 digits of its weights' file; settings: all else that makes a network of them: architecture,
-            arguments, normalisation, class names; loaded: in words, what was loaded.
+        sha256: first 16 digits of its weights' file; content: of its tensors, whatever file holds them.
+        settings: all else that makes a network of them: architecture, arguments, normalisation, class names.
+        loaded: in words, what was loaded.
         has_own: whether it has a trained classifier of the data's classes.
         seen: what is known of the data's patients and its training; None where nothing is.
         gaps: column, group or section of the report → why this model has none.
@@ -46,6 +48,7 @@ class Model:
     kind: Kind
     architecture: str
     sha256: str
+    content: str
     settings: dict[str, Any]
     loaded: str
     has_own: bool
@@ -112,6 +115,14 @@ def open_models(names: Sequence[str], data: ScanData, positions: dict[str, np.nd
     """
     sources = [open_source(name) for name in names]
     models = [_open(key, source, data, positions) for key, source in zip(short_names(sources), sources, strict=True)]
+    named: dict[str, str] = {}
+    for model in models:
+        if model.content in named:
+            raise InputError(
+                f"{model.source.name}: the same weights as {named[model.content]} under another name; name every "
+                "model once"
+            )
+        named[model.content] = model.source.name
     return {model.key: model for model in models}
 
 
@@ -153,6 +164,7 @@ def _open(key: str, source: Source, data: ScanData, positions: dict[str, np.ndar
         kind=kind,
         architecture=backbone.hub_config["architecture"],
         sha256=network.weights["sha256"],
+        content=f"{backbone.hub_config['architecture']} {tensor_digest(backbone.state_dict())}",
         settings={**backbone.hub_config, "label_names": list(names)},
         loaded=network.weights["loaded"],
         has_own="classifier" not in gaps,

@@ -13,7 +13,7 @@ from torch import nn
 from dino_oct.cli import read_settings
 from dino_oct.config import RunSettings, TrainConfig
 from dino_oct.errors import InputError
-from dino_oct.files import read_yaml
+from dino_oct.files import is_same_path, read_yaml
 from dino_oct.limits import Heads, Name, NewName, Resamples, Seed
 from dino_oct.models.backbone import check_source, load_backbone, local_file, open_layer_scales
 from dino_oct.monitor import MonitorConfig
@@ -80,7 +80,7 @@ class Source:
     @property
     def is_final(self) -> bool:
         """Whether these are a run's final weights rather than one of its checkpoints."""
-        return self.run is not None and Path(self.name) in (self.run, self.run / "export")
+        return self.run is not None and any(is_same_path(self.name, at) for at in (self.run, self.run / "export"))
 
     @property
     def kind(self) -> str:
@@ -89,7 +89,7 @@ class Source:
             return "random weights"
         if self.run is None:
             return "other weights"
-        if Path(self.name) == self.run / "checkpoints" / "start":
+        if is_same_path(self.name, self.run / "checkpoints" / "start"):
             return "starting weights"
         return "self-supervised" if self.monitor else "supervised"
 
@@ -149,7 +149,7 @@ def read_run(run: Path) -> RunSettings:
         section = given
         for part in name.split("."):
             section = section.get(part) if isinstance(section, dict) else None
-        if section is None:
+        if section in (None, ""):
             raise InputError(f"{file}: damaged: '{name}' is missing; put in what the run was started with")
     return found
 
@@ -199,7 +199,7 @@ def starting_weights(source: Source, device: torch.device) -> Frozen | str:
     if source.run is None:
         return "no row for starting weights: the model is not from a run"
     start = source.run / "checkpoints" / "start"
-    if Path(source.name) == start:
+    if is_same_path(source.name, start):
         return "no row for starting weights: they are the model itself"
     if not (start / "config.json").is_file():
         return f"no row for starting weights: {start} is missing"

@@ -16,6 +16,7 @@ from dino_oct.data.phantom import Depth, Patients, PhantomConfig, PictureSide, S
 from dino_oct.data.shortcut import check_shortcuts
 from dino_oct.data.table import ScanRow, read_rows
 from dino_oct.errors import InputError
+from dino_oct.files import is_same_path
 from dino_oct.limits import Seed
 from dino_oct.provenance import TABLE, TRAINED_ON, Seen, seen_in, trained_on
 
@@ -204,6 +205,8 @@ def open_data(
         name = source.name if source else "the model"
         without = ": there is no config.yaml" if source and Path(name).is_dir() else ""
         raise InputError(f"{name} is not a run{without}, so it brings no data; give --data DIR or --data phantom")
+    if data is None and config.data != "phantom" and not Path(config.data).is_dir():
+        raise InputError(f"{source.run}/config.yaml: its data are not at {config.data} any more; give --data DIR")
     data = data or config.data
     trained_dataset = config.dataset if config else DatasetConfig()
     trained_phantom = config.phantom if config else PhantomConfig()
@@ -231,7 +234,7 @@ def _table_of(run: Path) -> list[ScanRow] | None:
 
 def _same_data(one: str, other: str) -> bool:
     """Whether two ``data`` settings mean the same scans."""
-    return one == other or ("phantom" not in (one, other) and Path(one).resolve() == Path(other).resolve())
+    return one == other or ("phantom" not in (one, other) and is_same_path(one, other))
 
 
 def _changed(settings: Settings, options: DatasetOptions | PhantomOptions) -> Settings:

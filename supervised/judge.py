@@ -125,11 +125,12 @@ def read_result(file: Path) -> dict[str, Any] | None:
     try:
         result = read_json(file)
         row = result["rows"][NAME]
-        numbers = [row[metric][key] for metric in METRICS for key in ("point", "low", "high")]
-        numbers += [row["lowest_recall"]["recall"]["point"], result["majority"]["share"]]
+        numbers = [row[name][key] for name in ("accuracy", "balanced_accuracy") for key in ("point", "low", "high")]
+        if lowest := row.get("lowest_recall"):
+            numbers += [lowest["recall"]["point"], result["majority"]["share"]]
+            str.strip(lowest["class"])
         if not all(number is None or 0 <= number <= 100 for number in numbers):
             raise ValueError("numbers that are no per cent")
-        str.strip(row["lowest_recall"]["class"])
     except (InputError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{file}: damaged: {type(error).__name__} {error}"
         print(f"warning: {reason}; the test is made again", file=sys.stderr, flush=True)

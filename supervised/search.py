@@ -209,10 +209,22 @@ def _check_same_search(shared: SharedStudy, base: SupervisedConfig, space: Space
             write_whole(searched, yaml.safe_dump(space.given, sort_keys=False, width=120))
             return
         changed = differences(read_settings(SupervisedConfig, settings), base)
-        if read_yaml(searched) != space.given:
+        if not _is_same_space(read_yaml(searched), space.given):
             changed.append(f"the space or the models (those of the search are in {searched})")
     if changed:
         raise InputError(f"{shared.out}: a search with other settings: {'; '.join(changed)}; choose another --out")
+
+
+def _is_same_space(one: Any, other: dict[str, Any]) -> bool:
+    """Whether two spaces are the same, however the paths of their models are spelled."""
+
+    def resolved(given: Any) -> Any:
+        models = given.get("model") if isinstance(given, dict) else None
+        if not isinstance(models, list):
+            return given
+        return {**given, "model": [str(Path(m).resolve()) if Path(str(m)).exists() else m for m in models]}
+
+    return resolved(one) == resolved(other)
 
 
 def _run_trials(shared: SharedStudy, options: Options, base: SupervisedConfig, space: Space, say: Say) -> bool:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from optuna.exceptions import ExperimentalWarning, OptunaError
+from optuna.exceptions import ExperimentalWarning, OptunaError, UpdateFinishedTrialError
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
@@ -247,8 +247,9 @@ class SharedStudy:
         return sum(t.state is TrialState.RUNNING and self._is_held(t) for t in self.trials())
 
     def put_down(self, trial: Trial) -> None:
-        """Leave a trial to the next worker, which goes on with it."""
-        trial.set_user_attr("worker", "")
+        """Leave a trial to the next worker, which goes on with it, unless it has just ended."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            trial.set_user_attr("worker", "")
 
     def finish(
         self,

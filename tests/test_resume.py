@@ -200,6 +200,6 @@ def test_keeping_a_checkpoint_survives_the_next_save(tmp_path):
 
 def test_trimming_drops_later_and_broken_lines(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    file.write_text('{"step": 1, "epoch": 0.5}\n{"step": 2, "epoch": 1}\n{"step": 3, "epoch": 1.5}\n{"st')
     checkpoint.trim_metrics(file, 2)
-    assert file.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert file.read_text() == '{"step": 1, "epoch": 0.5}\n{"step": 2, "epoch": 1}\n'

@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
-from conftest import TINY_FIT, TINY_RUN
+from conftest import REPOSITORY, TINY_FIT, TINY_RUN
 
 from dino_oct import config as pretraining
 from dino_oct import features, train
@@ -126,3 +128,26 @@ def test_a_signal_inside_the_test_of_a_supervised_run_loses_nothing(tmp_path, mo
     supervised_train.main()
     assert (run / "evaluation" / "supervised" / "supervised_test.json").exists()
     assert [line["step"] for line in lines(run) if "val_loss" in line] == [0, 2]
+
+
+SWALLOWED = """
+import ctypes, os, signal, sys, time
+from dino_oct.cli import one_line_errors
+callback = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.{name}))
+with one_line_errors():
+    print("computing")
+    {call}
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("call", ["callback()", "os.kill(os.getpid(), signal.{name})"])
+def test_a_signal_ends_a_command_even_inside_a_callback_of_compiled_code(name, call):
+    """There an exception is printed and forgotten."""
+    done = subprocess.run(
+        [sys.executable, "-c", SWALLOWED.format(name=name, call=call.format(name=name))], cwd=REPOSITORY,
+        capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.returncode == 128 + getattr(signal, name)
+    assert (done.stdout, done.stderr) == ("computing\n", "interrupted\n")

@@ -79,8 +79,9 @@ def read_rows(file: Path, row_type: type = ScanRow) -> list:
         if wrong := {row.split for row in rows if hasattr(row, "split")} - {*SPLITS, ""}:
             raise ValueError(f"split '{sorted(wrong)[0]}'")
     except (OSError, ValueError, TypeError, csv.Error) as error:
+        reason = " ".join(str(error).split())[:200].encode(errors="backslashreplace").decode()
         raise InputError(
-            f"{file}: damaged: not a readable table of scans ({' '.join(str(error).split())[:200]}); without this file "
+            f"{file}: damaged: not a readable table of scans ({reason}); without this file "
             "commands go on and say what is then not known"
         ) from None
     return rows

@@ -1,6 +1,7 @@
 """``load_backbone(SOURCE)``: one door for timm names, files of weights, run folders and exports."""
 
 import json
+import os
 import re
 import urllib.error
 from collections.abc import Collection, Sequence
@@ -15,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dino_oct.errors import InputError
-from dino_oct.files import read_json, write_whole
+from dino_oct.files import check_regular, read_json, write_whole
 from dino_oct.models import formats, official
 from dino_oct.models.description import check_arguments, check_description, describe_images
 from dino_oct.models.network import in_channels
@@ -117,6 +118,8 @@ def load_backbone(
         return _from_folder(path, num_classes, args, seed)
     if path.is_file():
         return _from_file(path, num_classes, args, heads, seed)
+    if os.path.lexists(path):
+        check_regular(path)
     raise InputError(_missing(source))
 
 
@@ -129,8 +132,11 @@ def check_source(source: str) -> None:
         source = file if at else source
         if not at:
             return
-    if not source.startswith("https://") and not Path(source).exists():
+    if source.startswith("https://") or Path(source).is_dir():
+        return
+    if not os.path.lexists(source):
         raise InputError(_missing(source))
+    check_regular(source)
 
 
 def _missing(source: str) -> str:
@@ -362,7 +368,10 @@ def _rebuild(
     hub_config = check_description(hub_config, source)
     num_classes = hub_config["num_classes"] if num_classes is None else num_classes
     args = {**hub_config["model_args"], **args}
-    model = _create(hub_config["architecture"], num_classes, args, seed)
+    try:
+        model = _create(hub_config["architecture"], num_classes, args, seed)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None
     model.pretrained_cfg = {**model.pretrained_cfg, **hub_config["pretrained_cfg"]}
     report = replace(_load(model, tensors, source), taken=taken)
     model = _finish(model, hub_config["architecture"], args, report)

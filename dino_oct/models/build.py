@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dino_oct.checkpoint import Checkpoints
+from dino_oct.errors import InputError
 from dino_oct.models import official
 from dino_oct.models.attention import check_transformer
 from dino_oct.models.backbone import adopt_description, load_backbone, load_into, local_file
@@ -78,13 +79,20 @@ def build_networks(
         return Networks(student, None, None, new_head=True, pretrained=pretrained)
 
     tensors = {which: official.network_tensors(full, which) for which in ("student", "teacher")}
-    student = _network(backbone, config, tensors["student"], seed)
-    load_into(student, tensors["student"], f"{file} (student)")
     teacher_backbone = load_backbone(str(file), model_args=config.timm_args(), heads=config.heads)
-    teacher = _network(teacher_backbone, config, tensors["teacher"], seed)
+    try:
+        student = _network(backbone, config, tensors["student"], seed)
+        teacher = _network(teacher_backbone, config, tensors["teacher"], seed)
+        out_dim = student.head.last_layer.weight_v.shape[0]
+        center = full.get("dino_loss", {}).get("center")
+        center = None if center is None else center.reshape(1, out_dim)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        raise InputError(f"{file}: damaged: its heads or its centre are not DINO's ({reason})") from None
+    load_into(student, tensors["student"], f"{file} (student)")
     load_into(teacher, tensors["teacher"], f"{file} (teacher)")
-    center = full.get("dino_loss", {}).get("center")
-    out_dim = student.head.last_layer.weight_v.shape[0]
+    if center is not None and not center.isfinite().all():
+        raise InputError(f"{file}: damaged: its centre is not finite")
     say(
         f"head: from the file, K = {out_dim}; student, teacher and {'centre' if center is not None else 'no centre'} "
         "taken over" + (f" (model.out_dim {config.out_dim} is not used)" if out_dim != config.out_dim else "")

@@ -71,6 +71,11 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         raise InputError(f"{file}: not a readable checkpoint ({reason})") from None
     if not isinstance(checkpoint, dict):
         raise InputError(f"{file}: not a checkpoint but a single {type(checkpoint).__name__}")
+    for which in ("student", "teacher", "model") if is_full(checkpoint) or "hub_config" in checkpoint else ():
+        network = checkpoint.get(which, {})
+        for name, value in network.items() if isinstance(network, dict) else [("", network)]:
+            if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+                raise InputError(f"{file}: damaged: {which}.{name} is no tensor but a {type(value).__name__}")
     return checkpoint
 
 
@@ -108,7 +113,7 @@ def _unsupported(error: Exception) -> str:
 def is_full(checkpoint: dict[str, Any]) -> bool:
     """Whether a checkpoint has student and teacher with DINO's heads, not a backbone alone."""
     networks = (checkpoint.get(which) for which in ("student", "teacher"))
-    return all(isinstance(n, dict) and any(k.endswith("head.last_layer.weight_v") for k in n) for n in networks)
+    return all(isinstance(n, dict) and any(str(k).endswith("head.last_layer.weight_v") for k in n) for n in networks)
 
 
 def network_tensors(checkpoint: dict[str, Any], which: str) -> Tensors:
