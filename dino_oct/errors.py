@@ -7,6 +7,9 @@ from types import FrameType
 class InputError(Exception):
     """Wrong use or wrong input. The message is one line: what is wrong, and what to do about it."""
 
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))  # a name in it may have several
+
 
 class Interrupted(KeyboardInterrupt):
     """A signal ended the command; ``number`` says which."""

@@ -106,6 +106,7 @@ def test_mistakes_in_a_file(tmp_path, text, message):
         (["--loss.centering", "centre"], r"invalid choice 'centre'"),
         (["--config", "configs/none.yaml"], r"no such settings file; presets: configs/quickstart\.yaml"),
         (["--resume", "nowhere.pt"], "no such checkpoint"),
+        (["--config", "no\nwhere"], "^no where: no such settings file"),
         (["--model.args", "depth"], r"--model\.args depth: 'depth': write NAME=VALUE"),
         (["--model.args", "depth=["], r"--model\.args depth=\[: depth=\[: not a number, a word or a list"),
         (["--model.args", "depth=2", "depth=3"], r"--model\.args depth=2 depth=3: depth is given twice"),

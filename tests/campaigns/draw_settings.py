@@ -351,17 +351,22 @@ def refusal(one: Draw, args: Sequence[str]) -> str | None:
 
 def is_told(one: Draw, text: str) -> bool:
     """Whether one line names a changed setting or its value, or in full another setting that does not go with it."""
-    plain = text.lower().replace("-", "_").replace(" ", "_")
-    names = [setting.name.rpartition(".")[2] for setting, _ in one.settings]
-    names += [name.rstrip("s") for name in names] + [setting.name for setting in one.command.settings]
     words = [word for _, words in one.settings for word in words]
+    names = [setting.name.rpartition(".")[2] for setting, _ in one.settings]
+    names += [name.removesuffix("s") for name in names]
+    names += [setting.name for setting in one.command.settings if "." in setting.name]
     names += [word.partition("=")[0] for word in words if "=" in word[1:]]  # of an argument of the model
-    words = [re.split("[/@]", word)[-1] or word for word in words]
-    words = [repr(" ".join(word.split()))[1:41].rstrip("'\"").lower() for word in words if word.strip(" -")]
+    values = [re.split("[/@]", word)[-1] or word for word in words]
+    values = [repr(" ".join(value.split()))[1:41].rstrip("'\"") for value in values if value.strip()]
+    plain = re.sub("[- ]", "_", text)
+    told = any(_has(plain, f"(_|\\b){re.escape(name)}(_|\\b)") for name in names)
+    told |= any(_has(text, rf"(?<!\w){re.escape(value)}(?!\w)") for value in values)
     # Words that begin with a hyphen are options to the parser.
-    is_option = any(word.startswith("-") for _, words in one.settings for word in words)
-    told = is_option or any(name in plain for name in names) or any(word in text.lower() for word in words)
-    return told and len(text.splitlines()) == 1
+    return len(text.splitlines()) == 1 and (told or any(word.startswith("-") for word in words))
+
+
+def _has(text: str, pattern: str) -> bool:
+    return re.search(pattern, text, re.IGNORECASE) is not None
 
 
 def is_heavy(settings: Any) -> bool:
