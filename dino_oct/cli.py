@@ -78,16 +78,16 @@ def read_settings(
     """
     file = Path(file)
     known = {setting.name: setting for setting in all_settings(options_type)}
-    values: dict[str, Any] = {}
+    found, values = read_mapping(file), {}
     try:
-        for name, value in _flatten(read_mapping(file), known):
+        for name, value in _flatten(found, known):
             if name in values:
                 raise InputError(f"'{name}' is given twice")
             values[name] = value
         values = {name: value for name, value in values.items() if name in known or not others}
         args = [word for name, value in values.items() for word in _words(name, value, known)]
     except InputError as error:
-        raise InputError(f"{file}: {str(error).removeprefix(f'{file}: ')}") from None
+        raise InputError(f"{file}: {error}") from None
     try:
         return parse_options(options_type, args, default=default)
     except InputError as error:

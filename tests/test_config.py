@@ -135,7 +135,11 @@ def test_a_preset_that_is_no_file_of_settings_is_one_line(tmp_path):
         stream.truncate(3 << 20)
     os.mkfifo(tmp_path / "pipe.yaml")
     names = {"": "a folder", "binary.yaml": "not text in UTF-8", "huge.yaml": "3 MB are too many", "x" * 300: "shorter"}
-    names |= {"pipe.yaml": "not a file", "none.yaml": "no such settings file", "empty.yaml/x": "no such settings file"}
+    names |= {
+        "pipe.yaml": "not a regular file",
+        "none.yaml": "no such settings file",
+        "empty.yaml/x": "no such settings file",
+    }
     for name, message in names.items():
         with pytest.raises(InputError, match=message) as error:
             load_config(["--config", str(tmp_path / name)])
