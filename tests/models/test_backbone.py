@@ -149,7 +149,7 @@ def test_export_loads_in_plain_timm_with_equal_features(tmp_path):
 def test_an_export_without_weights_or_description(tmp_path):
     save_export(load_backbone(FINAL, heads=3), tmp_path / "export")
     (tmp_path / "export" / "config.json").write_text("{")
-    with pytest.raises(InputError, match="not a model description"):
+    with pytest.raises(InputError, match="not valid JSON"):
         load_backbone(str(tmp_path))
     shutil.rmtree(tmp_path / "export")
     with pytest.raises(InputError, match="neither a run folder nor an export"):
