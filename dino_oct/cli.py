@@ -28,6 +28,7 @@ from dino_oct.limits import Setting, all_settings, check_settings
 Options = TypeVar("Options")
 _LARGEST_SETTINGS = 1 << 20  # bytes
 _DEEPEST = 8  # sections in sections
+_RULES = ({"─"}, {"-"})
 _OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|out of memory")  # of torch
 
 
@@ -305,8 +306,12 @@ def _meant(name: str, known: Collection[str], dashes: str = "") -> str:
 
 
 def _one_line(boxed: str) -> str:
-    """Flatten tyro's boxed message to its first statement."""
+    """Flatten tyro's boxed message to its first statement.
+
+    The box's title is in its upper edge, or, where the terminal has no UTF-8, in a line above a rule.
+    """
     lines = [line.strip("│ \n") for line in boxed.splitlines() if not re.match(r"^[╭╰]", line)]
-    first = itertools.takewhile(lambda line: set(line) != {"─"}, lines)
-    message = " ".join(line for line in first if line) or "wrong options"
+    parts = [list(part) for is_rule, part in itertools.groupby(lines, lambda line: set(line) in _RULES) if not is_rule]
+    statement = parts[1 if "╭" not in boxed else 0 :] or [["wrong options"]]
+    message = " ".join(line for line in statement[0] if line)
     return f"{message.partition(' Got errors:')[0]} (--help lists every option)"

@@ -114,7 +114,7 @@ def from_split(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -
     index = data.index
     positions = take_turns(index.positions(split), index.labels, index.patients, n)
     if not positions:
-        raise InputError(f"{index.root}: no scans in the {split} split; choose another --split")
+        raise InputError(f"{index.root}: no scans in the {split} split; give more patients or another --split")
     chosen = [
         Chosen(index.files[i], str(index.patients[i]), _label(data, i), np.asarray(data.scans[i])) for i in positions
     ]

@@ -1,7 +1,9 @@
 """Settings: presets, precedence, and one-line errors that name the way out."""
 
 import dataclasses
+import io
 import os
+import sys
 
 import pytest
 from conftest import REPOSITORY
@@ -118,6 +120,26 @@ def test_mistakes_on_the_command_line(args, message):
     with pytest.raises(InputError, match=message) as error:
         load_config(args)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--optim.lr", "fast"], "Error parsing --optim.lr: could not convert string to float: 'fast'"),
+        (["--optim.lr"], "Missing value for argument '--optim.lr'. Expected 1 values."),
+        (["--monitor.image-size", "8"], "Missing value for argument '--monitor.image-size'. Expected 2 values."),
+        (["--loss.centering", "x"], "invalid choice 'x' for argument '--loss.centering'. Expected one of ('center', "
+         "'sinkhorn')."),
+        (["--optim.freeze-backbone-epochs", "x"], "Error parsing --optim.freeze-backbone-epochs: no type matching "
+         "{None}|FLOAT could be instantiated from ['x']."),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_one_statement_on_any_terminal(args, message, encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(InputError) as error:
+        load_config(args)
+    assert str(error.value) == f"{message} (--help lists every option)"
 
 
 def test_an_empty_section_and_words_like_options_are_read_as_they_are(tmp_path):
