@@ -35,7 +35,18 @@ from dino_oct.errors import InputError
 
 LIMIT = 10.0  # seconds until every process is gone
 _WHOLE = 300  # seconds that an undisturbed command may take
-_CLOCKS = {"images_per_s", "epoch_seconds", "seconds", "attempts", "made", "command", "commands", "versions"}
+_CLOCKS = {
+    "images_per_s",
+    "ms",
+    "ms_per_scan",
+    "epoch_seconds",
+    "seconds",
+    "attempts",
+    "made",
+    "command",
+    "commands",
+    "versions",
+}
 _ENDS = ("done: ", "written: ", "already complete")  # said last; the signal may find Python on its way out
 _OFTEN = ["--run.save-every", "2", "--run.log-every", "1"]
 
