@@ -71,6 +71,9 @@ def read_training_state(file: Path, needed: dict[str, type | tuple[type, ...]]) 
     Args:
         needed: keys that the trainer's states have, ``hub_config`` among them, and of which types their values are.
 
+    Returns:
+        the state, with its own name as ``file``.
+
     Raises:
         InputError: unreadable, damaged, not finite, or not from a run of this trainer (an official file is a start, not
             a resume); the message names another checkpoint if there is one.
@@ -90,7 +93,7 @@ def read_training_state(file: Path, needed: dict[str, type | tuple[type, ...]]) 
         check_description(state["hub_config"], str(file))
     except InputError as error:
         raise InputError(f"{error}; {way_out(file)}") from None
-    return state
+    return {**state, "file": str(file)}
 
 
 @contextlib.contextmanager
@@ -108,6 +111,13 @@ def restoring(file: Path | None) -> Iterator[None]:
             f"{file}: damaged, or of another network: it cannot be gone on from ({type(error).__name__}: {reason}); "
             f"{way_out(file)}"
         ) from None
+
+
+def check_numbers(values: list[Any]) -> None:
+    """Raise TypeError if a value of a checkpoint is no number."""
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{value!r} is no number")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:

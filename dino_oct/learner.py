@@ -271,7 +271,10 @@ class Learner:
         """Restore what ``state_dict`` saved."""
         self.student.load_state_dict(network_tensors(state, "student"))
         self.teacher.load_state_dict(network_tensors(state, "teacher"))
-        self.targets.center.copy_(state["dino_loss"]["center"])
+        center = state["dino_loss"]["center"]
+        if center.shape != self.targets.center.shape:  # copy_ would spread one number over all prototypes
+            raise ValueError(f"a centre of {tuple(center.shape)} for {tuple(self.targets.center.shape)}")
+        self.targets.center.copy_(center)
         self.optimizer.load_state_dict(state["optimizer"])
 
     @property

@@ -90,8 +90,16 @@ class Progress:
 
         Returns:
             How the plan differs from the checkpoint's; empty where it does not.
+
+        Raises:
+            ValueError: a state that is no ``state_dict``.
         """
         before = Plan(**state["plan"])
+        counts = {"step": state["step"], "scans_seen": state["scans_seen"], **dataclasses.asdict(before)}
+        if state["handover"]:
+            counts |= {name: state["handover"][name] for name in ("start", "over")}
+        if wrong := [name for name, count in counts.items() if type(count) is not int or count < 0]:
+            raise ValueError(f"{wrong[0]} {counts[wrong[0]]!r} is no count")
         self.step, self.scans_seen = state["step"], state["scans_seen"]
         self.scans_seen = self.position * self.plan.batch_size
         self.handover = Handover(**state["handover"]) if state["handover"] else None

@@ -107,6 +107,8 @@ def _train(
             learner.load_state_dict(state)
             checkpoint.check_optimizer(learner.optimizer)
             values, is_judged = state["values"], state["is_judged"]
+            logged = state["start"]["metrics"].values() if state["start"] else ()
+            checkpoint.check_numbers([*([values["lr"]] if progress.step else []), *values.values(), *logged])
             best_value = state["best_knn"] if state["judged_by"] == judged_by else None
             start_judgement = Judgement.from_state(state["start"]) if state["start"] else None
             planned = dataclasses.asdict(schedules[max(progress.position - 1, 0)])

@@ -169,6 +169,8 @@ def _train(
             learner.load_state_dict(state)
             checkpoint.check_optimizer(learner.optimizer)
             best, losses, rate, is_judged = Best(**state["best"]), state["losses"], state["rate"], state["is_judged"]
+            ranked = [best.metrics[name] for name in (JUDGED_BY, "val_loss")] if best.metrics else []
+            checkpoint.check_numbers([best.epoch, *ranked, *losses, *([rate["lr"]] if progress.step else [])])
         if progress.hand_over(rate, {"lr": float(learner.lr[min(max(progress.position, 1), steps) - 1])}):
             plan_change += ("; " if plan_change else "") + (
                 f"learning rate {rate['lr']:.2e} goes over to the present settings' within {progress.handover.over} "
@@ -333,9 +335,13 @@ def build_model(config: SupervisedConfig, n_classes: int, state: dict[str, Any] 
     network = config.network
     shape = {"drop_path": network.drop_path, "heads": network.heads, "seed": config.seed}
     if state:
-        hub = check_description(state["hub_config"], "checkpoint")
+        hub = check_description(state["hub_config"], state["file"])
         size = hub["pretrained_cfg"]["input_size"][-2:]
-        zoo = build(f"random:{hub['architecture']}", n_classes, image_size=size, model_args=hub["model_args"], **shape)
+        source = f"random:{hub['architecture']}"
+        try:
+            zoo = build(source, n_classes, image_size=size, model_args=hub["model_args"], **shape)
+        except InputError as error:
+            raise InputError(f"{state['file']}: {error}") from None
         adopt_description(zoo.model, hub)
     else:
         size = (network.image_size,) * 2 if network.image_size else None

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent / "campaigns"))
-from corrupt_files import FILES, LIMIT, Campaign, Ended, damages, in_a_process
+from corrupt_files import FILES, LIMIT, Campaign, Ended, _changed, damages, in_a_process
 
 from dino_oct import checkpoint
 from dino_oct.cli import write_settings
@@ -31,6 +31,31 @@ def test_damaged_files_are_recovered_or_one_line(campaign):
     outcomes = [campaign.run(*trial) for trial in trials]
     assert not [outcome for outcome in outcomes if not outcome.is_right]
     assert {outcome.verdict for outcome in outcomes} == {"recovered", "one line"}
+
+
+@pytest.mark.parametrize(
+    ("name", "reader", "changes"),
+    [
+        ("fit/checkpoints/last.pt", 0, {
+            "rate.lr": {"a": 1}, "rate": {},
+            "best.metrics.val_loss": [1, 2], "best.metrics.val_balanced_accuracy": None,
+            "best.epoch": "x", "progress.step": [], "progress.plan.epochs": "x", "losses": {}, "is_judged": 1,
+            "hub_config.model_args.embed_dim": "", "hub_config.model_args.num_heads": 10**30,
+        }),
+        ("run/checkpoints/last.pt", 0, {
+            "values.lr": "x", "values": {}, "start.metrics.rankme": [], "start.right": 3, "progress.scans_seen": -1,
+            "progress.plan.batch_size": None, "dino_loss.center": 1, "optimizer.param_groups": [],
+            "hub_config.model_args.depth": "x", "freeze_backbone_epochs": "x",
+        }),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_that_holds_what_it_should_not_is_one_line(name, reader, changes, campaign):
+    file = next(file for file in FILES if file.name == name)
+    state = torch.load(campaign.sound / name, weights_only=True)
+    for where, value in changes.items():
+        changed = _changed(state, tuple(where.split(".")), value)
+        outcome = campaign.run(file, reader, "content: " + where, lambda path, s=changed: torch.save(s, path))
+        assert outcome.verdict == "one line", (where, outcome)
 
 
 def test_the_campaign_knows_a_traceback_a_hang_and_a_wrong_answer(campaign, tmp_path):

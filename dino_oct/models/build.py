@@ -113,9 +113,12 @@ def _network(backbone: nn.Module, config: "ModelConfig", tensors: official.Tenso
 
 
 def _rebuild(state: dict[str, Any], config: "ModelConfig") -> nn.Module:
-    hub = check_description(state["hub_config"], "checkpoint")
+    hub = check_description(state["hub_config"], state["file"])
     args = {k: v for k, v in hub["model_args"].items() if k != "dynamic_img_size"}
-    backbone = load_backbone(f"random:{hub['architecture']}", model_args=args, drop_path=config.drop_path)
+    try:
+        backbone = load_backbone(f"random:{hub['architecture']}", model_args=args, drop_path=config.drop_path)
+    except InputError as error:
+        raise InputError(f"{state['file']}: {error}") from None
     adopt_description(backbone, hub)
     if config.grad_checkpointing:
         backbone.set_grad_checkpointing(True)

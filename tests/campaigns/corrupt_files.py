@@ -539,23 +539,25 @@ class Campaign:
         path = self._find(self.work, file)
         damage(path)
         ended = self._read(file, read, is_copied=True)
-        verdict = self._verdict(file, reader, path, ended, name.startswith("content: "))
+        verdict = self._verdict(file, reader, path, ended, name)
         return Outcome(file.name, name, title, verdict, ended.said[-600:])
 
-    def _verdict(self, file: File, reader: int, path: Path, ended: Ended, is_well_formed: bool = False) -> str:
+    def _verdict(self, file: File, reader: int, path: Path, ended: Ended, name: str = "") -> str:
         errors = [line for line in ended.said.splitlines() if line.startswith("error")]
         if ended.status is None:
             return "hang"
         if "Traceback" in ended.said:
             return "traceback"
         if ended.status == 0:
-            is_exact = file.is_exact and not (file.kind == "pt" and is_well_formed)
+            is_exact = file.is_exact and not (file.kind == "pt" and name.startswith("content: "))
             is_same = not is_exact or ended.answer == self.answers[file.name, reader]
             expected = self.answers.get((file.name, reader))
             return "recovered" if is_same else f"another result: {ended.answer}, expected {expected}"
         if ended.status != 2 or len(errors) != 1:
             return f"status {ended.status}, {len(errors)} lines of error"
-        names = (str(path), path.name, str(path.parent), str(path.parent.parent / "export"))
+        names = [str(path), path.name, str(path.parent), str(path.parent.parent / "export")]
+        if file.name == "preset.yaml":  # what a person wrote is as well told by the value
+            names += [value.strip("'") for value in name.split(" = ")[1:] if value != "''"]
         return "one line" if any(one in errors[0] for one in names) else "a line that does not name the file"
 
     def restore(self) -> None:
