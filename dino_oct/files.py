@@ -44,7 +44,7 @@ def replacing(file: str | Path) -> Iterator[Path]:
     partial, handle = _new(file, _PARTIAL, is_folder=False)
     try:
         yield partial
-        if not _is_at(handle, partial):  # safetensors puts a file of its own in its place
+        if not is_at(handle, partial):  # safetensors puts a file of its own in its place
             mode = stat.S_IMODE(os.fstat(handle).st_mode)
             at_first, handle = handle, os.open(partial, os.O_RDWR)
             os.close(at_first)
@@ -93,12 +93,12 @@ def _new(file: Path, ending: str, is_folder: bool) -> tuple[Path, int]:
             os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         with contextlib.suppress(OSError):  # one that was taken for a leftover, just now
             handle = os.open(new, os.O_RDONLY if is_folder else os.O_RDWR)
-            if _lock(handle) and _is_at(handle, new):
+            if lock_now(handle) and is_at(handle, new):
                 return new, handle
             os.close(handle)
 
 
-def _lock(handle: int) -> bool:
+def lock_now(handle: int) -> bool:
     """Lock for this process alone; False if another one has it. Some network file systems have no locks."""
     if fcntl is not None:
         try:
@@ -110,7 +110,13 @@ def _lock(handle: int) -> bool:
     return True
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def lock_later(handle: int) -> None:
+    """Wait until no other process has the lock that ``lock_now`` did not get."""
+    fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def is_at(handle: int, path: Path) -> bool:
+    """Whether an open file still is the one of this name."""
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except OSError:

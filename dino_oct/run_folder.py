@@ -11,16 +11,11 @@ from typing import IO, TYPE_CHECKING
 from dino_oct.checkpoint import Checkpoints, way_out
 from dino_oct.cli import read_settings, write_settings
 from dino_oct.errors import InputError
-from dino_oct.files import naming, open_lock
+from dino_oct.files import is_at, lock_now, naming, open_lock
 from dino_oct.provenance import is_run_folder, run_of
 
 if TYPE_CHECKING:
     from dino_oct.config import RunSettings
-
-try:
-    import fcntl
-except ImportError:  # not POSIX: two trainers of one folder are then not told apart
-    fcntl = None  # type: ignore[assignment]
 
 _LOCK = ".lock"
 
@@ -133,17 +128,12 @@ class RunFolder:
     def _lock(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
         handle = open_lock(self.path / _LOCK)
-        try:
-            if fcntl is not None:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_now(handle.fileno()):
             handle.seek(0)
             holder = handle.read().strip() or "another process"
             handle.close()
-            raise InputError(f"{self.path} is in use by {holder}; wait for its end, or choose another --out") from None
-        except OSError:  # some network file systems have no locks
-            pass
-        if not _is_at(handle, self.path / _LOCK):  # its last owner removed it just now
+            raise InputError(f"{self.path} is in use by {holder}; wait for its end, or choose another --out")
+        if not is_at(handle.fileno(), self.path / _LOCK):  # its last owner removed it just now
             handle.close()
             return self._lock()
         with naming(self.path / _LOCK):
@@ -159,7 +149,7 @@ class RunFolder:
         (path / _LOCK).unlink(missing_ok=True)
         self._handle.close()
         self._handle = None
-        if not any(path.iterdir()):
+        if path.is_dir() and not any(path.iterdir()):
             path.rmdir()  # nothing came of the run
 
 
@@ -175,13 +165,6 @@ def differences_to(settings: Path, config: "RunSettings") -> list[str]:
 
 def _content(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name != _LOCK] if folder.is_dir() else []
-
-
-def _is_at(handle: IO[str], path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
-    except OSError:
-        return False
 
 
 def _copy_history(run: Path | None, new: Path) -> None:

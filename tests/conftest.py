@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +78,19 @@ def environment(cache_root: Path) -> dict[str, str]:
         "ACCELERATE_USE_CPU": "true",
         "GLOO_SOCKET_IFNAME": "lo",
     }
+
+
+def with_signal(call: int, made: Callable) -> Callable:
+    """A function in whose n-th call this process gets SIGTERM."""
+    calls = []
+
+    def function(*args, **more):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return made(*args, **more)
+
+    return function
 
 
 def views_of_reference() -> list[list[torch.Tensor]]:

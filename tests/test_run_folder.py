@@ -8,7 +8,7 @@ import threading
 
 import pytest
 import torch
-from conftest import TINY_FIT, TINY_RUN
+from conftest import TINY_FIT, TINY_RUN, with_signal
 
 from dino_oct import config as pretraining
 from dino_oct.errors import InputError
@@ -44,15 +44,7 @@ def files_of(run):
 
 def stop_at(step, learner, monkeypatch):
     """Let a signal come while the trainer computes a step."""
-    made, calls = learner.step, []
-
-    def step_with_signal(self, *args):
-        calls.append(1)
-        if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return made(self, *args)
-
-    monkeypatch.setattr(learner, "step", step_with_signal)
+    monkeypatch.setattr(learner, "step", with_signal(step, learner.step))
 
 
 def test_a_second_trainer_is_refused_and_told_who_works_there(trained, tmp_path):

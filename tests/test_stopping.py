@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY_FIT, TINY_RUN
+from conftest import REPOSITORY, TINY_FIT, TINY_RUN, with_signal
 
 from dino_oct import config as pretraining
 from dino_oct import features, train
@@ -50,14 +50,12 @@ def test_a_signal_inside_an_evaluation_of_a_pretraining(call, tmp_path, monkeypa
     """Between two batches; the evaluation is done again, so that the run is the same in the end."""
     calls, normalise = [], features.normalise
 
-    def with_signal(*args):
+    def counted(*args):
         calls.append(1)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGTERM)
         return normalise(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "normalise", with_signal)
+        patch.setattr(features, "normalise", with_signal(call, counted))
         pretrain(tmp_path / "stopped", "--monitor.batch-size", "8")
     assert len(calls) == call, "no batch is computed after the signal"
     assert "stopped by a signal after step" in capsys.readouterr().out
@@ -67,14 +65,8 @@ def test_a_signal_inside_an_evaluation_of_a_pretraining(call, tmp_path, monkeypa
 
 
 def test_a_signal_while_attention_is_drawn(tmp_path, monkeypatch):
-    panels = Monitor.attention_panels
-
-    def with_signal(*args):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return panels(*args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Monitor, "attention_panels", with_signal)
+        patch.setattr(Monitor, "attention_panels", with_signal(1, Monitor.attention_panels))
         pretrain(tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "attention").exists()
     pretrain(tmp_path / "stopped")
@@ -85,16 +77,8 @@ def test_a_signal_while_attention_is_drawn(tmp_path, monkeypatch):
 
 
 def test_a_signal_inside_the_validation_of_a_supervised_run(tmp_path, monkeypatch):
-    calls, extract = [], judge.extract
-
-    def with_signal(*args, **more):
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return extract(*args, **more)
-
     with monkeypatch.context() as patch:
-        patch.setattr(judge, "extract", with_signal)
+        patch.setattr(judge, "extract", with_signal(2, judge.extract))
         fit(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "stopped").exists()
     fit(tmp_path / "stopped")

@@ -38,6 +38,8 @@ from dino_oct.errors import InputError
 from dino_oct.files import (
     check_regular,
     is_full,
+    lock_later,
+    lock_now,
     naming,
     open_lock,
     private_folder,
@@ -47,11 +49,6 @@ from dino_oct.files import (
     share_as,
 )
 from dino_oct.limits import check_settings
-
-try:
-    import fcntl
-except ImportError:  # not POSIX: two processes may then both build, and the first to finish is kept
-    fcntl = None  # type: ignore[assignment]
 
 CACHE_VERSION = 4  # raise it when decoding, borders or tissue maps change: older caches are then built anew
 
@@ -408,29 +405,21 @@ def _check_space(index: ScanIndex, config: DatasetConfig, folder: Path, progress
 
 
 @contextlib.contextmanager
-def _locked(file: Path, progress: bool) -> Iterator[bool]:
-    """Hold an exclusive lock, which the system releases should the process die. Yields whether locks work here."""
+def _locked(file: Path, progress: bool) -> Iterator[None]:
+    """Hold an exclusive lock, where locks work, which the system releases should the process die."""
     try:
         handle = open_lock(file)
         with contextlib.suppress(OSError):  # all who may write in the folder must be able to lock there
             share_as(file, file.parent, write=True)
     except PermissionError:  # another user's, of a closed folder or an earlier time
-        yield False
+        yield
         return
     with handle:
-        try:
-            if fcntl is None:
-                raise OSError("no file locks on this system")
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if progress:
-                    print("waiting for another process to decode the scans", file=sys.stderr, flush=True)
-                fcntl.flock(handle, fcntl.LOCK_EX)
-            is_locked = True
-        except OSError:  # some network file systems have no locks
-            is_locked = False
-        yield is_locked
+        if not lock_now(handle.fileno()):
+            if progress:
+                print("waiting for another process to decode the scans", file=sys.stderr, flush=True)
+            lock_later(handle.fileno())
+        yield
 
 
 def _key(index: ScanIndex, config: DatasetConfig) -> str:

@@ -1,14 +1,13 @@
 """Damage every file that a command reads back, in every way, and run what reads it: recovered, or one line.
 
-    PYTHONPATH=. python tests/campaigns/corrupt_files.py                 everything; prints one line a file, then totals
-    PYTHONPATH=. python tests/campaigns/corrupt_files.py --files last.pt --sample 50 --seed 1
+    python tests/campaigns/corrupt_files.py                       everything; prints one line a file, then totals
+    python tests/campaigns/corrupt_files.py --files last.pt --sample 50 --seed 1
 
 Each damage is done to a copy of a sound folder, and the reader runs in a process of its own with a time limit. It must
 end with status 0 (and, where the file has a checksum or is made again, with the result of the sound folder), or with
 status 2 and one line that names the file. Anything else is a failure: a traceback, a hang, another status.
 """
 
-import argparse
 import copy
 import csv
 import io
@@ -26,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,11 +33,12 @@ import yaml
 from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from conftest import FEW_PHANTOMS, REPOSITORY, TINY_FIT, TINY_RUN
+from conftest import FEW_PHANTOMS, REPOSITORY, TINY_FIT, TINY_RUN, with_signal
 
 from dino_oct import config as pretraining
-from dino_oct.cli import one_line_errors, parse_options
+from dino_oct.cli import one_line_errors, parse_options, run_command
 from dino_oct.learner import Learner
+from dino_oct.limits import Range, Seed
 from dino_oct.models import official
 from dino_oct.train import train
 from evaluation import comparison_cache, knn, localization
@@ -221,10 +221,10 @@ FILES = [
 def build(place: Path) -> None:
     """Write everything that the readers need into a folder, in a process of its own."""
     os.environ["DINO_OCT_CACHE"] = str(place / "cache")
-    _stop_at(5, Learner)
+    Learner.step = with_signal(5, Learner.step)
     resume_args = [*TINY_RUN, "--run.workers", "0", "--run.keep-every", "2", "--out", str(place / "run")]
     train(pretraining.load_config(resume_args))
-    _stop_at(4, ClassifierLearner)
+    ClassifierLearner.step = with_signal(4, ClassifierLearner.step)
     fit(supervision.load_config([*TINY_FIT, "--out", str(place / "fit")]))
     judge("run")(place)
     judge("fit")(place)
@@ -240,18 +240,6 @@ def build(place: Path) -> None:
     read_step(place)
     (place / "run/.lock").write_text("process 1\n")
     shutil.rmtree(place / "result")
-
-
-def _stop_at(step: int, learner: type) -> None:
-    made, calls = learner.step, []
-
-    def step_with_signal(self, *args):
-        calls.append(1)
-        if len(calls) == step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return made(self, *args)
-
-    learner.step = step_with_signal
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
@@ -606,12 +594,20 @@ def _copy(path: Path, target: Path) -> None:
     (shutil.copytree if path.is_dir() else shutil.copy)(path, target)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--files", default="", help="only files whose name holds this")
-    parser.add_argument("--sample", type=int, default=0, help="only so many trials, drawn at random")
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+@dataclass
+class Options:
+    """Damage every file that a command reads back; exit status 1 if one was not recovered and not told in one line."""
+
+    files: str = ""
+    """Only files whose name holds this."""
+    sample: Annotated[int, Range(0, 1_000_000)] = 0
+    """Only so many trials, drawn at random; 0: all."""
+    seed: Seed = 0
+    """Of the damages and of the sample."""
+
+
+def main(options: Options) -> None:
+    """Run the campaign, print failures as they come, then one line a file and the totals."""
     torch.set_num_threads(1)
     rng, failures, counts = random.Random(options.seed), [], Counter()
     with tempfile.TemporaryDirectory() as place:
@@ -631,8 +627,9 @@ def main() -> int:
         print(f"{name}: {', '.join(f'{count} {verdict}' for verdict, count in found.items())}")
     kinds = len({trial[2] for trial in trials})
     print(f"{len(of_file)} files, {kinds} kinds of damage, {len(trials)} trials: {dict(counts)}")
-    return 1 if failures else 0
+    if failures:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main, Options)

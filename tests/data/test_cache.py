@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino_oct import files
 from dino_oct.data import cache as cache_module
 from dino_oct.data.borders import find_borders
 from dino_oct.data.cache import ScanCache, cache_root, open_cache
@@ -179,7 +180,7 @@ def _open_in_process(folder, config, start, results):
 def test_processes_that_build_at_once_agree(tmp_path, config, locks, monkeypatch):
     write_scans(tmp_path / "scans", count=60)
     if not locks:  # as on a network file system without locks; forked processes inherit the patch
-        monkeypatch.setattr(cache_module, "fcntl", None)
+        monkeypatch.setattr(files, "fcntl", None)
     context = multiprocessing.get_context("fork")
     start, results = context.Event(), context.Queue()
     arguments = (tmp_path / "scans", config, start, results)
