@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from clean_process import Ended, in_a_process
 
 sys.path.insert(0, str(Path(__file__).parent / "campaigns"))
-from corrupt_files import FILES, LIMIT, Campaign, Ended, _changed, damages, in_a_process
+from corrupt_files import FILES, LIMIT, Campaign, _changed, damages
 
 from dino_oct import checkpoint
 from dino_oct.cli import write_settings

@@ -6,7 +6,6 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,12 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clean_process import in_a_process, start
 from conftest import FEW_PHANTOMS, REPOSITORY, TINY_FIT, TINY_RUN, environment
 from PIL import Image
 from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parent / "campaigns"))
-from corrupt_files import SEARCH_BASE, in_a_process
+from corrupt_files import SEARCH_BASE
 
 from dino_oct import config as pretraining
 from dino_oct import files
@@ -225,10 +225,7 @@ def test_what_killed_writers_left_goes_away_and_what_living_ones_write_stays(tmp
             started.touch()
             time.sleep(60)
 
-    child = os.fork()
-    if child == 0:
-        write()
-        os._exit(0)
+    process = start(write)
     while not started.exists():
         time.sleep(0.01)
     left = {path.name for path in tmp_path.iterdir()} - {"started"}
@@ -236,8 +233,8 @@ def test_what_killed_writers_left_goes_away_and_what_living_ones_write_stays(tmp
     with files.replacing(file), files.scratch_folder(tmp_path / "other"):
         pass
     assert left <= {path.name for path in tmp_path.iterdir()}, "a living process writes these"
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    process.kill()
+    process.join()
     with files.replacing(file), files.scratch_folder(tmp_path / "other"):
         pass
     assert {path.name for path in tmp_path.iterdir()} == {"file", "started"}
@@ -267,7 +264,7 @@ def test_no_strange_file_is_taken_or_waited_for(strange, tmp_path):
     def by_option(option, path):
         pretrain(tmp_path / "run", option, path)
 
-    starts = {
+    readers = {
         "--init": lambda path: by_option("--init", path),
         "--data": lambda path: by_option("--data", path),
         "--config": lambda path: by_option("--config", path),
@@ -279,11 +276,11 @@ def test_no_strange_file_is_taken_or_waited_for(strange, tmp_path):
             supervision.load_config([*TINY_FIT, "--out", str(tmp_path / "fit"), "--model", path])
         ),
     }
-    for option, start in starts.items():
+    for option, read in readers.items():
         for path in strange:
             if (option, Path(path).name) in (("--data", "folder"), ("--config", "empty.pt")):
                 continue  # a folder of one scan is a folder of scans, and a file without settings leaves the defaults
-            line = the_error(said_by(lambda start=start, path=path: start(path), 2, 20))
+            line = the_error(said_by(lambda read=read, path=path: read(path), 2, 20))
             assert Path(path).name[:20] in line, (option, line)
 
 

@@ -14,18 +14,14 @@ import io
 import json
 import os
 import random
-import select
 import shutil
-import signal
 import sys
 import tempfile
-import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -33,10 +29,11 @@ import yaml
 from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from clean_process import Ended, in_a_process
 from conftest import FEW_PHANTOMS, REPOSITORY, TINY_FIT, TINY_RUN, with_signal
 
 from dino_oct import config as pretraining
-from dino_oct.cli import one_line_errors, parse_options, run_command
+from dino_oct.cli import parse_options, run_command
 from dino_oct.learner import Learner
 from dino_oct.limits import Range, Seed
 from dino_oct.models import official
@@ -434,58 +431,6 @@ class Outcome:
         return self.verdict in ("recovered", "one line")
 
 
-class Ended(NamedTuple):
-    """How a process ended: its exit status (None: it hung), what its function gave, and what it printed."""
-
-    status: int | None
-    answer: Any
-    said: str
-
-
-def in_a_process(work: Callable[[], Any], limit: float = LIMIT) -> Ended:
-    """Run a function as a command does, in a forked process of its own; what it gives must be JSON."""
-    ends = {"said": os.pipe(), "answer": os.pipe()}  # no files: a test may take the disk away
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.setsid()
-            torch.set_num_threads(1)  # here, or autograd's threads may both set up what a fork left without threads
-            for number in (1, 2):
-                os.dup2(ends["said"][1], number)
-            sys.stdout, sys.stderr = (
-                os.fdopen(os.dup(n), "w", buffering=1, encoding="utf-8", errors="backslashreplace") for n in (1, 2)
-            )
-            with one_line_errors():
-                os.write(ends["answer"][1], json.dumps(work()).encode())
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    got = dict.fromkeys(ends, b"")
-    for _, end in ends.values():
-        os.close(end)
-    names, open_ends = {end: name for name, (end, _) in ends.items()}, {end for end, _ in ends.values()}
-    until = time.monotonic() + limit
-    while open_ends and (left := until - time.monotonic()) > 0:
-        for end in select.select(list(open_ends), [], [], left)[0]:
-            part = os.read(end, 1 << 16)
-            got[names[end]] += part
-            if not part:
-                open_ends.discard(end)
-    hung = bool(open_ends)
-    if hung:
-        os.killpg(child, signal.SIGKILL)
-    for end, _ in ends.values():
-        os.close(end)
-    _, ended = os.waitpid(child, 0)
-    answer = json.loads(got["answer"]) if got["answer"] else None
-    return Ended(None if hung else os.waitstatus_to_exitcode(ended), answer, got["said"].decode(errors="replace"))
-
-
 class Campaign:
     """Sound folders, their answers, and trials on copies of them.
 
@@ -577,7 +522,7 @@ class Campaign:
             os.environ["DINO_OCT_CACHE"] = str((self.work if file.is_phantom else self.sound) / CACHE)
             return read(self.work)
 
-        return in_a_process(work)
+        return in_a_process(work, LIMIT)
 
     def _find(self, place: Path, file: File) -> Path:
         return sorted(place.glob(file.name))[0]

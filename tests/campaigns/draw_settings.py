@@ -5,7 +5,7 @@
 Commands are the scripts of the three packages with a command line, settings those of their options classes, so a new
 one of either is drawn without being listed. Each draw changes one or two settings of a tiny command line that works, on
 the command line or in a settings file. What parsing refuses must be one line that names the setting; what it accepts
-is run as a user runs it, in a process forked from one that has imported everything, under limits of time and memory.
+is run as a user runs it, in a process of its own, under limits of time and memory.
 """
 
 import ast
@@ -27,17 +27,17 @@ import typing
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
-# One thread: OpenMP does not survive a fork.
-os.environ |= {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}
+import numpy as np
+import tyro
+import yaml
 
-import numpy as np  # noqa: E402
-import tyro  # noqa: E402
-import yaml  # noqa: E402
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "tests"))
+from clean_process import start  # noqa: E402
 
 from dino_oct.cli import one_line_errors, parse_options  # noqa: E402
 from dino_oct.errors import InputError  # noqa: E402
@@ -396,7 +396,7 @@ class Sandbox:
         self.all = {one.script: one for one in commands()}
 
     def prepare(self) -> None:
-        """Make the phantoms, the runs and the scans, and import what commands import late.
+        """Make the phantoms, the runs and the scans.
 
         Raises:
             RuntimeError: a command line that should work does not.
@@ -416,30 +416,24 @@ class Sandbox:
                 raise RuntimeError(f"{script} {' '.join(base)}: status {outcome.status}: {outcome.text}")
         scan = next((self.made / "scans" / "test").rglob("*.jpeg")).relative_to(self.made)
         self.places = {"SCANS": self.places["SCANS"], "SCAN": str(self.box.parent / scan), **self.places}
-        from evaluation.embeddings import umap_map
-
-        umap_map(np.random.default_rng(0).random((12, 4)), 0, n_neighbours=3)  # numba compiles once, not in each fork
 
     def run(self, script: str, args: Sequence[str]) -> Outcome:
-        """Run a script in a forked process, as ``python SCRIPT ARGS`` does."""
+        """Run a script in a process of its own, as ``python SCRIPT ARGS`` does."""
         self._furnish(args)
         begun = time.monotonic()
-        child = os.fork()
-        if child == 0:
-            self._become(script, args)
-        status = self._wait(child, begun + self.limit)
+        process = start(lambda: self._become(script, args))
+        status = self._wait(process, begun + self.limit)
         seconds, fault = time.monotonic() - begun, ""
         if status is None:
-            os.killpg(child, signal.SIGTERM)
-            status = self._wait(child, time.monotonic() + GRACE)
+            os.killpg(process.pid, signal.SIGTERM)
+            status = self._wait(process, time.monotonic() + GRACE)
             fault = f"took more than {self.limit:g} s" + (
                 "" if status is not None else f", and {GRACE} s after SIGTERM"
             )
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(child, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
             fault = fault or "left processes behind"
-        if status is None:
-            os.waitpid(child, 0)
+        process.join()
         text = (self.root / "stderr").read_text(errors="replace")
         return Outcome(status, text, seconds, fault)
 
@@ -457,44 +451,34 @@ class Sandbox:
                 (shutil.copytree if one.is_dir() else shutil.copy2)(one, place)
 
     def _become(self, script: str, args: Sequence[str]) -> None:
-        """The forked process: runs the script and ends."""
-        status = 1
+        """In the process: run the script."""
+        os.chdir(self.box)
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+        os.environ["DINO_OCT_CACHE"] = str(self.root / "cache")
+        for number, target in ((0, "/dev/null"), (1, self.root / "stdout"), (2, self.root / "stderr")):
+            mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            os.dup2(os.open(target, mode), number)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])  # libraries take gigabytes of addresses
+        limit = pages * resource.getpagesize() + MEMORY
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+        sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), "rww")
+        sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)
+        sys.argv = [str(REPOSITORY / script), *args]
         try:
-            os.setsid()
-            os.chdir(self.box)
-            os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
-            os.environ["DINO_OCT_CACHE"] = str(self.root / "cache")
-            for number, target in ((0, "/dev/null"), (1, self.root / "stdout"), (2, self.root / "stderr")):
-                mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-                os.dup2(os.open(target, mode), number)
-            pages = int(Path("/proc/self/statm").read_text().split()[0])  # libraries take gigabytes of addresses
-            limit = pages * resource.getpagesize() + MEMORY
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-            sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), "rww")
-            sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)
-            sys.argv = [str(REPOSITORY / script), *args]
             runpy.run_path(str(REPOSITORY / script), run_name="__main__")
-            status = 0
-        except SystemExit as stop:
-            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except BaseException:
-            traceback.print_exc()
         finally:
             with contextlib.suppress(Exception):
                 sys.stdout.flush()
-            os._exit(status)
 
     @staticmethod
-    def _wait(child: int, deadline: float) -> int | None:
-        while True:
+    def _wait(process: BaseProcess, deadline: float) -> int | None:
+        while process.exitcode is None:
             now = time.monotonic()
-            found, status = os.waitpid(child, os.WNOHANG)
-            if found:
-                return os.waitstatus_to_exitcode(status)
             if now > deadline:
                 return None
-            time.sleep(0.01)
+            process.join(0.05)
             deadline += max(time.monotonic() - now - 1, 0)  # this process was stopped itself, or had no processor
+        return process.exitcode
 
     def judge(self, one: Draw) -> tuple[str, Outcome]:
         """Run a draw: whether it is ``done``, ``refused``, ``checked`` (too heavy to run) or a ``fault``, and why."""
