@@ -9,14 +9,13 @@ Source of the scheme: Caron et al. 2021, arXiv 2104.14294 (two global and severa
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from dino_oct.limits import Ordered, PositiveShare, Range, Share, Side
-from dino_oct.photometrics import Looks, apply_batched, apply_native, noise_bank
+from dino_oct.config import AugmentConfig, CropConfig, ViewConfig
+from dino_oct.photometrics import Photometrics, apply_batched, apply_native, noise_bank
 from dino_oct.streams import seed_of
 from dino_oct.views import Crops, choose_boxes, resize_matmul, resize_native
 
@@ -36,79 +35,6 @@ _DRAWS = {
 }  # fmt: skip
 
 
-Strength = Annotated[float, Range(0, 10)]
-Scale = Annotated[tuple[PositiveShare, PositiveShare], Ordered()]
-
-
-@dataclass
-class LookConfig:
-    """How a view of a scan varies. A strength or probability of 0 switches a change off."""
-
-    preset: Literal["oct", "parity"] = "oct"
-    """Intensity changes. oct: those below. parity: DINO's for natural images, on grey (brightness and contrast .4 with
-    p .8; blur with p 1, .1, .5 on first global, second global, local views; solarisation .2 on the second global; hue,
-    saturation and grey conversion do nothing to grey), without tilt; the strengths below are then ignored."""
-    ratio: Annotated[tuple[float, float], Range(0.01, 100), Ordered()] = (3 / 4, 4 / 3)
-    """Range of width / height of the boxes."""
-    frame: Literal["square", "pixels"] = "square"
-    """What area and ratio are measured on. square: the scan squashed to a square, so that the number of A-scans, which
-    differs between devices and classes, leaves no trace. pixels: the scan as stored (as torchvision does), where a wide
-    scan is never seen whole."""
-    min_tissue: Share = 0.2
-    """Least share of a view that must be tissue (or the whole scan's share, if that is less): the first of 10 random
-    boxes that has it is taken, else the one with the most. 0 accepts every box."""
-    flip: Share = 0.5
-    """Probability of swapping left and right (the other eye)."""
-    tilt: Annotated[float, Range(0, 0.5)] = 0.1
-    """Greatest slope of the tilt, in pixels per pixel of the squashed scan: each A-scan is moved up or down."""
-    tilt_p: Share = 0.5
-    """Probability of a tilt."""
-    tone_p: Share = 0.8
-    """Probability of changing gain, gamma and contrast (together)."""
-    gain: Strength = 0.25
-    """Brightness is multiplied by up to 1 + this, or divided."""
-    gamma: Strength = 0.25
-    """Exponent of the display curve: up to 1 + this, or its inverse."""
-    contrast: Strength = 0.25
-    """Contrast around the view's mean is multiplied by up to 1 + this, or divided."""
-    speckle: Strength = 0.2
-    """Greatest standard deviation of the multiplicative speckle."""
-    speckle_p: Share = 0.5
-    """Probability of added speckle."""
-    blur: Annotated[tuple[float, float], Range(0, 20), Ordered()] = (0.3, 1.2)
-    """Range of the Gaussian blur's sigma in pixels of the view."""
-    blur_p: Share = 0.2
-    """Probability of blur."""
-    shadow: Share = 0.6
-    """Greatest share of light that an A-scan shadow takes in its centre."""
-    shadow_p: Share = 0.3
-    """Probability of 1 to 3 shadows."""
-
-
-@dataclass
-class AugmentConfig(LookConfig):
-    """Views of a scan for DINO and how they vary. A strength or probability of 0 switches a change off."""
-
-    global_size: Side = 224
-    """Side of the 2 global views in pixels."""
-    local_size: Side = 96
-    """Side of the local views in pixels."""
-    n_local: Annotated[int, Range(0, 100)] = 8
-    """Number of local views; 0 for none."""
-    global_scale: Scale = (0.4, 1.0)
-    """Range of a global view's area as a fraction of the scan."""
-    local_scale: Scale = (0.05, 0.4)
-    """Range of a local view's area as a fraction of the scan."""
-
-
-@dataclass
-class CropConfig(LookConfig):
-    """One view of a scan, for training with labels, and how it varies. A strength of 0 switches a change off."""
-
-    scale: Scale = (0.5, 1.0)
-    """Range of the view's area as a fraction of the scan."""
-
-
 class Views(NamedTuple):
     """Views of a batch, grouped by size, view by view: float32 in [0, 1]."""
 
@@ -123,7 +49,7 @@ class _Cropper:
 
     def __init__(
         self,
-        config: LookConfig,
+        config: ViewConfig,
         largest: int,
         seed: int,
         device: str | torch.device,
@@ -157,15 +83,15 @@ class _Cropper:
         crops = draw_crops(self.config, draws, np.array([scan.shape for scan in scans]), tissue, scale)
         draws = {name: np.concatenate(values.swapaxes(0, 1)) for name, values in draws.items()}  # view-major
         if self.config.preset == "parity":
-            looks = draw_parity_looks(draws, np.repeat(np.array(views), len(scans)))
+            photometrics = draw_parity_photometrics(draws, np.repeat(np.array(views), len(scans)))
         else:
             width_share = crops.width / np.array([scan.shape[1] for scan in scans])[crops.scan]
-            looks = draw_looks(self.config, draws, width_share)
+            photometrics = draw_photometrics(self.config, draws, width_share)
         if self.method == "native":
-            pixels = apply_native(resize_native(scans, crops, size), looks, self._bank).to(self.device)
+            pixels = apply_native(resize_native(scans, crops, size), photometrics, self._bank).to(self.device)
         else:
             with torch.autocast(self.device.type, enabled=False):  # resizing in half precision would add noise
-                pixels = apply_batched(resize_matmul(scans, crops, size, self.device), looks, self._device_bank)
+                pixels = apply_batched(resize_matmul(scans, crops, size, self.device), photometrics, self._device_bank)
         return pixels.view(len(views), len(scans), 1, size, size)
 
 
@@ -263,7 +189,7 @@ def draw_uniform(seed: int, epoch: int, samples: Sequence[int], n_views: int) ->
 
 
 def draw_crops(
-    config: LookConfig,
+    config: ViewConfig,
     draws: dict[str, np.ndarray],
     sizes: np.ndarray,
     tissue: np.ndarray | None,
@@ -283,7 +209,7 @@ def draw_crops(
     return Crops(scan, top, left, height, width, slope.reshape(-1), (draws["flip"] < config.flip)[..., 0].T.reshape(-1))
 
 
-def draw_looks(config: LookConfig, draws: dict[str, np.ndarray], width_share: np.ndarray) -> Looks:
+def draw_photometrics(config: ViewConfig, draws: dict[str, np.ndarray], width_share: np.ndarray) -> Photometrics:
     """Intensity changes of the OCT preset from uniform numbers (N, count).
 
     Args:
@@ -300,7 +226,7 @@ def draw_looks(config: LookConfig, draws: dict[str, np.ndarray], width_share: np
 
     n_shadows = np.ceil(amount("shadow", config.shadow_p, 0, SHADOWS))
     low, high = SHADOW_WIDTH
-    return Looks(
+    return Photometrics(
         gain=factor("gain", config.gain),
         gamma=factor("gamma", config.gamma),
         contrast=factor("contrast", config.contrast),
@@ -315,7 +241,7 @@ def draw_looks(config: LookConfig, draws: dict[str, np.ndarray], width_share: np
     )
 
 
-def draw_parity_looks(draws: dict[str, np.ndarray], number: np.ndarray) -> Looks:
+def draw_parity_photometrics(draws: dict[str, np.ndarray], number: np.ndarray) -> Photometrics:
     """Intensity changes of DINO's recipe for natural images, on grey, from uniform numbers (N, count).
 
     Args:
@@ -324,7 +250,7 @@ def draw_parity_looks(draws: dict[str, np.ndarray], number: np.ndarray) -> Looks
     jitter = draws["tone"][:, 0] < 0.8
     blur_p = np.select([number == 0, number == 1], [1.0, 0.1], 0.5)
     n = len(number)
-    return Looks(
+    return Photometrics(
         gain=np.where(jitter, 0.6 + 0.8 * draws["gain"][:, 0], 1.0),
         gamma=np.ones(n),
         contrast=np.where(jitter, 0.6 + 0.8 * draws["contrast"][:, 0], 1.0),

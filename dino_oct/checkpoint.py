@@ -5,7 +5,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,8 @@ class Checkpoints:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(self.last) as partial:
-            with open(partial, "wb") as stream:
+            with partial.open("wb") as stream:
                 torch.save(state, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
             # The copies first: last.pt already says that the best was found, so it must not appear before the best.
             if keep:
                 _copy(partial, self.folder / f"step_{state['step']:07d}.pt")
@@ -113,11 +111,13 @@ def restoring(file: Path | None) -> Iterator[None]:
         ) from None
 
 
-def check_numbers(values: list[Any]) -> None:
-    """Raise TypeError if a value of a checkpoint is no number."""
+def check_numbers(values: Iterable[Any], finite: bool = True) -> None:
+    """Raise TypeError if a value of a checkpoint is no number, ValueError if it is not finite and must be."""
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{value!r} is no number")
+        if finite and not math.isfinite(value):
+            raise ValueError(f"{value} is not finite")
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer) -> None:
@@ -157,17 +157,17 @@ def read_metrics(file: Path) -> tuple[list[dict[str, Any]], int]:
         lines = check_regular(file).read_bytes().splitlines()
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    found, n_damaged = [], 0
+    entries, n_damaged = [], 0
     for line in dict.fromkeys(filter(None, map(bytes.strip, lines))):  # no run writes the same line twice
         try:
             entry = json.loads(line.decode("utf-8-sig"))
             step, epoch = entry["step"], entry["epoch"]
             if type(step) is not int or not step >= 0 or isinstance(epoch, bool) or not 0 <= epoch < math.inf:
                 raise ValueError
-            found.append(entry)
+            entries.append(entry)
         except (ValueError, TypeError, KeyError, RecursionError):
             n_damaged += 1
-    return found, n_damaged
+    return entries, n_damaged
 
 
 def trim_metrics(file: Path, step: int) -> int:

@@ -79,9 +79,9 @@ def read_settings(
     """
     file = Path(file)
     known = {setting.name: setting for setting in all_settings(options_type)}
-    found, values = read_mapping(file), {}
+    mapping, values = read_mapping(file), {}
     try:
-        for name, value in _flatten(found, known):
+        for name, value in _flatten(mapping, known):
             if name in values:
                 raise InputError(f"'{name}' is given twice")
             values[name] = value
@@ -114,10 +114,10 @@ def read_mapping(file: str | Path, what: str = "settings file", presets: str = "
             raise InputError(f"{file}: {file.stat().st_size >> 20} MB are too many for a {what}")
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror})") from None
-    found = read_yaml(file, _StrictLoader)
-    if found is not None and not isinstance(found, dict):
-        raise InputError(f"{file}: expected 'key: value' settings, found a {type(found).__name__}")
-    return found or {}
+    content = read_yaml(file, _StrictLoader)
+    if content is not None and not isinstance(content, dict):
+        raise InputError(f"{file}: expected 'key: value' settings, found a {type(content).__name__}")
+    return content or {}
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -226,9 +226,9 @@ def _flatten(settings: dict[str, Any], known: Collection[str], prefix: str = "")
 def _words(name: str, value: Any, known: dict[str, Setting]) -> list[str]:
     """A value of a file as words of a command line."""
     if name not in known:
-        example = next((one for one in known if one.startswith(f"{name}.")), None)
-        told = f"'{name}' is a section: its settings stand below it, as {example}" if example else ""
-        raise InputError(told or f"unknown setting '{name}'{_meant(name, known)}")
+        example = next((key for key in known if key.startswith(f"{name}.")), None)
+        reason = f"'{name}' is a section: its settings stand below it, as {example}" if example else ""
+        raise InputError(reason or f"unknown setting '{name}'{_meant(name, known)}")
     setting = known[name]
     values = value if isinstance(value, (list, tuple)) else [value]
     if isinstance(value, (list, tuple)) and not setting.is_list:
@@ -249,13 +249,15 @@ def _in_file(option: re.Match[str], known: Collection[str]) -> str:
 
 
 def _is_section(name: str, known: Collection[str]) -> bool:
-    return any(one.startswith(f"{name}.") for one in known)
+    return any(key.startswith(f"{name}.") for key in known)
 
 
 def _check_names(args: Sequence[str], settings: Sequence[Setting]) -> None:
     """Raise InputError for an option that there is not, or more values than one takes."""
-    options = {name: one for one in settings if not one.positional for name in (one.option, *one.aliases)}
-    has_positional = any(one.positional for one in settings)
+    options = {
+        name: setting for setting in settings if not setting.positional for name in (setting.option, *setting.aliases)
+    }
+    has_positional = any(setting.positional for setting in settings)
     if {"-h", "--help"} & set(args):
         return
     current, room = "", 0
@@ -266,12 +268,12 @@ def _check_names(args: Sequence[str], settings: Sequence[Setting]) -> None:
             if current.startswith("--tyro-"):
                 return
             if current not in options:
-                known = [one.name for one in settings if not one.positional]
+                known = [setting.name for setting in settings if not setting.positional]
                 raise InputError(f"{name}: no such option{_meant(current.lstrip('-').replace('-', '_'), known, '--')}")
             room = options[current].most_values - bool(is_given)
         elif room < 1 and not has_positional:
-            told = f"one value too many for {current}" if current else "options are given as --name VALUE"
-            raise InputError(f"'{word}': {told} (--help lists every option)")
+            reason = f"one value too many for {current}" if current else "options are given as --name VALUE"
+            raise InputError(f"'{word}': {reason} (--help lists every option)")
         else:
             room -= 1
 
@@ -299,9 +301,9 @@ def _meant(name: str, known: Collection[str], dashes: str = "") -> str:
         difflib.get_close_matches(name, list(leaves), n=1),
         [of_leaf[last] for last in close],
     )
-    found = [key if not dashes else dashes + key.replace("_", "-") for key in next(filter(None, rules), [])[:3]]
-    if found:
-        return "; did you mean " + " or ".join(found if dashes else [f"'{key}'" for key in found]) + "?"
+    suggestions = [key if not dashes else dashes + key.replace("_", "-") for key in next(filter(None, rules), [])[:3]]
+    if suggestions:
+        return "; did you mean " + " or ".join(suggestions if dashes else [f"'{key}'" for key in suggestions]) + "?"
     return " (--help lists every option)" if dashes else f"; known settings: {', '.join(sorted(known))}"
 
 

@@ -1,6 +1,6 @@
 """Settings of a pretraining run: defaults here, then a YAML preset, then the command line.
 
-Each section's settings live beside the code they steer; this file only puts them together.
+Nothing here imports a network, so that ``--help`` and wrong options are answered at once.
 """
 
 import dataclasses
@@ -10,24 +10,109 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-import torch
 import yaml
-from accelerate.utils import parse_flag_from_env
 
-from dino_oct.augment import AugmentConfig
 from dino_oct.cli import parse_options, read_settings
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
 from dino_oct.files import is_same_path
-from dino_oct.learner import OptimConfig
-from dino_oct.limits import DropPath, Heads, Name, NewName, Range, Seed, Text
-from dino_oct.loss import LossConfig
-from dino_oct.monitor import MonitorConfig
+from dino_oct.limits import (
+    BatchSize,
+    DropPath,
+    Epochs,
+    Heads,
+    Name,
+    Neighbours,
+    NewName,
+    Ordered,
+    PartialEpochs,
+    PositiveShare,
+    Range,
+    Rate,
+    Scans,
+    Seed,
+    Share,
+    Side,
+    Text,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 Settings = TypeVar("Settings", bound="RunSettings")
 _MOST_BLOCKS, _WIDEST = 1000, 16384  # of a timm model
+
+
+Strength = Annotated[float, Range(0, 10)]
+Scale = Annotated[tuple[PositiveShare, PositiveShare], Ordered()]
+
+
+@dataclass
+class ViewConfig:
+    """How a view of a scan varies. A strength or probability of 0 switches a change off."""
+
+    preset: Literal["oct", "parity"] = "oct"
+    """Intensity changes. oct: those below. parity: DINO's for natural images, on grey (brightness and contrast .4 with
+    p .8; blur with p 1, .1, .5 on first global, second global, local views; solarisation .2 on the second global; hue,
+    saturation and grey conversion do nothing to grey), without tilt; the strengths below are then ignored."""
+    ratio: Annotated[tuple[float, float], Range(0.01, 100), Ordered()] = (3 / 4, 4 / 3)
+    """Range of width / height of the boxes."""
+    frame: Literal["square", "pixels"] = "square"
+    """What area and ratio are measured on. square: the scan resized to a square, so that the number of A-scans, which
+    differs between devices and classes, leaves no trace. pixels: the scan as stored (as torchvision does), where a wide
+    scan is never seen whole."""
+    min_tissue: Share = 0.2
+    """Least share of a view that must be tissue (or the whole scan's share, if that is less): the first of 10 random
+    boxes that has it is taken, else the one with the most. 0 accepts every box."""
+    flip: Share = 0.5
+    """Probability of swapping left and right (the other eye)."""
+    tilt: Annotated[float, Range(0, 0.5)] = 0.1
+    """Greatest slope of the tilt, in pixels per pixel of the resized scan: each A-scan is moved up or down."""
+    tilt_p: Share = 0.5
+    """Probability of a tilt."""
+    tone_p: Share = 0.8
+    """Probability of changing gain, gamma and contrast (together)."""
+    gain: Strength = 0.25
+    """Brightness is multiplied by up to 1 + this, or divided."""
+    gamma: Strength = 0.25
+    """Exponent of the display curve: up to 1 + this, or its inverse."""
+    contrast: Strength = 0.25
+    """Contrast around the view's mean is multiplied by up to 1 + this, or divided."""
+    speckle: Strength = 0.2
+    """Greatest standard deviation of the multiplicative speckle."""
+    speckle_p: Share = 0.5
+    """Probability of added speckle."""
+    blur: Annotated[tuple[float, float], Range(0, 20), Ordered()] = (0.3, 1.2)
+    """Range of the Gaussian blur's sigma in pixels of the view."""
+    blur_p: Share = 0.2
+    """Probability of blur."""
+    shadow: Share = 0.6
+    """Greatest share of light that an A-scan shadow takes in its centre."""
+    shadow_p: Share = 0.3
+    """Probability of 1 to 3 shadows."""
+
+
+@dataclass
+class AugmentConfig(ViewConfig):
+    """Views of a scan for DINO and how they vary. A strength or probability of 0 switches a change off."""
+
+    global_size: Side = 224
+    """Side of the 2 global views in pixels."""
+    local_size: Side = 96
+    """Side of the local views in pixels."""
+    n_local: Annotated[int, Range(0, 100)] = 8
+    """Number of local views; 0 for none."""
+    global_scale: Scale = (0.4, 1.0)
+    """Range of a global view's area as a fraction of the scan."""
+    local_scale: Scale = (0.05, 0.4)
+    """Range of a local view's area as a fraction of the scan."""
+
+
+@dataclass
+class CropConfig(ViewConfig):
+    """One view of a scan, for training with labels, and how it varies. A strength of 0 switches a change off."""
+
+    scale: Scale = (0.5, 1.0)
+    """Range of the view's area as a fraction of the scan."""
 
 
 @dataclass
@@ -84,6 +169,83 @@ class ModelConfig(ModelArgs):
     """Recompute activations in the backward pass: less memory, about a third slower."""
     compile: bool = False
     """torch.compile the backbones (a minute or more at the start, then faster on GPUs)."""
+
+
+Temperature = Annotated[float, Range(0.001, 100)]
+
+
+@dataclass
+class LossConfig:
+    """Loss and targets."""
+
+    centering: Literal["center", "sinkhorn"] = "center"
+    """What keeps the teacher from one answer for all: DINO's running centre, or Sinkhorn–Knopp on the global batch."""
+    student_temperature: Temperature = 0.1
+    """Divides the student's logits."""
+    teacher_temperature: Temperature = 0.07
+    """Divides the teacher's logits after the warm-up. Loss stuck at ln K: lower it (to .02, or .01 on small data)."""
+    warmup_teacher_temperature: Temperature = 0.04
+    """Teacher temperature of the first epoch."""
+    warmup_teacher_temperature_epochs: Annotated[int, Range(0, 100_000)] = 30
+    """Epochs over which the temperature goes linearly from its first to its final value."""
+    center_momentum: Share = 0.9
+    """Share of the old centre kept at each step."""
+    koleo_weight: Annotated[float, Range(0, 100)] = 0.0
+    """Weight of the KoLeo regulariser on the student's CLS of the global views; .1 keeps small data from collapsing."""
+
+
+@dataclass
+class OptimConfig:
+    """Optimisation. Batch sizes count scans of all processes together, so a run does not depend on their number."""
+
+    epochs: Epochs = 100
+    """Passes over the training scans."""
+    batch_size: BatchSize = 64
+    """Scans per optimiser step, over all processes and micro-batches."""
+    accumulate: BatchSize = 1
+    """Micro-batches per optimiser step: raise it when memory is short. Teacher and centre still move once per step."""
+    lr: Rate = 5e-4
+    """Peak learning rate for 256 scans per step; the rate used is lr · batch_size / 256."""
+    min_lr: Rate = 1e-6
+    """Learning rate at the end (not scaled)."""
+    warmup_epochs: PartialEpochs = 10.0
+    """Epochs of linear warm-up from 0."""
+    weight_decay: Rate = 0.04
+    """Weight decay at the start; biases and other 1-D tensors have none."""
+    weight_decay_end: Rate = 0.4
+    """Weight decay at the end of its cosine."""
+    clip_grad: Annotated[float, Range(0)] = 3.0
+    """Largest gradient norm of each parameter tensor; 0 does not clip."""
+    teacher_momentum: Share = 0.996
+    """Share of the old teacher kept per step, at the start; towards .9995 for batches far under 256."""
+    teacher_momentum_end: Share = 1.0
+    """Teacher momentum at the end of its cosine."""
+    freeze_last_layer_epochs: PartialEpochs = 1.0
+    """Epochs during which the head's last layer stays as it is."""
+    freeze_backbone_epochs: PartialEpochs | None = None
+    """Epochs during which only the head learns. Unset: 1 when a new head meets pretrained weights, else 0."""
+
+
+@dataclass
+class MonitorConfig:
+    """Online evaluation."""
+
+    every_epochs: Annotated[float, Range(above=0, most=100_000)] = 1.0
+    """Epochs between evaluations; there is always one before the first step and one after the last."""
+    image_size: tuple[Side, Side] = (224, 224)
+    """Rows and columns that whole scans are resized to for features."""
+    k: Neighbours = (5, 10)
+    """Neighbours of the k-NN; the first one picks the best checkpoint."""
+    max_train: Scans = 5000
+    """Labelled training scans searched at most (drawn once, by seed)."""
+    max_val: Scans = 1000
+    """Validation scans at most."""
+    attention_scans: Annotated[int, Range(0, 1000)] = 4
+    """Validation scans whose attention is drawn, the same ones over the whole run."""
+    attention_size: Side = 480
+    """Short side of the scans that attention is drawn on, in pixels."""
+    batch_size: BatchSize = 64
+    """Scans per forward pass."""
 
 
 Steps = Annotated[int, Range(1, 10**9)]
@@ -178,21 +340,13 @@ def load_settings(settings_type: type[Settings], args: Sequence[str]) -> Setting
     return config
 
 
-def use_bf16(precision: str) -> bool:
-    """Whether ``run.precision`` means bfloat16 on this machine."""
-    if precision != "auto":
-        return precision == "bf16"
-    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = Path("/proc/cpuinfo")  # without the instruction, bf16 on a CPU is slower than float32
-    return flags.is_file() and "avx512_bf16" in flags.read_text()
-
-
 def _is_same(old: Any, new: Any) -> bool:
     """Whether two values of a setting mean the same; texts may be spellings of one path, if it is there."""
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(map(_is_same, old, new))
-    both_exist = isinstance(old, str) and isinstance(new, str) and all(one and Path(one).exists() for one in (old, new))
+    both_exist = (
+        isinstance(old, str) and isinstance(new, str) and all(text and Path(text).exists() for text in (old, new))
+    )
     return old == new or (both_exist and is_same_path(old, new))
 
 

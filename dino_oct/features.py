@@ -14,7 +14,7 @@ from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import cls_feature, normalise
 
 
-def squash(scan: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
+def resize(scan: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
     """A grey uint8 scan (H, W) resized to ``size`` (rows, columns) by Pillow's bicubic: (1, rows, columns) uint8.
 
     It is what timm's transforms do to the scan's file; torch's antialiased bicubic differs by a grey level here and
@@ -25,9 +25,9 @@ def squash(scan: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
     return torch.from_numpy(np.array(image))[None]
 
 
-def squash_all(scans: Iterable[np.ndarray], size: tuple[int, int]) -> torch.Tensor:
+def resize_all(scans: Iterable[np.ndarray], size: tuple[int, int]) -> torch.Tensor:
     """Scans to one tensor (N, 1, rows, columns) uint8."""
-    return torch.stack([squash(scan, size) for scan in scans])
+    return torch.stack([resize(scan, size) for scan in scans])
 
 
 def check_size(size: tuple[int, int], backbone: nn.Module, name: str) -> None:
@@ -67,9 +67,9 @@ def extract(
     mine = torch.arange(rank * share, (rank + 1) * share).clamp_max(n - 1)
     rows = []
     try:
-        for chosen in mine.split(batch_size):
+        for positions in mine.split(batch_size):
             before_batch()
-            batch = normalise(images[chosen].to(device), backbone).to(next(backbone.parameters()).dtype)
+            batch = normalise(images[positions].to(device), backbone).to(next(backbone.parameters()).dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 rows.append(forward(backbone, batch).float())
     finally:
@@ -95,6 +95,6 @@ def feature_spread(features: np.ndarray) -> float:
 
 
 def pixel_features(images: torch.Tensor, side: int = 48) -> np.ndarray:
-    """The control without a network: the pixels of images (N, 1, H, W) uint8 squashed to ``side``², less their mean."""
+    """The control without a network: the pixels of images (N, 1, H, W) uint8 resized to ``side``², less their mean."""
     small = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True).flatten(1)
     return (small - small.mean(dim=1, keepdim=True)).numpy()

@@ -22,7 +22,7 @@ from dino_oct.errors import InputError
 
 try:
     import fcntl
-except ImportError:  # not POSIX: what a killed process left is then not told from what a living one writes
+except ImportError:  # not POSIX: without locks, leftovers of killed processes are not removed
     fcntl = None  # type: ignore[assignment]
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -162,11 +162,11 @@ def _refused(error: BaseException, partial: Path, file: Path) -> OSError | None:
             return OSError(cause.errno, os.strerror(cause.errno), str(file))
         cause = cause.__context__
     if isinstance(error, (OSError, RuntimeError)) or type(error).__name__ == "SafetensorError":
-        try:  # numpy and safetensors do not tell the system's reason: it is asked for again
+        try:  # numpy and safetensors hide the system's reason, which another write gives
             with partial.open("ab") as stream:
                 stream.write(bytes(1 << 20))
-        except OSError as told:
-            return OSError(told.errno, os.strerror(told.errno or 0), str(file))
+        except OSError as full:
+            return OSError(full.errno, os.strerror(full.errno or 0), str(file))
     return None
 
 
@@ -252,12 +252,12 @@ def read_json(file: str | Path) -> dict[str, Any]:
         InputError: as ``read_text``; not JSON, or not an object.
     """
     try:
-        found = json.loads(read_text(file))
+        content = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: damaged: not valid JSON ({_reason(error)})") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{file}: damaged: expected names with values, found a {type(found).__name__}")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"{file}: damaged: expected names with values, found a {type(content).__name__}")
+    return content
 
 
 def read_yaml(file: str | Path, loader: type = yaml.SafeLoader) -> Any:
@@ -312,13 +312,13 @@ def share_as(path: Path, folder: Path, write: bool = False) -> None:
         write: whether those who may write there may do so too.
     """
     mode = folder.stat().st_mode & (0o7777 if write else 0o755)
-    for one in (path, *path.rglob("*")) if path.is_dir() else (path,):
-        one.chmod(mode if one.is_dir() else mode & 0o666)
+    for entry in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        entry.chmod(mode if entry.is_dir() else mode & 0o666)
 
 
-def is_same_path(one: str | Path, other: str | Path) -> bool:
+def is_same_path(path: str | Path, other: str | Path) -> bool:
     """Whether two spellings mean one place: relative or absolute, by ``..`` or by a link."""
-    return one == other or Path(one).resolve() == Path(other).resolve()
+    return path == other or Path(path).resolve() == Path(other).resolve()
 
 
 def short_name(name: str, longest: int = _LONGEST) -> str:
@@ -346,8 +346,8 @@ def harden_terminal() -> None:
 
     A full disk that a thread meets is told by the one who waits for the thread, not by a traceback beside.
     """
-    told = threading.excepthook
-    threading.excepthook = lambda args: None if is_full(args.exc_value) else told(args)
+    default_hook = threading.excepthook
+    threading.excepthook = lambda args: None if is_full(args.exc_value) else default_hook(args)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None or stream is not getattr(sys, f"__{name}__"):  # redirected by the caller

@@ -81,7 +81,7 @@ def knn_votes(
         # A stable sort moves the own patient's scans behind all others, which stay in order.
         is_own = patients[0][position] == patients[1][:, None]
         order = np.argsort(is_own, axis=1, kind="stable")[:, : max(ks)]
-        similarity, position = (np.take_along_axis(found, order, 1) for found in (similarity, position))
+        similarity, position = (np.take_along_axis(values, order, 1) for values in (similarity, position))
     labels = train_labels[position]
     return {k: class_votes(similarity[:, :k], labels[:, :k], n_classes, temperature) for k in ks}
 

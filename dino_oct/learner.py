@@ -4,7 +4,6 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from accelerate import Accelerator
@@ -12,42 +11,10 @@ from torch import nn
 
 from dino_oct import loss as dino_loss
 from dino_oct import processes
-from dino_oct.limits import BatchSize, Epochs, PartialEpochs, Range, Rate, Share
+from dino_oct.config import LossConfig, OptimConfig
 from dino_oct.models.official import full_checkpoint, network_tensors
 from dino_oct.schedules import linear_then_constant, warmup_cosine
 from dino_oct.teacher import follow, make_teacher
-
-
-@dataclass
-class OptimConfig:
-    """Optimisation. Batch sizes count scans of all processes together, so a run does not depend on their number."""
-
-    epochs: Epochs = 100
-    """Passes over the training scans."""
-    batch_size: BatchSize = 64
-    """Scans per optimiser step, over all processes and micro-batches."""
-    accumulate: BatchSize = 1
-    """Micro-batches per optimiser step: raise it when memory is short. Teacher and centre still move once per step."""
-    lr: Rate = 5e-4
-    """Peak learning rate for 256 scans per step; the rate used is lr · batch_size / 256."""
-    min_lr: Rate = 1e-6
-    """Learning rate at the end (not scaled)."""
-    warmup_epochs: PartialEpochs = 10.0
-    """Epochs of linear warm-up from 0."""
-    weight_decay: Rate = 0.04
-    """Weight decay at the start; biases and other 1-D tensors have none."""
-    weight_decay_end: Rate = 0.4
-    """Weight decay at the end of its cosine."""
-    clip_grad: Annotated[float, Range(0)] = 3.0
-    """Largest gradient norm of each parameter tensor; 0 does not clip."""
-    teacher_momentum: Share = 0.996
-    """Share of the old teacher kept per step, at the start; towards .9995 for batches far under 256."""
-    teacher_momentum_end: Share = 1.0
-    """Teacher momentum at the end of its cosine."""
-    freeze_last_layer_epochs: PartialEpochs = 1.0
-    """Epochs during which the head's last layer stays as it is."""
-    freeze_backbone_epochs: PartialEpochs | None = None
-    """Epochs during which only the head learns. Unset: 1 when a new head meets pretrained weights, else 0."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +32,7 @@ class StepValues:
 class Schedules:
     """All schedules of a plan; ``schedules[position]`` gives the values of its optimiser step."""
 
-    def __init__(self, optim: OptimConfig, loss: dino_loss.LossConfig, steps_per_epoch: int):
+    def __init__(self, optim: OptimConfig, loss: LossConfig, steps_per_epoch: int):
         self.steps_per_epoch = steps_per_epoch
         self.steps = optim.epochs * steps_per_epoch
         warmup_steps = int(optim.warmup_epochs * steps_per_epoch)
@@ -134,7 +101,7 @@ class Learner:
     def __init__(
         self,
         student: nn.Module,
-        loss: dino_loss.LossConfig,
+        loss: LossConfig,
         optim: OptimConfig,
         accelerator: Accelerator,
         teacher: nn.Module | None = None,

@@ -90,7 +90,7 @@ class Text:
     def need(self, value: Any) -> str:
         """As ``Range.need``."""
         for text in (str(x) for x in _entries(value) if isinstance(x, (str, Path))):
-            if len(text) < self.least:
+            if len(text.strip()) < self.least:
                 return "must not be empty"
             if "\0" in text:
                 return "must not hold a NUL character"
@@ -196,23 +196,24 @@ class Setting:
 def all_settings(kind: type) -> tuple[Setting, ...]:
     """All settings of an options class, those of its sections included."""
     plain, annotated = typing.get_type_hints(kind), typing.get_type_hints(kind, include_extras=True)
-    found = []
+    settings = []
     for field in dataclasses.fields(kind):
         hint = plain[field.name]
         if dataclasses.is_dataclass(hint):
-            found += [dataclasses.replace(one, name=f"{field.name}.{one.name}") for one in all_settings(hint)]
+            inner = all_settings(hint)
+            settings += [dataclasses.replace(setting, name=f"{field.name}.{setting.name}") for setting in inner]
             continue
         metadata = list(_metadata(annotated[field.name]))
-        found.append(
+        settings.append(
             Setting(
                 field.name,
                 hint,
-                (*_implied(hint, metadata), *(one for one in metadata if isinstance(one, _LIMITS))),
-                positional=any("Positional" in str(one) for one in metadata),
-                aliases=tuple(alias for one in metadata for alias in getattr(one, "aliases", None) or ()),
+                (*_implied(hint, metadata), *(item for item in metadata if isinstance(item, _LIMITS))),
+                positional=any("Positional" in str(item) for item in metadata),
+                aliases=tuple(alias for item in metadata for alias in getattr(item, "aliases", None) or ()),
             )
         )
-    return tuple(found)
+    return tuple(settings)
 
 
 def check_settings(settings: Any, prefix: str = "") -> None:
@@ -237,9 +238,9 @@ def check_settings(settings: Any, prefix: str = "") -> None:
 
 
 def _check_together(settings: Any, prefix: str) -> None:
-    if (found := settings.mismatch() if hasattr(settings, "mismatch") else None) is not None:
-        name, need = found
-        setting = next(one for one in all_settings(type(settings)) if one.name == name)
+    if (mismatch := settings.mismatch() if hasattr(settings, "mismatch") else None) is not None:
+        name, need = mismatch
+        setting = next(setting for setting in all_settings(type(settings)) if setting.name == name)
         option = dataclasses.replace(setting, name=prefix + name).option
         raise InputError(f"{option} {_shown(getattr(settings, name))}: {need}")
     for field in dataclasses.fields(settings):
@@ -249,15 +250,15 @@ def _check_together(settings: Any, prefix: str) -> None:
 
 def _implied(hint: Any, metadata: list[Any]) -> list[Any]:
     """The limits of a type for which none are declared."""
-    parts, found = _parts(hint), []
+    parts, limits = _parts(hint), []
     words = _words(hint)
     if words and not parts - {Literal, tuple, list, type(None)}:
-        found.append(_Choices(words))
-    if float in parts and not any(isinstance(one, Range) for one in metadata):
-        found.append(Range())
-    if {str, Path} & parts and not any(isinstance(one, Text) for one in metadata):
-        found.append(Text())
-    return found
+        limits.append(_Choices(words))
+    if float in parts and not any(isinstance(limit, Range) for limit in metadata):
+        limits.append(Range())
+    if {str, Path} & parts and not any(isinstance(limit, Text) for limit in metadata):
+        limits.append(Text())
+    return limits
 
 
 def _parts(hint: Any) -> set[Any]:

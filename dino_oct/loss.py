@@ -3,37 +3,12 @@
 Everything here is computed in float32, whatever the precision of the networks.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from dino_oct import processes
-from dino_oct.limits import Range, Share
-
-Temperature = Annotated[float, Range(0.001, 100)]
-
-
-@dataclass
-class LossConfig:
-    """Loss and targets."""
-
-    centering: Literal["center", "sinkhorn"] = "center"
-    """What keeps the teacher from one answer for all: DINO's running centre, or Sinkhorn–Knopp on the global batch."""
-    student_temperature: Temperature = 0.1
-    """Divides the student's logits."""
-    teacher_temperature: Temperature = 0.07
-    """Divides the teacher's logits after the warm-up. Loss stuck at ln K: lower it (to .02, or .01 on small data)."""
-    warmup_teacher_temperature: Temperature = 0.04
-    """Teacher temperature of the first epoch."""
-    warmup_teacher_temperature_epochs: Annotated[int, Range(0, 100_000)] = 30
-    """Epochs over which the temperature goes linearly from its first to its final value."""
-    center_momentum: Share = 0.9
-    """Share of the old centre kept at each step."""
-    koleo_weight: Annotated[float, Range(0, 100)] = 0.0
-    """Weight of the KoLeo regulariser on the student's CLS of the global views; .1 keeps small data from collapsing."""
+from dino_oct.config import LossConfig
 
 
 def dino_cross_entropy(

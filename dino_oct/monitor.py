@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from dino_oct import features as feats
-from dino_oct.bootstrap import FEW_PATIENTS, NO_SPREAD, Interval, PatientBootstrap, Scale
-from dino_oct.class_summary import ClassSummary, majority, summarise
+from dino_oct.config import MonitorConfig
 from dino_oct.data.index import UNLABELLED, ScanIndex
 from dino_oct.knn import knn_votes
-from dino_oct.limits import BatchSize, Neighbours, Range, Scans, Side
 from dino_oct.models.attention import attention_concentration, cls_attention
 from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import normalise
+from dino_oct.scores.bootstrap import FEW_PATIENTS, NO_SPREAD, Interval, PatientBootstrap, Scale
+from dino_oct.scores.class_summary import ClassSummary, majority, summarise
 from dino_oct.streams import generator
 
 if TYPE_CHECKING:
@@ -30,28 +30,6 @@ SATURATED = 99.0  # per cent of k-NN that leave no room for a better checkpoint
 _WATCHED = 32  # validation scans whose attention is measured
 _SMALL_AREA = 0.05  # share of the patches that hold 60 % of the attention
 _GAIN = 1.1  # of the features' spread, against the start
-
-
-@dataclass
-class MonitorConfig:
-    """Online evaluation."""
-
-    every_epochs: Annotated[float, Range(above=0, most=100_000)] = 1.0
-    """Epochs between evaluations; there is always one before the first step and one after the last."""
-    image_size: tuple[Side, Side] = (224, 224)
-    """Rows and columns that whole scans are squashed to for features."""
-    k: Neighbours = (5, 10)
-    """Neighbours of the k-NN; the first one picks the best checkpoint."""
-    max_train: Scans = 5000
-    """Labelled training scans searched at most (drawn once, by seed)."""
-    max_val: Scans = 1000
-    """Validation scans at most."""
-    attention_scans: Annotated[int, Range(0, 1000)] = 4
-    """Validation scans whose attention is drawn, the same ones over the whole run."""
-    attention_size: Side = 480
-    """Short side of the scans that attention is drawn on, in pixels."""
-    batch_size: BatchSize = 64
-    """Scans per forward pass."""
 
 
 def choose(index: ScanIndex, split: str, limit: int, seed: int, labelled: bool) -> np.ndarray:
@@ -124,7 +102,7 @@ class Monitor:
             val = val if len(val) > 1 else choose(index, "train", config.max_val, seed, labelled=False)
             train = val[:0]
         self.train_labels, self.val_labels = index.labels[train], index.labels[val]
-        self.images = feats.squash_all([scans[i] for i in [*train, *val]], config.image_size)
+        self.images = feats.resize_all([scans[i] for i in [*train, *val]], config.image_size)
         judged = [len(train), *config.image_size, *scans.digests[[*train, *val]].tolist()]
         self._scans = hashlib.sha256(repr(judged).encode()).hexdigest()[:16]
         self._bootstrap = PatientBootstrap(index.patients[val]) if self.ks else None
@@ -169,8 +147,8 @@ class Monitor:
         }
         right: dict[int, np.ndarray] = {}
         if self.ks:
-            found, right = self._knn(features)
-            metrics |= found | {"majority_share": self.majority.share}
+            accuracies, right = self._knn(features)
+            metrics |= accuracies | {"majority_share": self.majority.share}
         judgement = Judgement(metrics, right, self._scans)
         for k in self.ks:
             interval = self.accuracy(judgement, k)
@@ -216,15 +194,15 @@ class Monitor:
     def _knn(self, features: np.ndarray) -> tuple[dict[str, float], dict[int, np.ndarray]]:
         n = len(self.train_labels)
         votes = knn_votes(features[:n], self.train_labels, features[n:], self.ks, self.n_classes)
-        found, right = {}, {}
+        metrics, right = {}, {}
         for k, votes_of_k in votes.items():
             called = votes_of_k.argmax(axis=1)
             by_class = summarise(self.val_labels, called, self.class_names)
             right[k] = called == self.val_labels
-            found[f"knn_{k}"] = 100 * float(right[k].mean())
-            found[f"balanced_knn_{k}"] = by_class.balanced_accuracy
-            found |= {f"recall_knn_{k}_{name}": value for name, value in by_class.recall.items()}
-        return found, right
+            metrics[f"knn_{k}"] = 100 * float(right[k].mean())
+            metrics[f"balanced_knn_{k}"] = by_class.balanced_accuracy
+            metrics |= {f"recall_knn_{k}_{name}": value for name, value in by_class.recall.items()}
+        return metrics, right
 
 
 class BestCheckpoint:
@@ -262,17 +240,17 @@ class BestCheckpoint:
 def _one_per_class(positions: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
     """``count`` positions that take turns through the classes."""
     queues = [list(positions[labels[positions] == c]) for c in np.unique(labels[positions])]
-    chosen: list[int] = []
-    while len(chosen) < count and any(queues):
-        chosen += [int(queue.pop(0)) for queue in queues if queue]
-    return chosen[:count]
+    drawn: list[int] = []
+    while len(drawn) < count and any(queues):
+        drawn += [int(queue.pop(0)) for queue in queues if queue]
+    return drawn[:count]
 
 
 def fit_short_side(scan: np.ndarray, short_side: int, patch: int) -> torch.Tensor:
     """A scan with its short side near ``short_side`` and both sides multiples of the patch: (1, H, W) uint8."""
     scale = short_side / min(scan.shape)
     size = tuple(max(round(side * scale / patch), 1) * patch for side in scan.shape)
-    return feats.squash(scan, size)
+    return feats.resize(scan, size)
 
 
 def enlarge(image: np.ndarray, side: int = 192) -> np.ndarray:
@@ -331,43 +309,43 @@ def warnings_of(
         progress: share of the training done. A run from scratch starts at ln K, so that warning waits for 10 %.
         change: of k-NN since the start in points, paired on the same scans; None where it is not known.
     """
-    found = []
+    warnings = []
     is_better = change is not None and change.point > 0 and not (change.low is not None and change.low < 0)
     is_better |= now["feature_spread"] > _GAIN * start["feature_spread"]
     if recent_loss is not None and progress >= 0.1 and abs(recent_loss - ln_k) < 0.005 * ln_k and not is_better:
-        found.append(
+        warnings.append(
             f"the loss ({recent_loss:.3f}) is at ln K = {ln_k:.3f}, and neither k-NN nor the spread of the features "
             "rose: the teacher answers uniformly, nothing is learned. Lower loss.teacher_temperature (.02, or .01 with "
             "loss.centering sinkhorn), use a smaller model.out_dim, or add loss.koleo_weight .1"
         )
-    # A healthy entropy proves nothing alone: spread, rank and entropy are each looked at.
+    # A collapse can leave the entropy high, so that spread, rank and entropy are each checked.
     if now["feature_spread"] < 0.2 and now["feature_spread"] < 0.5 * start["feature_spread"]:
-        found.append(
+        warnings.append(
             f"the features are collapsing: spread {now['feature_spread']:.3f}, {start['feature_spread']:.3f} at the "
             "start (near 0: every scan looks alike). Add loss.koleo_weight .1, use loss.centering sinkhorn, or lower "
             "optim.lr"
         )
     elif progress > 0 and now["rankme"] < 0.25 * start["rankme"]:
-        found.append(
+        warnings.append(
             f"the features use few dimensions: RankMe {now['rankme']:.1f}, {start['rankme']:.1f} at the start. "
             "Add loss.koleo_weight .1 or lower optim.lr"
         )
     if now["teacher_entropy"] < 0.05 * ln_k and now["teacher_student_kl"] < 0.05 * ln_k:
-        found.append(
+        warnings.append(
             f"the teacher gives one answer to all scans (entropy {now['teacher_entropy']:.3f} of {ln_k:.3f}). "
             "Raise loss.teacher_temperature, or use loss.centering sinkhorn"
         )
     if "attention_area" in now and now["attention_area"] < min(_SMALL_AREA, start["attention_area"] / 3):
-        found.append(
+        warnings.append(
             f"attention collapses onto few patches: 60 % of it is on {now['attention_area']:.1%} of them, "
             f"{start['attention_area']:.1%} at the start (entropy {now['attention_entropy']:.2f}, "
             f"{start['attention_entropy']:.2f}). k-NN may rise meanwhile: look at the attention images. Lower "
             "optim.lr, or leave out loss.koleo_weight and loss.centering sinkhorn"
         )
     if change is not None and change.is_below(0):
-        found.append(
+        warnings.append(
             f"k-NN fell by {change.times(-1).words()} points on the same scans: training is destroying features. "
             "Lower optim.lr 10 to 100 times, start from a full checkpoint (with its head), or freeze the backbone "
             "while a new head warms up (optim.freeze_backbone_epochs)"
         )
-    return found
+    return warnings

@@ -1,6 +1,6 @@
 """Intensity changes of views in [0, 1]: tone curve, blur, A-scan shadows, speckle, solarisation.
 
-Every change is a pure function of the numbers in :class:`Looks`, so that both ways of applying it agree.
+Every change is a pure function of the numbers in :class:`Photometrics`, so that both ways of applying it agree.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from dino_oct.streams import generator
 
 
 @dataclass(frozen=True)
-class Looks:
-    """How N views look. All fields are arrays of length N, or (N, shadows)."""
+class Photometrics:
+    """Photometric parameters of N views. All fields are arrays of length N, or (N, shadows)."""
 
     gain: np.ndarray  # factor
     gamma: np.ndarray  # exponent
@@ -41,7 +41,7 @@ def noise_bank(side: int) -> np.ndarray:
     return ((noise - noise.mean()) / noise.std()).astype(np.float32)
 
 
-def tone_curves(looks: Looks, views: torch.Tensor) -> torch.Tensor:
+def tone_curves(photometrics: Photometrics, views: torch.Tensor) -> torch.Tensor:
     """Gain, gamma and contrast of each view as a table over its 256 grey levels.
 
     Args:
@@ -53,7 +53,7 @@ def tone_curves(looks: Looks, views: torch.Tensor) -> torch.Tensor:
     device = views.device
     gain, gamma, contrast = (
         torch.from_numpy(value.astype(np.float32)).to(device)[:, None]
-        for value in (looks.gain, looks.gamma, looks.contrast)
+        for value in (photometrics.gain, photometrics.gamma, photometrics.contrast)
     )
     thumbs = views[:, ::4, ::4].flatten(1).long()
     grey = (torch.arange(256, device=device, dtype=torch.float32) / 255).expand(len(views), -1)
@@ -66,8 +66,8 @@ def tone_curves(looks: Looks, views: torch.Tensor) -> torch.Tensor:
         return (mean + (levels - mean) * contrast).clamp(0, 1)
 
     curves = contrasted(lit(grey))
-    if looks.contrast_first.any():
-        first = torch.from_numpy(looks.contrast_first).to(device)[:, None]
+    if photometrics.contrast_first.any():
+        first = torch.from_numpy(photometrics.contrast_first).to(device)[:, None]
         curves = torch.where(first, lit(contrasted(grey)), curves)
     return curves
 
@@ -109,67 +109,67 @@ def shadow_profiles(at: np.ndarray, width: np.ndarray, depth: np.ndarray, size: 
     return (1 - depth[..., None] * np.exp(-0.5 * distance**2)).prod(1).astype(np.float32)
 
 
-def _noise_pieces(looks: Looks, bank_side: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+def _noise_pieces(photometrics: Photometrics, bank_side: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """First row and column (N, 2) of each view's piece of the bank, and whether it is upside down (N,)."""
-    first = (looks.noise_at[:, :2] * (bank_side - size + 1)).astype(np.int64)
-    return first, looks.noise_at[:, 2] < 0.5
+    first = (photometrics.noise_at[:, :2] * (bank_side - size + 1)).astype(np.int64)
+    return first, photometrics.noise_at[:, 2] < 0.5
 
 
-def apply_native(views: np.ndarray, looks: Looks, bank: np.ndarray) -> torch.Tensor:
-    """Apply ``looks`` view by view on the CPU: uint8 (N, S, S) → float32 (N, S, S) in [0, 1]."""
+def apply_native(views: np.ndarray, photometrics: Photometrics, bank: np.ndarray) -> torch.Tensor:
+    """Apply ``photometrics`` view by view on the CPU: uint8 (N, S, S) → float32 (N, S, S) in [0, 1]."""
     size = views.shape[-1]
     result = np.empty(views.shape, np.float32)  # not torch.empty: numpy asks for huge pages, faster when fresh
-    curves = tone_curves(looks, torch.from_numpy(views)).numpy()
+    curves = tone_curves(photometrics, torch.from_numpy(views)).numpy()
     for curve, view, out in zip(curves, views, result, strict=True):
         curve.take(view, out=out, mode="clip")
 
-    blurred = np.flatnonzero(looks.blur > 0)
+    blurred = np.flatnonzero(photometrics.blur > 0)
     if len(blurred):
-        for view, taps in zip(blurred, gaussian_taps(looks.blur[blurred]), strict=True):
+        for view, taps in zip(blurred, gaussian_taps(photometrics.blur[blurred]), strict=True):
             result[view] = _blur(torch.from_numpy(result[view])[None], taps[taps > 0], np.ndarray)[0]
-    for view in np.flatnonzero(looks.solarize):
+    for view in np.flatnonzero(photometrics.solarize):
         np.subtract(1, result[view], out=result[view], where=result[view] > 0.5)
-    shaded = np.flatnonzero(looks.shadow_depth.any(1))
+    shaded = np.flatnonzero(photometrics.shadow_depth.any(1))
     if len(shaded):
-        shape = (looks.shadow_at[shaded], looks.shadow_width[shaded], looks.shadow_depth[shaded])
+        shape = (photometrics.shadow_at[shaded], photometrics.shadow_width[shaded], photometrics.shadow_depth[shaded])
         for view, light in zip(shaded, shadow_profiles(*shape, size), strict=True):
             result[view] *= light
-    speckled = np.flatnonzero(looks.speckle > 0)
+    speckled = np.flatnonzero(photometrics.speckle > 0)
     if len(speckled):
-        first, reverse = _noise_pieces(looks, len(bank), size)
+        first, reverse = _noise_pieces(photometrics, len(bank), size)
         factor = np.empty((size, size), np.float32)
         for view in speckled:
             top, left = first[view]
             piece = bank[top : top + size, left : left + size]
-            np.multiply(piece[::-1] if reverse[view] else piece, np.float32(looks.speckle[view]), out=factor)
+            np.multiply(piece[::-1] if reverse[view] else piece, np.float32(photometrics.speckle[view]), out=factor)
             factor += 1
             result[view] *= factor
             np.clip(result[view], 0, 1, out=result[view])
     return torch.from_numpy(result)
 
 
-def apply_batched(views: torch.Tensor, looks: Looks, bank: torch.Tensor) -> torch.Tensor:
+def apply_batched(views: torch.Tensor, photometrics: Photometrics, bank: torch.Tensor) -> torch.Tensor:
     """:func:`apply_native` for accelerators: all views together, on the device of ``views``."""
     device, size = views.device, views.shape[-1]
 
     def on_device(value: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(value).to(device)
 
-    result = tone_curves(looks, views).gather(1, views.flatten(1).long()).view(views.shape)
-    blurred = np.flatnonzero(looks.blur > 0)
+    result = tone_curves(photometrics, views).gather(1, views.flatten(1).long()).view(views.shape)
+    blurred = np.flatnonzero(photometrics.blur > 0)
     if len(blurred):
-        taps = on_device(gaussian_taps(looks.blur[blurred]).T.copy())[:, :, None, None]  # (reach + 1, n, 1, 1)
+        taps = on_device(gaussian_taps(photometrics.blur[blurred]).T.copy())[:, :, None, None]  # (reach + 1, n, 1, 1)
         result[on_device(blurred)] = _blur(result[on_device(blurred)], taps)
-    solarize = on_device(looks.solarize)[:, None, None]
+    solarize = on_device(photometrics.solarize)[:, None, None]
     result = torch.where(solarize & (result > 0.5), 1 - result, result)
-    if looks.shadow_depth.any():
-        light = shadow_profiles(looks.shadow_at, looks.shadow_width, looks.shadow_depth, size)
+    if photometrics.shadow_depth.any():
+        light = shadow_profiles(photometrics.shadow_at, photometrics.shadow_width, photometrics.shadow_depth, size)
         result *= on_device(light)[:, None]
-    if looks.speckle.any():
-        first, reverse = _noise_pieces(looks, len(bank), size)
+    if photometrics.speckle.any():
+        first, reverse = _noise_pieces(photometrics, len(bank), size)
         steps = np.arange(size)
         rows = on_device(first[:, :1] + np.where(reverse[:, None], steps[::-1], steps))
         columns = on_device(first[:, 1:] + steps)
         noise = bank[rows[:, :, None], columns[:, None]]
-        result *= noise.mul_(on_device(looks.speckle.astype(np.float32))[:, None, None]).add_(1)
+        result *= noise.mul_(on_device(photometrics.speckle.astype(np.float32))[:, None, None]).add_(1)
     return result.clamp_(0, 1)

@@ -1,7 +1,8 @@
 """What weights were trained on, followed through every run that they come from.
 
 Each folder of weights that a trainer writes holds ``trained_on.csv``: the training scans of its run and of all runs
-before it (fine-tuned from, continued from). An evaluation asks ``seen_in`` which of its patients are among them.
+before it (fine-tuned from, continued from). An evaluation asks ``trained_patients`` which of its patients are among
+them.
 """
 
 import hashlib
@@ -39,7 +40,7 @@ class TrainedScan:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TrainedPatients:
     """What is known of a folder's patients and some weights.
 
     Attributes:
@@ -116,7 +117,9 @@ def trained_on(source: str) -> list[TrainedScan] | None:
     return None if file is None else read_rows(file, TrainedScan)
 
 
-def seen_in(index: ScanIndex, digests: np.ndarray, rows: Sequence[TrainedScan] | None) -> Seen | None:
+def trained_patients(
+    index: ScanIndex, digests: np.ndarray, rows: Sequence[TrainedScan] | None
+) -> TrainedPatients | None:
     """Which patients of a folder some weights were trained on.
 
     A patient is known by a file of the same content; in the same folder also by name; elsewhere by a patient number of
@@ -134,7 +137,7 @@ def seen_in(index: ScanIndex, digests: np.ndarray, rows: Sequence[TrainedScan] |
     numbers = {row.patient for row in rows if row.patient.isdecimal() and len(row.patient) >= _TELLING_DIGITS}
     equal = np.isin(digests, np.array(sorted(contents), dtype=digests.dtype))
     known = equal | np.isin(index.patients, sorted(names | numbers))
-    return Seen(
+    return TrainedPatients(
         frozenset(index.patients[known].tolist()),
         is_home=any(row.data == here for row in rows) or bool(equal.any()),
         unknown=tuple(sorted({row.run for row in rows if not row.file})),

@@ -6,16 +6,14 @@ import socket
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from dino_oct.checkpoint import Checkpoints, way_out
 from dino_oct.cli import read_settings, write_settings
+from dino_oct.config import RunSettings, differences
 from dino_oct.errors import InputError
 from dino_oct.files import is_at, lock_now, naming, open_lock
 from dino_oct.provenance import is_run_folder, run_of
-
-if TYPE_CHECKING:
-    from dino_oct.config import RunSettings
 
 _LOCK = ".lock"
 
@@ -76,7 +74,7 @@ class RunFolder:
             return last
         return path
 
-    def prepare(self, config: "RunSettings", resume: Path | None, say: Callable[[str], None]) -> None:
+    def prepare(self, config: RunSettings, resume: Path | None, say: Callable[[str], None]) -> None:
         """Make the folder ready and write ``config.yaml``; say what is resumed, and keep an earlier run aside.
 
         Args:
@@ -97,8 +95,6 @@ class RunFolder:
 
     def _began_from(self, checkpoint: Path) -> bool:
         """Whether this run was started from another run's checkpoint by the same ``--resume``."""
-        from dino_oct.config import RunSettings
-
         try:
             resume = Path(read_settings(RunSettings, self._settings, others=True).resume)
         except InputError:
@@ -117,7 +113,7 @@ class RunFolder:
             say(f"{self.path}: an earlier try stopped before its first checkpoint; starting anew")
             shutil.rmtree(self.path / "tensorboard", ignore_errors=True)
 
-    def _say_resumed(self, config: "RunSettings", resume: Path, goes_on: bool, say: Callable[[str], None]) -> None:
+    def _say_resumed(self, config: RunSettings, resume: Path, goes_on: bool, say: Callable[[str], None]) -> None:
         say(f"resuming from {resume} (--resume never starts anew)")
         if goes_on and resume.resolve() != Checkpoints(self.path).last.resolve():
             say(f"note: what {self.path} logged after this checkpoint is dropped")
@@ -153,10 +149,8 @@ class RunFolder:
             path.rmdir()  # nothing came of the run
 
 
-def differences_to(settings: Path, config: "RunSettings") -> list[str]:
+def differences_to(settings: Path, config: RunSettings) -> list[str]:
     """What differs between a run's ``config.yaml`` and the present settings."""
-    from dino_oct.config import differences
-
     try:
         return differences(read_settings(type(config), settings), config)
     except InputError as error:

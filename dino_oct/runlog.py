@@ -56,7 +56,7 @@ class RunLog:
                 self.writer.close()
 
 
-def describe(step: int, steps: int, now: "Judgement", start: "Judgement", monitor: "Monitor") -> str:
+def evaluation_line(step: int, steps: int, now: "Judgement", start: "Judgement", monitor: "Monitor") -> str:
     """One line of evaluation, every number beside what it must be compared with."""
     metrics, before = now.metrics, start.metrics
     parts = [f"evaluation at step {step}/{steps}"]

@@ -4,14 +4,16 @@ import datetime
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
+from accelerate.utils import parse_flag_from_env
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from dino_oct.config import RunConfig, use_bf16
+from dino_oct.config import RunConfig
 from dino_oct.data.sampler import StepSampler, belong_to_trainer
 from dino_oct.errors import InputError
 
@@ -40,6 +42,16 @@ def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]
     return accelerator, lambda text: None
 
 
+def use_bf16(precision: str) -> bool:
+    """Whether ``run.precision`` means bfloat16 on this machine."""
+    if precision != "auto":
+        return precision == "bf16"
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = Path("/proc/cpuinfo")  # without the instruction, bf16 on a CPU is slower than float32
+    return flags.is_file() and "avx512_bf16" in flags.read_text()
+
+
 def check_same_start(accelerator: Accelerator, step: int, out: str) -> None:
     """Raise InputError unless every process resumes from the same step."""
     steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
@@ -62,3 +74,8 @@ def step_loader(scans: Dataset, sampler: StepSampler, workers: int) -> DataLoade
 def gpu_memory(device: torch.device) -> dict[str, float]:
     """Peak memory of this process's GPU in GiB; nothing on a CPU."""
     return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+
+
+def default_device() -> torch.device:
+    """The GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

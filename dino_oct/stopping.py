@@ -48,7 +48,7 @@ class StopSignal:
             raise Interrupted(number)
         self.received = True
 
-    def asked(self, device: torch.device) -> bool:
+    def is_requested(self, device: torch.device) -> bool:
         """Whether any process got a signal; the same answer on all, which must all ask."""
         if not self._can_save:
             self._can_save = True
@@ -60,7 +60,7 @@ class StopSignal:
 
     def check(self, device: torch.device) -> None:
         """Raise Stopped on every process if any got a signal."""
-        if self.asked(device):
+        if self.is_requested(device):
             raise Stopped
 
     def end_at_once(self) -> None:

@@ -66,7 +66,7 @@ def choose_boxes(
     scale: tuple[float, float],
     ratio: tuple[float, float],
     min_tissue: float,
-    squashed: bool,
+    on_square: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Random boxes as in a random resized crop, among several candidates the first that shows enough tissue.
 
@@ -79,7 +79,7 @@ def choose_boxes(
         tissue: (B, rows, columns) as for :func:`tissue_share`, or None: the first candidate that fits is taken.
         min_tissue: share of a box that must be tissue; never more than the share of the whole scan.
         scale, ratio: range of the area as a fraction of the scan, and of width / height.
-        squashed: measure area and ratio on the scan squashed to a square, else in its own pixels.
+        on_square: measure area and ratio on the scan resized to a square, else in its own pixels.
 
     Returns:
         top, left, height, width in pixels of the scan, each int64 (B, n).
@@ -87,7 +87,7 @@ def choose_boxes(
     full_height, full_width = (sizes[:, axis, None, None].astype(np.float64) for axis in (0, 1))
     area = scale[0] + (scale[1] - scale[0]) * draws["area"]
     aspect = np.exp(math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * draws["ratio"])  # width / height
-    if not squashed:
+    if not on_square:
         aspect = aspect * (full_height / full_width)
     height = np.maximum(np.rint(full_height * np.sqrt(area / aspect)), 1)
     width = np.maximum(np.rint(full_width * np.sqrt(area * aspect)), 1)

@@ -30,5 +30,5 @@ train convnext supervised/train.py --config configs/supervised/phantoms_convnext
 train resnet supervised/train.py --config configs/supervised/phantoms_resnet.yaml --optim.epochs 3
 wait "$dino"
 
-python evaluation/compare.py "$runs/dino" "$runs/dino/checkpoints/start" random:test_vit \
+python evaluation/compare.py --model "$runs/dino" "$runs/dino/checkpoints/start" random:test_vit \
     "$runs/vit" "$runs/convnext" "$runs/resnet" "$@"

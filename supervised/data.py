@@ -15,13 +15,13 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     Within a class every scan comes once before any comes again. Keyed by (seed, epoch) alone.
     """
     classes = np.unique(labels)
-    chosen = np.empty(len(labels), dtype=np.int64)
+    order = np.empty(len(labels), dtype=np.int64)
     for turn, c in enumerate(classes):
         members, wanted = np.flatnonzero(labels == c), len(range(turn, len(labels), len(classes)))
         rng = generator("order of balanced classes", seed, epoch, int(c))
         rounds = [rng.permutation(members) for _ in range(-(-wanted // len(members)))]
-        chosen[turn :: len(classes)] = np.concatenate(rounds)[:wanted]
-    return chosen
+        order[turn :: len(classes)] = np.concatenate(rounds)[:wanted]
+    return order
 
 
 class LabelledScans(TrainingScans):
@@ -59,8 +59,8 @@ def check_classes(index: ScanIndex) -> None:
     """Raise InputError unless there are two classes or more, every one has training scans, and some validate."""
     names = index.class_names
     if len(names) < 2:
-        found = f"only '{names[0]}'" if names else "none"
-        raise InputError(f"{index.root}: needs at least two class folders, found {found}")
+        classes = f"only '{names[0]}'" if names else "none"
+        raise InputError(f"{index.root}: needs at least two class folders, found {classes}")
     counts = {
         split: np.bincount(index.labels[labelled(index, split)], minlength=len(names))
         for split in ("train", "val", "test")

@@ -2,62 +2,37 @@
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import nn
 
-from dino_oct.bootstrap import Interval
-from dino_oct.class_summary import majority, never_recognised
 from dino_oct.errors import InputError
-from dino_oct.features import extract, squash_all
 from dino_oct.files import read_json
-from evaluation.classification import METRICS, NO_CALIBRATION_INTERVAL, calibration_error, confusion, score_all
-from evaluation.comparison import ScanSet, compare_scores
-from evaluation.reports import ACCURACY_HEADER, accuracy_cells, closing, heading, majority_row, show, table
-from evaluation.scan_data import ScanData
+from dino_oct.models.frozen import Weights
+from dino_oct.scan_data import ScanData
+from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.class_summary import majority, never_recognised
+from dino_oct.scores.classification import METRICS, NO_CALIBRATION_INTERVAL, calibration_error, confusion, score_all
+from dino_oct.scores.paired import ResultByClass, ScanSet, compare_scores
+from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, closing, heading, majority_row, show, table
 
-_BATCH, _CHUNK = 64, 256  # scans per forward pass, and in memory at a time
 NAME = "classifier"
 _RESAMPLES = 1000
 
 
-def predict(
-    model: nn.Module,
-    images: torch.Tensor,
-    device: torch.device,
-    bf16: bool = False,
-    before_batch: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Class probabilities (N, C) float64 of grey images (N, 1, H, W) uint8, shared out over the processes; see
-    ``features.extract``."""
-    logits = extract(
-        model, images, device, _BATCH, bf16, forward=lambda network, batch: network(batch), before_batch=before_batch
-    )
-    return torch.from_numpy(logits).double().softmax(dim=1).numpy()
-
-
-def predict_scans(
-    model: nn.Module, scans: Sequence[np.ndarray], positions: np.ndarray, size: tuple[int, int], device: torch.device
-) -> np.ndarray:
-    """As ``predict``, of the scans at ``positions`` squashed to ``size`` (rows, columns), a few in memory at a time."""
-    chunks = [positions[start : start + _CHUNK] for start in range(0, len(positions), _CHUNK)]
-    return np.concatenate([predict(model, squash_all((scans[i] for i in chunk), size), device) for chunk in chunks])
-
-
-def validation_metrics(labels: np.ndarray, found: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
+def validation_metrics(labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str]) -> dict[str, float]:
     """Loss (nats), accuracy, balanced accuracy, AUROC, recall of each class and the share of the most frequent one (per
     cent), prefixed by ``val_``.
 
     Args:
-        found: (N, C) probabilities.
+        probabilities: (N, C).
     """
-    right = found[np.arange(len(labels)), labels]
-    (scores,) = score_all(np.ones((1, len(labels))), labels, found)
-    counts = confusion(labels, found.argmax(axis=1), len(class_names))
+    right = probabilities[np.arange(len(labels)), labels]
+    (scores,) = score_all(np.ones((1, len(labels))), labels, probabilities)
+    counts = confusion(labels, probabilities.argmax(axis=1), len(class_names))
     recalls = {
         f"val_recall_{name}": 100 * row[c] / row.sum()
         for c, (name, row) in enumerate(zip(class_names, counts, strict=True))
@@ -70,30 +45,41 @@ def validation_metrics(labels: np.ndarray, found: np.ndarray, class_names: Seque
     return {name: float(value) for name, value in (metrics | recalls).items() if np.isfinite(value)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class TestResult(ResultByClass):
+    """A classifier on the test scans, with its expected calibration error in per cent."""
+
+    __test__ = False  # pytest takes it for tests otherwise
+
+    calibration_error: Interval
+
+
 def final_result(
     data: ScanData,
     positions: np.ndarray,
-    found: np.ndarray,
-    weights: dict[str, Any],
+    probabilities: np.ndarray,
+    weights: Weights,
     settings: dict[str, Any],
     seed: int = 0,
 ) -> dict[str, Any]:
     """What the JSON file of a test holds: every metric with its patient-bootstrap interval.
 
     Args:
-        positions: of the classified scans in ``data``; found: (N, C) their probabilities.
+        positions: of the classified scans in ``data``; probabilities: (N, C) of them.
         weights: what identifies the weights.
     """
     index = data.index
     labels, patients, names = index.labels[positions], index.patients[positions], index.class_names
     trained = data.labelled("train")
     sets = [ScanSet(index.labels[p], index.patients[p]) for p in (trained, positions)]
-    compared = compare_scores({NAME: {"test": found}}, *sets, names, bootstrap=_RESAMPLES, seed=seed)
-    row = compared["rows"][NAME]["test"]
-    (error,) = calibration_error(np.ones((1, len(labels))), labels, found)
-    row["calibration_error"] = Interval(float(error), reason=NO_CALIBRATION_INTERVAL)
+    compared = compare_scores({NAME: {"test": probabilities}}, *sets, names, bootstrap=_RESAMPLES, seed=seed)
+    (error,) = calibration_error(np.ones((1, len(labels))), labels, probabilities)
+    row = TestResult(
+        **vars(compared.rows[NAME]["test"]),
+        calibration_error=Interval(float(error), reason=NO_CALIBRATION_INTERVAL),
+    )
     shared = len(set(patients.tolist()) & set(index.patients[trained].tolist()))
-    notes = compared["notes"]
+    notes = compared.notes
     if shared:
         notes = [
             f"{shared} of {len(set(patients.tolist()))} classified patients also have training scans, which flatters "
@@ -102,18 +88,18 @@ def final_result(
         ]
     return {
         "evaluation": "supervised",
-        "model": {"source": weights["source"], "chosen": "weights of the best validation"},
+        "model": {"source": weights.source, "chosen": "weights of the best validation"},
         "weights": {NAME: weights},
         "data": {
-            **data.describe(train=trained, queries=positions),
+            **data.summary(train=trained, queries=positions),
             "queries": "test",
             "shortcut": data.shortcuts(np.concatenate([trained, positions])),
         },
         "settings": {**settings, "bootstrap": {"unit": "patient", "resamples": _RESAMPLES, "seed": seed}},
         "units": "per cent; each number with its 95 % interval by patient, or the reason why it has none",
         "rows": {NAME: row},
-        "majority": compared["majority"],
-        "verdicts": never_recognised([(NAME, row["never_recognised"])]),
+        "majority": compared.majority,
+        "verdicts": never_recognised([(NAME, row.never_recognised)]),
         "notes": [*data.notes, *notes],
     }
 
@@ -138,10 +124,10 @@ def read_result(file: Path) -> dict[str, Any] | None:
     return result
 
 
-def report(result: dict[str, Any]) -> str:
+def result_text(result: dict[str, Any]) -> str:
     """The result of a test as text."""
     (row,), sets = result["rows"].values(), result["data"]["sets"]
-    names = list(row["recall"])
+    names = list(row.recall)
     lines = [
         *heading("test", result),
         f"data: {result['data']['folder']} · trained: {sets['train']['scans']} scans of {sets['train']['patients']} "
@@ -150,7 +136,7 @@ def report(result: dict[str, Any]) -> str:
         table(
             ["", *ACCURACY_HEADER, "calibration error %"],
             [
-                [NAME, *accuracy_cells(row), show(row["calibration_error"])],
+                [NAME, *accuracy_cells(row), show(row.calibration_error)],
                 [*majority_row(result["majority"], sets["queries"]["classes"]), ""],
             ],
         ),
@@ -158,8 +144,8 @@ def report(result: dict[str, Any]) -> str:
         table(
             ["true class", "scans", "recall %", *(f"called {name}" for name in names)],
             [
-                [name, str(int(sum(counts))), show(row["recall"][name]), *(str(int(count)) for count in counts)]
-                for name, counts in zip(names, row["confusion"], strict=True)
+                [name, str(int(sum(counts))), show(row.recall[name]), *(str(int(count)) for count in counts)]
+                for name, counts in zip(names, row.confusion, strict=True)
             ],
         ),
         f"[95 % interval, {result['settings']['bootstrap']['resamples']} resamples of patients]",

@@ -13,14 +13,14 @@ import optuna
 from jinja2 import Environment, FileSystemLoader
 from optuna.trial import FrozenTrial, TrialState
 
-from dino_oct.bootstrap import Interval
-from dino_oct.class_summary import ClassSummary
 from dino_oct.files import write_whole
+from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.class_summary import ClassSummary
+from dino_oct.scores.text import PHANTOM_NOTICE, plain, show, table, write_json
 from dino_oct.streams import short_seed_of
-from evaluation.reports import plain, show, table, write_json
-from evaluation.scan_data import PHANTOM_NOTICE
+from supervised.architectures import find
 from supervised.search_figures import draw_figure3, draw_importance
-from supervised.zoo import find
+from supervised.trials import Row
 
 _SHORT = {"optim.batch_size": "batch", "optim.optimizer": "optimiser", "optim.weight_decay": "decay"}
 _FEW_TRIALS = 30  # below them, importance says little
@@ -32,44 +32,6 @@ _STATES = {
 }
 
 _RECALL = "val_recall_"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One trial of the leaderboard.
-
-    Attributes:
-        rank: by validation; None for a trial without result. model: as it was asked for; paper: the display name.
-        val_balanced, val_accuracy, val_auroc: per cent, best epoch. test_accuracy, test_balanced: of a winner, with
-            95 % patient intervals. val_lowest, test_lowest: the lowest recall of a class, per cent, and the class.
-            val_majority, test_majority: share of the most frequent class, per cent. parameters: that learn. seconds:
-            over all attempts, without what a killed one lost.
-        reason: why it failed or was stopped.
-    """
-
-    rank: int | None
-    trial: int
-    method: str
-    model: str
-    paper: str
-    state: str
-    val_balanced: float | None
-    val_accuracy: float | None
-    val_lowest: str | None
-    val_majority: float | None
-    test_accuracy: Interval | None
-    test_balanced: Interval | None
-    test_lowest: str | None
-    test_majority: float | None
-    parameters: int | None
-    epochs: int | None
-    best_epoch: int | None
-    seconds: float
-    device: str
-    settings: dict[str, Any]
-    run: str
-    reason: str
-    attempts: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +53,7 @@ class Board:
     def counts(self) -> str:
         """Scans and patients of each split, in words."""
         return " · ".join(
-            f"{name}: {one['scans']} scans of {one['patients']} patients" for name, one in self.sets.items()
+            f"{name}: {counts['scans']} scans of {counts['patients']} patients" for name, counts in self.sets.items()
         )
 
     @property
@@ -100,9 +62,10 @@ class Board:
         ended = [row for row in self.rows if row.state != "running"]
         total, gpu = sum(r.seconds for r in ended), sum(r.seconds for r in ended if r.device == "cuda")
         states = {state: sum(row.state == state for row in self.rows) for state in _STATES.values()}
-        told = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+        by_state = ", ".join(f"{count} {state}" for state, count in states.items() if count)
         hours = f" ({gpu / 3600:.2f} GPU-hours)" if gpu else " on CPUs"
-        return f"{len(self.rows)} trials ({told}) · {sum(r.epochs or 0 for r in ended)} epochs in {clock(total)}{hours}"
+        epochs = sum(row.epochs or 0 for row in ended)
+        return f"{len(self.rows)} trials ({by_state}) · {epochs} epochs in {clock(total)}{hours}"
 
 
 def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -165,13 +128,13 @@ def make_row(trial: FrozenTrial, rank: int | None, run: Path, tested: dict[str, 
     )
 
 
-def describe(settings: dict[str, Any]) -> str:
+def settings_line(settings: dict[str, Any]) -> str:
     """Settings in a few words."""
 
-    def value(one: Any) -> str:
-        return f"{one:.3g}" if isinstance(one, float) else str(one)
+    def shown(value: Any) -> str:
+        return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    return ", ".join(f"{_SHORT.get(name, name.rsplit('.', 1)[-1])} {value(one)}" for name, one in settings.items())
+    return ", ".join(f"{_SHORT.get(name, name.rsplit('.', 1)[-1])} {shown(value)}" for name, value in settings.items())
 
 
 def clock(seconds: float) -> str:
@@ -191,13 +154,13 @@ def importance(study: optuna.Study) -> tuple[dict[str, float], str]:
         return {}, f"no importance: it needs at least 2 completed trials, there are {len(complete)}"
     if len({t.value for t in complete}) < 2:
         return {}, "no importance: all completed trials have the same validation"
-    found = optuna.importance.get_param_importances(
+    shares = optuna.importance.get_param_importances(
         study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=short_seed_of("importance of settings"))
     )
-    absent = sorted({name for t in complete for name in t.params} - set(found))
+    absent = sorted({name for t in complete for name in t.params} - set(shares))
     few = " (few: these shares are rough)" if len(complete) < _FEW_TRIALS else ""
     note = f"{len(complete)} completed trials{few}" + (f"; not in all of them: {', '.join(absent)}" if absent else "")
-    return found, note
+    return shares, note
 
 
 def write_tables(rows: Sequence[Row], out: Path) -> None:
@@ -213,8 +176,8 @@ def write_tables(rows: Sequence[Row], out: Path) -> None:
     for row in rows:
         bounds = [
             value
-            for one in (row.test_accuracy, row.test_balanced)
-            for value in ((one.point, one.low, one.high) if one else (None,) * 3)
+            for interval in (row.test_accuracy, row.test_balanced)
+            for value in ((interval.point, interval.low, interval.high) if interval else (None,) * 3)
         ]
         cells = [getattr(row, name) for name in plain_columns]
         writer.writerow([*cells, *bounds, *(row.settings.get(name) for name in searched)])
@@ -241,7 +204,7 @@ def cells(row: Row) -> list[str]:
         "–" if row.parameters is None else f"{row.parameters / 1e6:.2f}",
         "–" if row.epochs is None else f"{row.epochs} (best {row.best_epoch})",
         clock(row.seconds),
-        describe(row.settings),
+        settings_line(row.settings),
         f"{row.trial}, {row.method}",
         f"{row.state}: {row.reason}" if row.state == "failed" else row.state,
     ]
@@ -297,7 +260,7 @@ def _majorities(rows: Sequence[Row]) -> list[str]:
     return [f"always the most frequent class would be right in {known}"] if known else []
 
 
-def report(board: Board) -> str:
+def board_text(board: Board) -> str:
     """The leaderboard for the terminal."""
     rows = [[cell if len(cell) <= 90 else f"{cell[:89]}…" for cell in cells(row)] for row in board.rows]
     title = f"leaderboard{f' · {PHANTOM_NOTICE}' if board.is_phantom else ''}"
@@ -371,7 +334,7 @@ def _sort_keys(row: Row) -> list[Any]:
         row.parameters,
         row.epochs,
         row.seconds,
-        describe(row.settings),
+        settings_line(row.settings),
         row.trial,
         row.state,
     ]

@@ -2,8 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,44 +13,9 @@ from torch import nn
 
 from dino_oct import processes
 from dino_oct.learner import NotFiniteError, check_finite
-from dino_oct.limits import BatchSize, Epochs, PartialEpochs, PositiveShare, Range, Rate, Share
 from dino_oct.schedules import warmup_cosine
+from supervised.config import OptimConfig
 from supervised.finetune import parameter_groups
-
-
-@dataclass
-class OptimConfig:
-    """Optimisation. Batch sizes count scans of all processes together."""
-
-    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"
-    epochs: Epochs = 30
-    """Epochs at most; one epoch is as many scans as the training split has."""
-    patience: Annotated[int, Range(0, 100_000)] = 8
-    """Stop after so many epochs without better validation; 0 never stops early."""
-    batch_size: BatchSize = 32
-    """Scans per optimiser step, over all processes and micro-batches."""
-    accumulate: BatchSize = 1
-    """Micro-batches per optimiser step: raise it when memory is short."""
-    lr: Rate = 1e-4
-    """Peak learning rate, as it is (not scaled by the batch)."""
-    min_lr_share: Share = 0.01
-    """Learning rate at the end of the cosine, as a share of the peak; 1 keeps it constant."""
-    warmup_epochs: PartialEpochs = 1.0
-    """Epochs of linear warm-up from 0."""
-    momentum: Annotated[float, Range(0, below=1)] = 0.9
-    """Of sgd and rmsprop; not used by adam and adamw."""
-    weight_decay: Rate = 0.05
-    """Decoupled for adamw, an L2 penalty for the others; biases and other 1-D tensors have none."""
-    layer_decay: PositiveShare = 1.0
-    """Factor of the learning rate from a block to the one before it; 0.65–0.8 suit fine-tuned ViTs."""
-    clip_grad: Annotated[float, Range(0)] = 0.0
-    """Largest joint norm of the gradient; 0 does not clip."""
-    label_smoothing: Share = 0.0
-    """Share of the target spread evenly over the classes."""
-    mixup: Annotated[float, Range(0, 100)] = 0.0
-    """Alpha of mixup's Beta distribution (Zhang et al. 2018); 0 mixes nothing."""
-    balanced: bool = True
-    """Show every class equally often, repeating scans of the rarer ones."""
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -121,7 +85,7 @@ class ClassifierLearner:
         for i, (images, labels) in enumerate(micro_batches):
             target = F.one_hot(labels, self.n_classes).float()
             if share < 1:
-                images, target = (share * one + (1 - share) * _neighbours(one) for one in (images, target))
+                images, target = (share * batch + (1 - share) * _neighbours(batch) for batch in (images, target))
             last = i == len(micro_batches) - 1
             with self.accelerator.no_sync(self._model) if not last else contextlib.nullcontext():
                 with self.accelerator.autocast():

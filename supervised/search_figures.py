@@ -3,7 +3,6 @@
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -12,8 +11,7 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 
-if TYPE_CHECKING:
-    from supervised.leaderboard import Row
+from supervised.trials import Row
 
 # Okabe & Ito's colours, which differ for every kind of colour vision; each line also ends at its architecture's name.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
@@ -21,7 +19,7 @@ _BEHIND = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.5}
 _AXES = (0.0, 1.0, 2.0)
 
 
-def draw_figure3(rows: Sequence["Row"], title: str) -> bytes:
+def draw_figure3(rows: Sequence[Row], title: str) -> bytes:
     """Parallel coordinates (Lutsker & Ravid 2022, figure 3): architecture, validation, test accuracy; PNG.
 
     Every trial with a result is a line from its architecture to its validation; the architecture's winner goes on to
@@ -43,25 +41,25 @@ def draw_figure3(rows: Sequence["Row"], title: str) -> bytes:
         test_x = dict(zip((row.trial for row in tested), _AXES[2] + np.linspace(-half, half, len(tested)), strict=True))
         for row in reversed(rows):  # the best on top
             colour = _COLOURS[names.index(row.paper) % len(_COLOURS)]
-            found = row.test_accuracy
+            interval = row.test_accuracy
             x, y = [_AXES[0], _AXES[1]], [places[row.paper], height(row.val_accuracy)]
-            if found:
+            if interval:
                 x.append(test_x[row.trial])
-                y.append(height(found.point))
+                y.append(height(interval.point))
                 axis.plot(x[2], y[2], "D", color=colour, markersize=6, markeredgecolor="white", zorder=5)
-                if found.low is not None:
-                    ends = [height(found.low), height(found.high)]
+                if interval.low is not None:
+                    ends = [height(interval.low), height(interval.high)]
                     axis.plot([x[2]] * 2, ends, color=colour, linewidth=2.4, alpha=0.6, zorder=3)
             axis.plot(
                 x,
                 y,
                 color=colour,
-                linewidth=2.4 if found else 1.1,
+                linewidth=2.4 if interval else 1.1,
                 linestyle=(0, (4, 2)) if row.state == "stopped early" else "-",
-                alpha=1.0 if found else 0.55,
-                zorder=3 if found else 2,
+                alpha=1.0 if interval else 0.55,
+                zorder=3 if interval else 2,
             )
-            axis.plot(x[1], y[1], "o", color=colour, markersize=6 if found else 4, zorder=4)
+            axis.plot(x[1], y[1], "o", color=colour, markersize=6 if interval else 4, zorder=4)
         ticks = _ticks(low, high)
         for place in _AXES[: 3 if has_test else 2]:
             axis.axvline(place, color="0.25", linewidth=1, zorder=1)
@@ -93,9 +91,9 @@ def draw_figure3(rows: Sequence["Row"], title: str) -> bytes:
         return _png(figure)
 
 
-def _ends(row: "Row") -> list[float]:
-    found = row.test_accuracy
-    return [found.point] if found.low is None else [found.point, found.low, found.high]
+def _ends(row: Row) -> list[float]:
+    interval = row.test_accuracy
+    return [interval.point] if interval.low is None else [interval.point, interval.low, interval.high]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

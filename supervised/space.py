@@ -14,12 +14,11 @@ from optuna.distributions import (
 )
 from optuna.trial import Trial
 
-from dino_oct.cli import parse_options, read_mapping
-from dino_oct.config import REPOSITORY
+from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
 from dino_oct.limits import all_settings
-from supervised.config import SupervisedConfig
-from supervised.zoo import find
+from supervised.architectures import find
+from supervised.config import SupervisedConfig, read_space_file
 
 # Trials are compared by their validation, so none may choose its own; where and how they run is the search's affair.
 _FIXED = ("config", "data", "out", "resume", "test", "dataset.", "phantom.", "run.")
@@ -41,16 +40,16 @@ class Space:
     def suggest(self, trial: Trial, base: SupervisedConfig) -> dict[str, Any]:
         """Draw the settings of a trial that mean something together; those drawn before stay as they are."""
         drawn: dict[str, Any] = {}
-        for name, found in self.distributions.items():
+        for name, distribution in self.distributions.items():
             if not _applies(name, drawn, base):
                 continue
-            match found:
-                case CategoricalDistribution():
-                    drawn[name] = trial.suggest_categorical(name, found.choices)
-                case IntDistribution():
-                    drawn[name] = trial.suggest_int(name, found.low, found.high, step=found.step, log=found.log)
-                case FloatDistribution():
-                    drawn[name] = trial.suggest_float(name, found.low, found.high, step=found.step, log=found.log)
+            match distribution:
+                case CategoricalDistribution(choices=choices):
+                    drawn[name] = trial.suggest_categorical(name, choices)
+                case IntDistribution(low=low, high=high, step=step, log=log):
+                    drawn[name] = trial.suggest_int(name, low, high, step=step, log=log)
+                case FloatDistribution(low=low, high=high, step=step, log=log):
+                    drawn[name] = trial.suggest_float(name, low, high, step=step, log=log)
         return drawn
 
     @property
@@ -76,12 +75,7 @@ def read_space(file: str | Path, models: Sequence[str], base: SupervisedConfig) 
         InputError: no such file, an unknown setting (the nearest is named), a value that the setting does not take, a
             range that is none, a setting that no search may vary, or an unknown model.
     """
-    file = Path(file)
-    if not file.is_file() and (REPOSITORY / file).is_file():
-        file = REPOSITORY / file
-    given = read_mapping(file, "search space", "configs/search")
-    if not given:
-        raise InputError(f"{file}: expected 'setting: {{low, high}}' or 'setting: [choices]', one a line")
+    given = read_space_file(file)
     listed = given.pop("model", None)
     models = list(models) or (listed if isinstance(listed, list) else [])
     if not models:
@@ -89,10 +83,10 @@ def read_space(file: str | Path, models: Sequence[str], base: SupervisedConfig) 
     given = {"model": models} | given
     _check_models(models)
     try:
-        found = {str(name): _distribution(str(name), one, base) for name, one in given.items()}
+        distributions = {str(name): _distribution(str(name), choices, base) for name, choices in given.items()}
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
-    return Space(found, given)
+    return Space(distributions, given)
 
 
 def settings_of(base: SupervisedConfig, drawn: dict[str, Any]) -> SupervisedConfig:
@@ -132,17 +126,17 @@ def _distribution(name: str, given: Any, base: SupervisedConfig) -> BaseDistribu
     if name.startswith(_FIXED):
         raise InputError(f"{name} cannot be searched: all trials of a search share it; set it with --base.{name}")
     if isinstance(given, dict):
-        found = _range(name, given, base)
-        tried = [found.low, found.high]
+        distribution = _range(name, given, base)
+        tried = [distribution.low, distribution.high]
     elif isinstance(given, list) and given:
         if any(isinstance(choice, (list, dict)) for choice in given):
             raise InputError(f"{name}: choices are words or numbers")
-        found, tried = CategoricalDistribution(given), given
+        distribution, tried = CategoricalDistribution(given), given
     else:
         raise InputError(f"{name}: give {{low, high}} or a list of choices, not {given!r}")
     for value in tried:
         settings_of(base, {name: value})
-    return found
+    return distribution
 
 
 def _range(name: str, given: dict[str, Any], base: SupervisedConfig) -> IntDistribution | FloatDistribution:
@@ -165,7 +159,7 @@ def _range(name: str, given: dict[str, Any], base: SupervisedConfig) -> IntDistr
 
 def _type_of(name: str, base: SupervisedConfig) -> type[int] | type[float] | None:
     """int or float, if the setting is a number."""
-    return next(one.number for one in all_settings(type(base)) if one.name == name.replace("-", "_"))
+    return next(setting.number for setting in all_settings(type(base)) if setting.name == name.replace("-", "_"))
 
 
 def base_of(config: SupervisedConfig, models: Sequence[str]) -> SupervisedConfig:

@@ -18,7 +18,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, OptunaError, UpdateFinishedTrialError
@@ -28,8 +28,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dino_oct.errors import InputError
 from dino_oct.files import check_regular, is_full, open_lock, read_json
+from supervised.config import Method
 
-Method = Literal["random", "bayes"]
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 JOURNAL = "study.journal"
 _MOST_ATTEMPTS = 3  # a trial that takes its worker down each time is given up
@@ -53,7 +53,7 @@ def open_study(storage: str, name: str, out: Path, pruner: optuna.pruners.BasePr
     Raises:
         InputError: the storage cannot be opened.
     """
-    with locked(out / LOCK):  # two that make a database's tables at once would disturb each other
+    with locked(out / LOCK):  # two processes that make a database's tables at once fail
         try:
             if "://" in storage:
                 if storage.startswith("sqlite:///") and os.path.lexists(database := storage.removeprefix("sqlite:///")):
@@ -98,8 +98,8 @@ def reading_study(storage: str, out: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    said = " ".join(str(error).splitlines()[0].split()) if str(error) else ""
-    return f"{type(error).__name__} {_without_password(said)}"[:200]
+    message = " ".join(str(error).splitlines()[0].split()) if str(error) else ""
+    return f"{type(error).__name__} {_without_password(message)}"[:200]
 
 
 def _mend(file: Path) -> None:
@@ -270,12 +270,12 @@ class SharedStudy:
 
     def _abandoned(self) -> Trial | None:
         """Take over the first running trial without a living worker. The lock is held."""
-        for found in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if self._is_held(found):
+        for running in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if self._is_held(running):
                 continue
-            trial = Trial(self.study, found._trial_id)  # Optuna names trials by number only elsewhere
-            attempts, was_put_down = found.user_attrs.get("attempts", 0), found.user_attrs.get("worker") == ""
-            if "method" not in found.user_attrs:  # its worker died in next_trial, before a setting was drawn
+            trial = Trial(self.study, running._trial_id)  # Optuna names trials by number only elsewhere
+            attempts, was_put_down = running.user_attrs.get("attempts", 0), running.user_attrs.get("worker") == ""
+            if "method" not in running.user_attrs:  # its worker died in next_trial, before a setting was drawn
                 self.study.tell(trial, state=TrialState.FAIL)
             elif attempts >= _MOST_ATTEMPTS and not was_put_down:
                 self.finish(trial, TrialState.FAIL, reason=f"its worker was killed {attempts} times in this trial")

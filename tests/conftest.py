@@ -1,20 +1,29 @@
 """What the tests share: reference arrays, tiny networks, and a bounded way to run the command lines."""
 
+import contextlib
+import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
+if TYPE_CHECKING:
+    from evaluation.report.results import Media, Results
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 REFERENCE = Path(__file__).parent / "reference" / "dino"
 REAL_SCANS = REPOSITORY.parent / "shared" / "data"
+TRAINERS = ("dino_oct/train.py", "supervised/train.py")
 
 # Small tests on shared cores: one thread is faster than two, and sums are then in one order.
 torch.set_num_threads(1)
@@ -68,6 +77,32 @@ def command(cache_root):
     return run
 
 
+@pytest.fixture
+def call(cache_root, monkeypatch):
+    """As ``command``, in this process: five seconds less, for what needs no process of its own.
+
+    Trainers load scans in this process too, unless ``--run.workers`` is given.
+    """
+
+    def run(script: str, *args: object) -> subprocess.CompletedProcess:
+        words = [script, *map(str, args)]
+        if script in TRAINERS and "--run.workers" not in words:
+            words += ["--run.workers", "0"]
+        monkeypatch.setattr(sys, "argv", words)
+        monkeypatch.chdir(REPOSITORY)
+        monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+        monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+        status, stdout, stderr = 0, io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                runpy.run_path(script, run_name="__main__")
+            except SystemExit as stop:
+                status = stop.code
+        return subprocess.CompletedProcess(words, status, stdout.getvalue(), stderr.getvalue())
+
+    return run
+
+
 def environment(cache_root: Path) -> dict[str, str]:
     """The environment of child processes: one thread, no GPU, loopback only, the session's cache."""
     return {
@@ -112,6 +147,44 @@ def fitted(tmp_path_factory, command):
     (run / "stdout.txt").write_text(finished.stdout)
     return run
 
+
+@dataclass(frozen=True)
+class Comparison:
+    """A small report: its folder, what the command printed, and what the page was rendered from."""
+
+    folder: Path
+    printed: str
+    results: "Results"
+    media: "Media"
+
+
+@pytest.fixture(scope="session")
+def compared(trained, fitted, cache_root, tmp_path_factory):
+    """One whole report of a tiny run, its starting weights, a supervised run and a random network on a few phantoms,
+    made once and only read."""
+    from dino_oct.cli import parse_options
+    from evaluation import compare
+    from evaluation.report import comparison
+
+    folder = tmp_path_factory.mktemp("report") / "new"
+    models = [str(trained), str(trained / "checkpoints" / "start"), str(fitted), "random:test_resnet"]
+    written = []
+
+    def write(*what):
+        written.append(what)
+        return write_report(*what)
+
+    write_report = comparison.write_report
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+        patch.setenv("DINO_OCT_CACHE", str(cache_root))
+        patch.setattr(comparison, "write_report", write)
+        compare.main(parse_options(compare.Options, [*models, *SMALL_REPORT, "--out", str(folder)]))
+    ((results, media, _),) = written
+    return Comparison(folder, printed.getvalue(), results, media)
+
+
+SMALL_REPORT = ["--k", "3", "--cases", "8", "--league", "2", "--methods", "attention", "gradcam"]
+SMALL_REPORT += ["--bootstrap", "60", "--seed", "3"]
 
 FEW_PHANTOMS = ["--phantom.patients", "12", "--phantom.scans-per-patient", "4", "--phantom.size", "64", "64"]
 

@@ -19,6 +19,6 @@ for package in ("dino_oct", "supervised", "evaluation"):
     for file in sorted((REPOSITORY / package).rglob("*.py")):
         importlib.import_module(".".join(file.relative_to(REPOSITORY).with_suffix("").parts))
 
-from evaluation.embeddings import umap_map  # noqa: E402
+from evaluation.scores.embeddings import umap_map  # noqa: E402
 
 umap_map(np.random.default_rng(0).random((12, 4)), 0, n_neighbours=3)  # numba compiles once, not in each fork

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dino_oct.augment import AugmentConfig, MultiCrop, draw_crops, draw_parity_looks, draw_uniform
+from dino_oct.augment import AugmentConfig, MultiCrop, draw_crops, draw_parity_photometrics, draw_uniform
 from dino_oct.cli import parse_options, read_settings, write_settings
 from dino_oct.errors import InputError
 from dino_oct.limits import check_settings
@@ -262,16 +262,16 @@ def test_first_box_with_enough_tissue_is_taken(min_tissue, tops, chosen):
         "top": np.array([[tops]]),
         "left": np.zeros((1, 1, 4)),
     }
-    boxes = choose_boxes(draws, np.array([scan.shape]), tissue, (0.25, 0.25), (1, 1), min_tissue, squashed=True)
+    boxes = choose_boxes(draws, np.array([scan.shape]), tissue, (0.25, 0.25), (1, 1), min_tissue, on_square=True)
     assert [int(side[0, 0]) for side in boxes] == [chosen, 0, 48, 64]
 
 
 def test_boxes_that_do_not_fit_are_passed_over_or_cut():
     draws = {name: np.zeros((1, 1, 3)) for name in ("area", "top", "left")} | {"ratio": np.array([[[1.0, 1.0, 0.0]]])}
     sizes = np.array([[50, 200]])
-    fitting = choose_boxes(draws, sizes, None, (0.2, 0.2), (0.8, 1.25), 0, squashed=False)
+    fitting = choose_boxes(draws, sizes, None, (0.2, 0.2), (0.8, 1.25), 0, on_square=False)
     assert [int(side[0, 0]) for side in fitting] == [0, 0, 40, 50]
-    cut = choose_boxes(draws, sizes, None, (0.9, 0.9), (0.8, 1.25), 0, squashed=False)
+    cut = choose_boxes(draws, sizes, None, (0.9, 0.9), (0.8, 1.25), 0, on_square=False)
     assert [int(side[0, 0]) for side in cut][:3] == [0, 0, 50]
 
 
@@ -323,7 +323,7 @@ def test_tilt_is_bounded_and_as_probable_as_set():
         replace(SMALL, tilt=0.2, tilt_p=0.3), draw_uniform(0, 0, range(400), 2), sizes, None, (0.4, 1)
     ).slope
     assert 0.25 < (slope != 0).mean() < 0.35
-    assert 0.09 < np.abs(slope).max() <= 0.2 * 100 / 200  # of the squashed scan
+    assert 0.09 < np.abs(slope).max() <= 0.2 * 100 / 200  # of the resized scan
     assert abs(slope.mean()) < 0.01
 
 
@@ -431,19 +431,22 @@ def test_strength_zero_and_probability_zero_are_the_plain_crop():
 
 
 def test_parity_solarises_the_second_global_view_only():
-    looks = draw_parity_looks(
+    photometrics = draw_parity_photometrics(
         {k: v.reshape(4000, -1) for k, v in draw_uniform(0, 0, range(1000), 4).items()}, np.tile(range(4), 1000)
     )
-    solarised, blurred = looks.solarize.reshape(1000, 4).mean(0), (looks.blur > 0).reshape(1000, 4).mean(0)
+    solarised, blurred = (
+        photometrics.solarize.reshape(1000, 4).mean(0),
+        (photometrics.blur > 0).reshape(1000, 4).mean(0),
+    )
     assert solarised[[0, 2, 3]].max() == 0
     assert solarised[1] == pytest.approx(0.2, abs=0.04)
     assert blurred[0] == 1
     assert blurred[1] == pytest.approx(0.1, abs=0.03)
     assert blurred[2:] == pytest.approx(0.5, abs=0.05)
-    assert looks.blur.max() <= 2
-    jittered = looks.gain != 1
+    assert photometrics.blur.max() <= 2
+    jittered = photometrics.gain != 1
     assert jittered.mean() == pytest.approx(0.8, abs=0.03)
-    for factor in (looks.gain, looks.contrast):
+    for factor in (photometrics.gain, photometrics.contrast):
         assert 0.6 <= factor.min() < 0.62
         assert 1.38 < factor.max() <= 1.4
 

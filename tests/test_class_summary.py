@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from dino_oct.class_summary import majority, never_recognised, summarise
-from evaluation.comparison import ScanSet, compare_scores
-from evaluation.reports import ACCURACY_HEADER, accuracy_cells, majority_row
+from dino_oct.scores.class_summary import majority, never_recognised, summarise
+from dino_oct.scores.paired import ScanSet, compare_scores
+from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row
 
 CLASSES = ("CNV", "DME", "DRUSEN", "NORMAL")
 # 1,000 scans of 100 patients, 90 % NORMAL; DME and DRUSEN are called NORMAL, and 48 of 50 CNV scans are found.
@@ -32,17 +32,17 @@ def test_every_classifier_of_a_comparison_has_it():
         {"model": {5: np.eye(4)[CALLED]}, "raw pixels": {5: np.eye(4)[LABELS]}},
         ScanSet(LABELS, PATIENTS), ScanSet(LABELS, PATIENTS), CLASSES, bootstrap=50,
     )  # fmt: skip
-    bad, good = found["rows"]["model"][5], found["rows"]["raw pixels"][5]
-    assert bad["lowest_recall"] == {"class": "DME", "recall": bad["recall"]["DME"]}
-    assert bad["never_recognised"] == ["DME", "DRUSEN"]
-    assert good["never_recognised"] == []
-    assert (found["majority"].name, found["majority"].share) == ("NORMAL", 90)
+    bad, good = found.rows["model"][5], found.rows["raw pixels"][5]
+    assert (bad.lowest_recall.class_, bad.lowest_recall.recall) == ("DME", bad.recall["DME"])
+    assert bad.never_recognised == ["DME", "DRUSEN"]
+    assert good.never_recognised == []
+    assert (found.majority.name, found.majority.share) == ("NORMAL", 90)
     cells = dict(zip(ACCURACY_HEADER, accuracy_cells(bad), strict=True))
     assert cells["accuracy %"].startswith("94.8 [")
     assert cells["balanced %"].startswith("49.0 [")
     assert cells["lowest recall %"] == "0.0 DME"
     counts = {name: {"scans": int((c == LABELS).sum())} for c, name in enumerate(CLASSES)}
-    assert majority_row(found["majority"], counts) == ["always NORMAL", "90.0", "25.0", "50.0", "0.0"]
+    assert majority_row(found.majority, counts) == ["always NORMAL", "90.0", "25.0", "50.0", "0.0"]
 
 
 def test_classifiers_that_miss_the_same_classes_share_a_sentence():

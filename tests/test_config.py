@@ -9,14 +9,13 @@ import pytest
 from conftest import REPOSITORY
 
 from dino_oct.cli import parse_options, read_settings, write_settings
-from dino_oct.config import TrainConfig, differences, load_config
+from dino_oct.config import LossConfig, OptimConfig, TrainConfig, differences, load_config
 from dino_oct.errors import InputError
-from dino_oct.learner import OptimConfig, Schedules
-from dino_oct.loss import LossConfig
+from dino_oct.learner import Schedules
 from evaluation import knn
-from evaluation.runs import open_source
-from supervised import search
-from supervised.zoo import find
+from evaluation.inputs.sources import open_source
+from supervised.architectures import find
+from supervised.config import SearchOptions
 
 PRESETS = sorted(str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "configs").glob("*.yaml"))
 
@@ -191,7 +190,7 @@ def test_what_was_meant_is_suggested(args, message):
 
 def test_every_part_of_a_command_suggests_and_search_too(tmp_path):
     with pytest.raises(InputError, match=r"did you mean --base\.optim\.epochs\?"):
-        parse_options(search.Options, ["--epochs", "3"])
+        parse_options(SearchOptions, ["--epochs", "3"])
     with pytest.raises(InputError, match=r"did you mean --phantom\.patients\?"):
         parse_options(knn.Options, ["--patients", "3"])
 

@@ -16,7 +16,7 @@ from dino_oct import checkpoint
 from dino_oct.cli import write_settings
 from dino_oct.config import TrainConfig
 from dino_oct.errors import InputError
-from evaluation.runs import open_source
+from evaluation.inputs.sources import open_source
 
 SAMPLE = 36
 

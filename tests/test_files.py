@@ -29,14 +29,15 @@ from dino_oct.data.cache import open_cache
 from dino_oct.data.index import DatasetConfig, index_scans
 from dino_oct.errors import InputError
 from dino_oct.models import official
-from dino_oct.train import train
+from dino_oct.pretraining import train
 from evaluation import compare, knn, linear
-from evaluation.chosen_scans import Chosen, page_name
-from evaluation.comparison_models import check_names
-from evaluation.runs import open_source
+from evaluation.inputs.selection import Chosen, page_name
+from evaluation.inputs.sources import open_source
+from evaluation.report import comparison
+from evaluation.report.models import check_names
 from supervised import config as supervision
-from supervised import search
-from supervised.train import train as fit
+from supervised import tuning
+from supervised.training import train as fit
 
 ARRAY = np.random.default_rng(0).random(40_000)
 
@@ -200,13 +201,13 @@ def test_a_search_on_a_full_disk_ends_instead_of_failing_every_trial(tmp_path):
 
     def work():
         with_files_up_to(100_000)
-        search.search(search.load_options(args))
+        tuning.search(supervision.load_options(args))
 
     said = said_by(work, 2)
     assert the_error(said).startswith("error: disk full: ")
     assert "trial 1" not in said
     assert not partials(tmp_path / "search")
-    said = said_by(lambda: search.search(search.load_options(args))["rows"] and None, 0)
+    said = said_by(lambda: tuning.search(supervision.load_options(args))["rows"] and None, 0)
     assert "trial 0, random: " in said, "it goes on with the trial that met the full disk"
     assert "trial 1, random: " in said
     assert "failed" not in said
@@ -390,7 +391,7 @@ def test_a_model_under_two_names_is_refused(trained, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"the same model as"):
         check_names(["tiny", "./tiny/export"])
     with pytest.raises(InputError, match=r"tiny/checkpoints/last\.pt: the same weights as tiny .*model once"):
-        compare.compare(compare.Options(("tiny", "tiny/checkpoints/last.pt"), out=tmp_path), lambda line: None)
+        comparison.compare(compare.Options(model=("tiny", "tiny/checkpoints/last.pt"), out=tmp_path), lambda line: None)
 
 
 # ---- users -----------------------------------------------------------------------------------------------------------

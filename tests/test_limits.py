@@ -9,21 +9,18 @@ from typing import Annotated, Literal
 import pytest
 from campaigns.draw_settings import Command, commands
 
-from dino_oct import train as pretraining
+from dino_oct import pretraining
 from dino_oct.cli import parse_options
-from dino_oct.config import TrainConfig
+from dino_oct.config import LossConfig, MonitorConfig, OptimConfig, TrainConfig
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
-from dino_oct.learner import OptimConfig
 from dino_oct.limits import Items, Ordered, Range, Text, all_settings, check_settings
-from dino_oct.loss import LossConfig
-from dino_oct.monitor import MonitorConfig
 from evaluation import knn
-from evaluation.runs import Source
-from supervised import search
-from supervised import train as supervised
-from supervised.config import SupervisedConfig
+from evaluation.inputs.sources import Source
+from evaluation.protocols import knn as protocol
+from supervised import training, tuning
+from supervised.config import SearchOptions, SupervisedConfig
 
 COMMANDS = commands()
 
@@ -109,12 +106,12 @@ def test_every_trainer_and_evaluation_checks_settings_made_in_python(tmp_path):
     config = SupervisedConfig(out=str(tmp_path / "run"))
     config.network.drop_path = 1
     with pytest.raises(InputError, match=r"^--network\.drop-path 1: "):
-        supervised.train(config)
-    options = search.Options(models=["resnet18"], out=str(tmp_path / "search"), base=config)
+        training.train(config)
+    options = SearchOptions(models=["resnet18"], out=str(tmp_path / "search"), base=config)
     with pytest.raises(InputError, match=r"^--base\.network\.drop-path 1: "):
-        search.search(options)
+        tuning.search(options)
     with pytest.raises(InputError, match=r"^--k '': must name at least one"):
-        knn.evaluate(Source("random:resnet18"), knn.Options(k=()))
+        protocol.evaluate(Source("random:resnet18"), knn.Options(k=()))
     assert not any(tmp_path.iterdir())
 
 

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from dino_oct.bootstrap import Interval
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.load import load_scans
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
-from dino_oct.features import feature_spread, pixel_features, rankme, squash
+from dino_oct.features import feature_spread, pixel_features, rankme, resize
 from dino_oct.knn import class_votes, knn_votes
 from dino_oct.models.attention import attention_concentration
 from dino_oct.monitor import (
@@ -24,6 +23,7 @@ from dino_oct.monitor import (
     fit_short_side,
     warnings_of,
 )
+from dino_oct.scores.bootstrap import Interval
 
 LN_K = np.log(256)
 HEALTHY = {
@@ -181,7 +181,7 @@ def test_attention_figure_shows_scan_then_heads():
 
 def test_sizes():
     scan = np.zeros((496, 1000), np.uint8)
-    assert squash(scan, (48, 64)).shape == (1, 48, 64)
+    assert resize(scan, (48, 64)).shape == (1, 48, 64)
     assert fit_short_side(scan, 480, 8).shape == (1, 480, 968)
     views = draw_views([torch.zeros(2, 5, 1, 48, 48), torch.ones(3, 5, 1, 24, 24)], samples=2, gap=3)
     assert views.shape == (2 * 51, 2 * 51 + 3 * 27)

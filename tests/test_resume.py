@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,12 +18,9 @@ from dino_oct import checkpoint
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(cache_root, tmp_path_factory):
+def uninterrupted(command, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "whole"
-    finished = subprocess.run(
-        [sys.executable, *command_line(run)], cwd=REPOSITORY, env=environment(cache_root),
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    finished = command(*command_line(run))
     assert finished.returncode == 0, finished.stderr
     return run
 
@@ -87,7 +85,7 @@ def test_killed_at_random_points_and_while_saving(uninterrupted, cache_root, tmp
     assert_equal_runs(run, uninterrupted)
 
 
-def test_sigterm_saves_and_exits_cleanly(uninterrupted, cache_root, tmp_path):
+def test_sigterm_saves_and_exits_cleanly(uninterrupted, cache_root, call, tmp_path):
     run = tmp_path / "stopped"
     process = start(run, cache_root, "--run.workers", "1")
     wait_for(lambda: (run / "metrics.jsonl").exists() and '"step": 3,' in (run / "metrics.jsonl").read_text(), process)
@@ -97,7 +95,7 @@ def test_sigterm_saves_and_exits_cleanly(uninterrupted, cache_root, tmp_path):
     assert "stopped by a signal after step" in output
     saved = torch.load(run / "checkpoints" / "last.pt", weights_only=True)["step"]
     assert saved == lines(run)[-1]["step"] < lines(uninterrupted)[-1]["step"]
-    output, _ = start(run, cache_root).communicate(timeout=120)
+    assert call(*command_line(run)).returncode == 0
     assert_equal_runs(run, uninterrupted)
 
 
@@ -114,7 +112,7 @@ def assert_ends(pids, seconds=10):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_to_the_group_saves_and_no_loader_stays(number, uninterrupted, cache_root, tmp_path):
+def test_a_signal_to_the_group_saves_and_no_loader_stays(number, uninterrupted, cache_root, call, tmp_path):
     run = tmp_path / "stopped"
     process = start(run, cache_root, "--run.workers", "2")
     wait_for(lambda: (run / "metrics.jsonl").exists() and '"step": 3,' in (run / "metrics.jsonl").read_text(), process)
@@ -125,7 +123,7 @@ def test_a_signal_to_the_group_saves_and_no_loader_stays(number, uninterrupted, 
     assert process.returncode == 0, output
     assert "stopped by a signal after step" in output
     assert_ends(children)
-    output, _ = start(run, cache_root).communicate(timeout=120)
+    assert call(*command_line(run)).returncode == 0
     assert_equal_runs(run, uninterrupted)
 
 
@@ -148,24 +146,18 @@ def test_a_killed_trainer_leaves_no_loader_behind(cache_root, tmp_path):
     assert_ends(children)
 
 
-def test_a_finished_run_stays_as_it_is(uninterrupted, cache_root):
+def test_a_finished_run_stays_as_it_is(uninterrupted, call):
     before = (uninterrupted / "metrics.jsonl").read_text()
-    process = start(uninterrupted, cache_root)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0
-    assert "already complete" in output
+    finished = call(*command_line(uninterrupted))
+    assert finished.returncode == 0
+    assert "already complete" in finished.stdout
     assert (uninterrupted / "metrics.jsonl").read_text() == before
 
 
-def test_never_moves_the_old_run_aside(uninterrupted, cache_root, tmp_path):
-    import shutil
-
+def test_never_moves_the_old_run_aside(uninterrupted, call, tmp_path):
     run = tmp_path / "again"
     shutil.copytree(uninterrupted, run)
-    finished = subprocess.run(
-        [sys.executable, *command_line(run), "--resume", "never"], cwd=REPOSITORY, env=environment(cache_root),
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    finished = call(*command_line(run), "--resume", "never")
     assert finished.returncode == 0, finished.stderr
     assert "the earlier run is kept in" in finished.stdout
     kept = next(path for path in tmp_path.iterdir() if path.name.startswith("again-"))

@@ -13,12 +13,12 @@ from conftest import TINY_FIT, TINY_RUN, with_signal
 from dino_oct import config as pretraining
 from dino_oct.errors import InputError
 from dino_oct.learner import Learner
+from dino_oct.pretraining import train
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
-from dino_oct.train import train
 from supervised import config as supervision
 from supervised.learner import ClassifierLearner
-from supervised.train import train as fit
+from supervised.training import train as fit
 
 
 @pytest.fixture(autouse=True)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from conftest import REPOSITORY, TINY_FIT, TINY_RUN, with_signal
 
-from dino_oct import config as pretraining
-from dino_oct import features, train
+from dino_oct import features, pretraining
+from dino_oct import train as pretrain_command
+from dino_oct.config import load_config
+from dino_oct.models import classifier
 from dino_oct.monitor import Monitor
 from supervised import config as supervision
-from supervised import judge
-from supervised import train as supervised_train
+from supervised import train as fit_command
+from supervised import training
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +26,11 @@ def cache(cache_root, monkeypatch):
 
 
 def pretrain(run, *more):
-    train.train(pretraining.load_config([*TINY_RUN, "--run.workers", "0", "--out", str(run), *more]))
+    pretraining.train(load_config([*TINY_RUN, "--run.workers", "0", "--out", str(run), *more]))
 
 
 def fit(run, *more):
-    supervised_train.train(supervision.load_config([*TINY_FIT, "--test", "False", "--out", str(run), *more]))
+    training.train(supervision.load_config([*TINY_FIT, "--test", "False", "--out", str(run), *more]))
 
 
 def lines(run):
@@ -78,7 +80,7 @@ def test_a_signal_while_attention_is_drawn(tmp_path, monkeypatch):
 
 def test_a_signal_inside_the_validation_of_a_supervised_run(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(judge, "extract", with_signal(2, judge.extract))
+        patch.setattr(classifier, "extract", with_signal(2, classifier.extract))
         fit(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "stopped").exists()
     fit(tmp_path / "stopped")
@@ -87,14 +89,17 @@ def test_a_signal_inside_the_validation_of_a_supervised_run(tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
-@pytest.mark.parametrize("module", [train, supervised_train])
-def test_a_signal_before_anything_can_be_saved_ends_at_once(module, number, status, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("command", "trainer", "options"), [(pretrain_command, pretraining, TINY_RUN), (fit_command, training, TINY_FIT)]
+)
+def test_a_signal_before_anything_can_be_saved_ends_at_once(
+    command, trainer, options, number, status, tmp_path, monkeypatch, capsys
+):
     """In the decoding of the scans, say."""
-    monkeypatch.setattr(module, "load_scans", lambda *_: os.kill(os.getpid(), number))
-    options = TINY_RUN if module is train else TINY_FIT
+    monkeypatch.setattr(trainer, "load_scans", lambda *_: os.kill(os.getpid(), number))
     monkeypatch.setattr("sys.argv", ["train.py", *options, "--out", str(tmp_path / "run")])
     with pytest.raises(SystemExit) as end:
-        module.main()
+        command.main()
     assert end.value.code == status
     assert capsys.readouterr().err == "interrupted\n"
     assert not (tmp_path / "run").exists()
@@ -105,11 +110,11 @@ def test_a_signal_inside_the_test_of_a_supervised_run_loses_nothing(tmp_path, mo
     arguments = ["train.py", *TINY_FIT, "--optim.epochs", "1", "--out", str(run)]
     monkeypatch.setattr("sys.argv", arguments)
     with monkeypatch.context() as patch:
-        patch.setattr(supervised_train, "test", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(training, "test", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit) as end:
-            supervised_train.main()
+            fit_command.main()
     assert end.value.code == 143
-    supervised_train.main()
+    fit_command.main()
     assert (run / "evaluation" / "supervised" / "supervised_test.json").exists()
     assert [line["step"] for line in lines(run) if "val_loss" in line] == [0, 2]
 

@@ -11,8 +11,9 @@ import torch
 from dino_oct.models.backbone import load_backbone, save_export
 from dino_oct.models.build import build_networks
 from dino_oct.streams import generator, seed_of, short_seed_of
-from evaluation.randomisation import fresh_weights
-from evaluation.runs import Source, load_frozen, random_weights
+from evaluation.inputs.model import open_model, random_control
+from evaluation.inputs.sources import Source
+from evaluation.maps.randomisation import fresh_weights
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 OURS = {"seed_of", "short_seed_of", "generator"}
@@ -111,10 +112,9 @@ def test_start_control_and_randomised_weights_are_three_networks(seed, tmp_path)
     """With one seed the randomisation test would give a run the weights it started from, and find nothing changed."""
     start = load_backbone(VIT, model_args=TINY, seed=seed)
     save_export(start, tmp_path / "start")
-    source = Source(str(tmp_path / "start"))
-    model = load_frozen(source.name, torch.device("cpu"))
-    control = random_weights(source, model, seed, torch.device("cpu")).backbone.state_dict()
-    randomised = fresh_weights(model.backbone, seed)
+    model = open_model(Source(str(tmp_path / "start")))
+    control = random_control(model, seed).model.state_dict()
+    randomised = fresh_weights(model.model, seed)
     networks = [start.state_dict(), control, randomised]
     for i, one in enumerate(networks):
         for other in networks[:i]:

@@ -85,8 +85,8 @@ def test_export_loads_in_plain_timm_with_equal_features(trained):
     assert any(not torch.equal(t, start[name]) for name, t in ours.state_dict().items()), "training changed nothing"
 
 
-def test_continuing_a_run_takes_everything(trained, command, tmp_path):
-    finished = command("dino_oct/train.py", *TINY_RUN, "--init", trained, "--out", tmp_path / "more")
+def test_continuing_a_run_takes_everything(trained, call, tmp_path):
+    finished = call("dino_oct/train.py", *TINY_RUN, "--init", trained, "--out", tmp_path / "more")
     assert finished.returncode == 0, finished.stderr
     assert "student, teacher and centre taken over" in finished.stdout
     first, last = metrics_of(tmp_path / "more")[0], metrics_of(trained)[-1]
@@ -94,9 +94,9 @@ def test_continuing_a_run_takes_everything(trained, command, tmp_path):
         assert first[key] == pytest.approx(last[key], rel=1e-5), key
 
 
-def test_continuing_an_official_full_file(command, tmp_path):
+def test_continuing_an_official_full_file(call, tmp_path):
     args = [arg for arg in TINY_RUN if "=" not in arg and arg not in ("--model.args",)]
-    finished = command(
+    finished = call(
         "dino_oct/train.py", *args, "--model.args", "--model.heads", 3, "--init", REFERENCE / "checkpoint_final.pth",
         "--loss.centering", "center", "--optim.epochs", 1, "--optim.warmup-epochs", 0, "--out", tmp_path / "run",
     )  # fmt: skip
@@ -106,11 +106,11 @@ def test_continuing_an_official_full_file(command, tmp_path):
     assert metrics_of(tmp_path / "run")[0]["center_norm"] == pytest.approx(0.9478, abs=1e-4)  # the file's centre
 
 
-def test_a_new_head_warms_up_on_a_frozen_backbone(command, tmp_path):
+def test_a_new_head_warms_up_on_a_frozen_backbone(call, tmp_path):
     args = [arg for arg in TINY_RUN if "=" not in arg and arg not in ("--model.args",)]
     run = tmp_path / "run"
     common = ["--model.args", "--model.heads", 3, "--init", REFERENCE / "backbone_final.pth", "--out", run]
-    finished = command("dino_oct/train.py", *args, *common, "--optim.epochs", 1, "--optim.warmup-epochs", 0)
+    finished = call("dino_oct/train.py", *args, *common, "--optim.epochs", 1, "--optim.warmup-epochs", 0)
     assert finished.returncode == 0, finished.stderr
     checkpoint = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     original = torch.load(REFERENCE / "backbone_final.pth")
@@ -119,10 +119,10 @@ def test_a_new_head_warms_up_on_a_frozen_backbone(command, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
-def test_backbones_with_registers_train(name, command, tmp_path):
+def test_backbones_with_registers_train(name, call, tmp_path):
     patch = 14 if "14" in name else 16
     args = [arg for arg in TINY_RUN if "=" not in arg and arg not in ("--model.args",)]
-    finished = command(
+    finished = call(
         "dino_oct/train.py", *args, "--init", f"random:{name}", "--model.args", "embed_dim=48", "depth=2",
         "num_heads=3", f"img_size={4 * patch}", "--augment.global-size", 4 * patch, "--augment.local-size", 2 * patch,
         "--monitor.image-size", 4 * patch, 4 * patch, "--optim.epochs", 1, "--optim.warmup-epochs", 0,
@@ -163,14 +163,14 @@ def test_processes_and_workers_change_nothing(trained, command, tmp_path):
                 assert a[key] == pytest.approx(b[key], rel=2e-3), (a["step"], key)
 
 
-def test_unlabelled_folder_with_a_bad_file(command, tmp_path):
+def test_unlabelled_folder_with_a_bad_file(call, tmp_path):
     rng = np.random.default_rng(0)
     folder = tmp_path / "scans" / "clinic"
     folder.mkdir(parents=True)
     for i in range(24):
         Image.fromarray(rng.integers(0, 255, (64, 80), dtype=np.uint8)).save(folder / f"scan_{i}.png")
     (folder / "broken.jpeg").write_bytes(b"\xff\xd8\xff\xe0 not an image")
-    finished = command("dino_oct/train.py", *TINY_RUN, "--data", tmp_path / "scans", "--out", tmp_path / "run")
+    finished = call("dino_oct/train.py", *TINY_RUN, "--data", tmp_path / "scans", "--out", tmp_path / "run")
     assert finished.returncode == 0, finished.stderr
     assert "1 left out" in finished.stdout
     assert "broken.jpeg" in finished.stdout
@@ -187,12 +187,11 @@ def test_unlabelled_folder_with_a_bad_file(command, tmp_path):
         (["--optim.accumulate", "3"], "cannot be divided over 1 processes × 3"),
         (["--augment.global-size", "33"], "augment.global_size 33 33 is not a multiple of the patch (8 px)"),
         (["--init", "random:resnet18", "--model.args"], "has no CLS token"),
-        (["--init", "nowhere.pth"], "no such file or folder"),
         (["--lr", "1"], "--lr"),
     ],
 )
-def test_wrong_input_is_one_line_and_status_2(args, message, command, tmp_path):
-    finished = command("dino_oct/train.py", *TINY_RUN, "--out", tmp_path / "run", *args)
+def test_wrong_input_is_one_line_and_status_2(args, message, call, tmp_path):
+    finished = call("dino_oct/train.py", *TINY_RUN, "--out", tmp_path / "run", *args)
     assert finished.returncode == 2, finished.stderr
     lines = finished.stderr.strip().splitlines()
     assert len(lines) == 1, finished.stderr
@@ -200,25 +199,32 @@ def test_wrong_input_is_one_line_and_status_2(args, message, command, tmp_path):
     assert message in lines[0]
 
 
-def test_a_folder_that_is_no_run_is_not_touched(command, tmp_path):
+def test_nothing_else_is_on_stderr_of_a_process(command, tmp_path):
+    """Not even a warning of a library."""
+    finished = command("dino_oct/train.py", *TINY_RUN, "--init", "nowhere.pth", "--out", tmp_path / "run")
+    assert (finished.returncode, len(finished.stderr.splitlines())) == (2, 1), finished.stderr
+    assert "no such file or folder" in finished.stderr
+
+
+def test_a_folder_that_is_no_run_is_not_touched(call, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")
-    finished = command("dino_oct/train.py", *TINY_RUN, "--out", tmp_path / "thesis")
+    finished = call("dino_oct/train.py", *TINY_RUN, "--out", tmp_path / "thesis")
     assert finished.returncode == 2
     assert "is not a run folder" in finished.stderr
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.txt"]
 
 
-def test_resuming_with_other_settings_names_them(trained, command, tmp_path):
+def test_resuming_with_other_settings_names_them(trained, call, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     changed = ["--optim.epochs", 5, "--optim.lr", 1e-3, "--monitor.k", 4]
-    finished = command("dino_oct/train.py", *TINY_RUN, "--out", tmp_path / "run", *changed)
+    finished = call("dino_oct/train.py", *TINY_RUN, "--out", tmp_path / "run", *changed)
     assert finished.returncode == 0, finished.stderr
     assert "warning: settings differ from the run's: optim.epochs: 4 → 5; optim.lr: 0.008 → 0.001" in finished.stdout
 
 
-def test_loss_that_is_not_finite_stops_with_advice(command, tmp_path):
-    finished = command("dino_oct/train.py", *TINY_RUN, *DIVERGING, "--out", tmp_path / "run")
+def test_loss_that_is_not_finite_stops_with_advice(call, tmp_path):
+    finished = call("dino_oct/train.py", *TINY_RUN, *DIVERGING, "--out", tmp_path / "run")
     assert finished.returncode == 2
     assert "stopped at step" in finished.stderr
     assert "lower --optim.lr" in finished.stderr
@@ -226,9 +232,9 @@ def test_loss_that_is_not_finite_stops_with_advice(command, tmp_path):
 
 
 @pytest.mark.parametrize("save_every", [1, 500])
-def test_weights_that_are_not_finite_are_never_saved(save_every, command, tmp_path):
+def test_weights_that_are_not_finite_are_never_saved(save_every, call, tmp_path):
     run = tmp_path / "run"
-    finished = command(
+    finished = call(
         "dino_oct/train.py", *TINY_RUN, *DIVERGING, "--run.save-every", save_every, "--out", run,
     )  # fmt: skip
     assert finished.returncode == 2

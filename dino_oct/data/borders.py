@@ -14,11 +14,6 @@ from dino_oct.data.tissue import tissue_mask
 from dino_oct.streams import generator
 
 WHITE = 240  # JPEG ringing lets a white area drop to about this value at its rim
-FEATURES = (
-    *("area", "top", "bottom", "left", "right"),
-    *("top_left", "top_right", "bottom_left", "bottom_right"),
-)  # what border_features returns, in this order
-
 _TAPERED_WHITE = 225  # the same where a border is only a few pixels thick
 _PURE_WHITE = 250  # mean of a filled area; saturated retina is speckled and stays below
 _OPENING = 7  # pixels; cuts off bright retinal layers that run into a border
@@ -60,7 +55,7 @@ def find_borders(scan: np.ndarray) -> np.ndarray:
 
 
 def border_features(borders: np.ndarray) -> np.ndarray:
-    """Summary of a border mask, as a model could read the class from it: see ``FEATURES``.
+    """Summary of a border mask, as a model could read the class from it.
 
     Returns:
         (9,) float32: share of the scan's pixels; share of the top, bottom, left and right edge; whether each corner
@@ -99,9 +94,9 @@ def neutralise(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarray | None 
     corners = np.argwhere(_any_in_blocks(borders, block)) * block  # (K, 2) blocks to fill
     _, near = KDTree(sources).query(corners, k=min(_NEAR, len(sources)), p=1)  # (K, up to 12)
     near = near.reshape(len(corners), -1)
-    chosen = sources[near[np.arange(len(near)), random.integers(near.shape[1], size=len(near))]]
+    origins = sources[near[np.arange(len(near)), random.integers(near.shape[1], size=len(near))]]
     flips = random.choice((1, -1), size=(len(near), 2))
-    for (top, left), (row, column), (flip_rows, flip_columns) in zip(corners, chosen, flips, strict=True):
+    for (top, left), (row, column), (flip_rows, flip_columns) in zip(corners, origins, flips, strict=True):
         inside = borders[top : top + block, left : left + block]
         patch = scan[row : row + block, column : column + block][::flip_rows, ::flip_columns]
         target = filled[top : top + block, left : left + block]

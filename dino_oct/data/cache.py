@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from dino_oct.cores import usable_cores
 from dino_oct.data.borders import border_features, find_borders, neutralise
 from dino_oct.data.brightness import INVERTED, are_inverted, brightness_features
 from dino_oct.data.decode import (
@@ -78,8 +79,8 @@ class ScanCache:
         sizes: (N, 2) int64, height and width of each cached scan.
         original_sizes: (N, 2) int64, the same of the upright image in the file (different only where ``max_side``
             applied).
-        border: (N, 9) float32, the white border found in the file before any neutralising; columns
-            ``borders.FEATURES`` (column 0 is the fraction of the scan's pixels).
+        border: (N, 9) float32, the white border found in the file before any neutralising, as ``border_features`` gives
+            it (column 0 is the fraction of the scan's pixels).
         brightness: (N, 9) float32, grey levels outside that border; columns ``brightness.FEATURES``.
         tissue: (N, 16, 16) float32, fraction of tissue in each cell of a grid over the scan.
         digests: (N,) S32, hash of shape and pixels: equal for scans that are equal to the pixel.
@@ -193,8 +194,8 @@ def recorded_grey_range(index: ScanIndex, config: DatasetConfig) -> GreyRange | 
 
 def cache_root(config: DatasetConfig) -> Path:
     """Folder of all caches: the setting, $DINO_OCT_CACHE, $XDG_CACHE_HOME/dino_oct or ~/.cache/dino_oct."""
-    if chosen := config.cache_dir or os.environ.get("DINO_OCT_CACHE"):
-        return Path(chosen).expanduser()
+    if folder := config.cache_dir or os.environ.get("DINO_OCT_CACHE"):
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dino_oct"
 
 
@@ -235,16 +236,16 @@ def _decode(path: Path, config: DatasetConfig, grey_range: GreyRange | None) -> 
 
 
 def _open_built(folder: Path, announce: bool = True) -> ScanCache | None:
-    found = None
+    damage = None
     for place in _places(folder):
         if not os.path.lexists(place):
             continue
         try:
             return ScanCache(place)
         except ValueError as error:
-            found = error
-    if announce and found:
-        print(f"scan cache damaged, decoding again: {found}", file=sys.stderr, flush=True)
+            damage = error
+    if announce and damage:
+        print(f"scan cache damaged, decoding again: {damage}", file=sys.stderr, flush=True)
     return None
 
 
@@ -286,18 +287,18 @@ def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bo
 
     bar = tqdm(total=len(index), desc="decoding scans", unit="scan", disable=None if progress else True, leave=False)
     # Threads suffice: decoding, filtering and array arithmetic release the interpreter lock.
-    with ThreadPoolExecutor(min(32, _usable_cores())) as pool, (building / "scans.bin").open("wb") as pixels, bar:
+    with ThreadPoolExecutor(min(32, usable_cores())) as pool, (building / "scans.bin").open("wb") as pixels, bar:
         for start in range(0, len(index), _CHUNK):
             chunk = range(start, min(start + _CHUNK, len(index)))
-            found = read(pool, chunk, grey_range)
-            if None in found:
+            results = read(pool, chunk, grey_range)
+            if None in results:
                 # The first deep images: all that are left are measured, so that one range is for the whole folder.
                 left = range(start, len(index))
                 levels = pool.map(lambda i: measure_levels(index.path(i)), left)
-                measured = {index.files[i]: one for i, one in zip(left, levels, strict=True) if one is not None}
+                measured = {index.files[i]: level for i, level in zip(left, levels, strict=True) if level is not None}
                 grey_range = choose_range(measured.values())
-                found = read(pool, chunk, grey_range)
-            for i, decoded in zip(chunk, found, strict=True):
+                results = read(pool, chunk, grey_range)
+            for i, decoded in zip(chunk, results, strict=True):
                 if isinstance(decoded, str):
                     skipped.append((index.files[i], decoded))
                 else:
@@ -346,8 +347,8 @@ def _read_table(folder: Path, name: str) -> np.ndarray:
 def _checksum(about: dict[str, Any], tables: dict[str, np.ndarray]) -> str:
     """Of what a cache says about itself and of its tables; the pixels have digests of their own."""
     content = hashlib.blake2b(digest_size=16)
-    said = {name: value for name, value in about.items() if name != "checksum"}
-    content.update(json.dumps(said, sort_keys=True).encode())
+    entries = {name: value for name, value in about.items() if name != "checksum"}
+    content.update(json.dumps(entries, sort_keys=True).encode())
     for name, table in sorted(tables.items()):
         content.update(f"{name} {table.dtype} {table.shape}".encode())
         content.update(np.ascontiguousarray(table))
@@ -449,10 +450,6 @@ def _digest_file(path: Path) -> bytes:
 
 def _digest(scan: np.ndarray) -> bytes:
     return hashlib.blake2b(scan.data, digest_size=16, salt=np.uint32(scan.shape).tobytes()).hexdigest().encode()
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _readable(count: float) -> str:

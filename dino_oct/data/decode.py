@@ -71,20 +71,6 @@ class Levels(NamedTuple):
     above: np.ndarray
 
 
-def decode_grey(
-    path: str | Path, max_side: int = 2048, max_pixels: int = MAX_PIXELS, grey_range: GreyRange | None = None
-) -> np.ndarray:
-    """The scan of ``decode``; without a grey range, a deep image is read by the one of that file alone.
-
-    Raises:
-        BadScan: as ``decode``.
-    """
-    try:
-        return decode(path, max_side, max_pixels, grey_range).scan
-    except RangeNeeded:
-        return decode(path, max_side, max_pixels, choose_range([measure_levels(path, max_pixels)])).scan
-
-
 def decode(
     path: str | Path, max_side: int = 2048, max_pixels: int = MAX_PIXELS, grey_range: GreyRange | None = None
 ) -> Decoded:
@@ -212,15 +198,15 @@ def choose_range(measured: Iterable[Levels | None]) -> GreyRange:
     Of integers and of floats apart, since their units differ: the smallest of the usual ranges (8, 10, 12, 14 and 16
     bits; floats also 0 to 1) that no more than ``RARE`` of the pixels exceed, so that no single bright pixel decides.
     """
-    found: dict[Kind, float] = {}
-    measured = [one for one in measured if one is not None]
+    ranges: dict[Kind, float] = {}
+    measured = [levels for levels in measured if levels is not None]
     for kind in ("integers", "floats"):
-        of_kind = [one for one in measured if one.kind == kind]
-        above = np.sum([one.above for one in of_kind], axis=0) if of_kind else np.zeros(len(limits_of(kind)))
-        allowed = RARE * sum(one.pixels for one in of_kind)
+        of_kind = [levels for levels in measured if levels.kind == kind]
+        above = np.sum([levels.above for levels in of_kind], axis=0) if of_kind else np.zeros(len(limits_of(kind)))
+        allowed = RARE * sum(levels.pixels for levels in of_kind)
         limits = limits_of(kind)
-        found[kind] = next((limit for limit, count in zip(limits, above, strict=True) if count <= allowed), limits[-1])
-    return GreyRange(**found)
+        ranges[kind] = next((limit for limit, count in zip(limits, above, strict=True) if count <= allowed), limits[-1])
+    return GreyRange(**ranges)
 
 
 def limits_of(kind: Kind) -> tuple[int, ...]:

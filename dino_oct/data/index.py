@@ -115,16 +115,16 @@ class ScanIndex:
         keep = np.asarray(keep)
         if keep.dtype == bool and len(keep) != len(self):
             raise ValueError(f"mask of length {len(keep)} for {len(self)} scans")
-        chosen = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
-        files = tuple(self.files[i] for i in chosen)
+        positions = np.flatnonzero(keep) if keep.dtype == bool else keep.astype(np.int64)
+        files = tuple(self.files[i] for i in positions)
         kept = set(files)
         return replace(
             self,
             files=files,
-            labels=self.labels[chosen],
-            patients=self.patients[chosen],
-            splits=self.splits[chosen],
-            folder_splits=self.folder_splits[chosen],
+            labels=self.labels[positions],
+            patients=self.patients[positions],
+            splits=self.splits[positions],
+            folder_splits=self.folder_splits[positions],
             mislabelled=tuple(file for file in self.mislabelled if file in kept),
         )
 
@@ -188,10 +188,10 @@ def assert_patients_disjoint(index: ScanIndex) -> None:
 
 def shared_patients(patients: np.ndarray, groups: np.ndarray) -> list[str]:
     """Patients (sorted) that occur in more than one group, e.g. split or class."""
-    seen: dict[str, set] = defaultdict(set)
+    groups_of: dict[str, set] = defaultdict(set)
     for patient, group in zip(patients.tolist(), groups.tolist(), strict=True):
-        seen[patient].add(group)
-    return sorted(patient for patient, where in seen.items() if len(where) > 1)
+        groups_of[patient].add(group)
+    return sorted(patient for patient, where in groups_of.items() if len(where) > 1)
 
 
 def patient_of(file: str) -> str:
@@ -228,8 +228,8 @@ def _patients(layout: Layout, labels: np.ndarray, class_names: Sequence[str]) ->
         notes.append(
             f"{unnamed - len(dated):,} of {len(patients):,} file names carry no patient number (CLASS-PATIENT-N): {own}"
         )
-    found = np.array(patients, dtype=np.str_)
-    return found, notes + _restart_notes(found, labels, class_names)
+    patient_array = np.array(patients, dtype=np.str_)
+    return patient_array, notes + _restart_notes(patient_array, labels, class_names)
 
 
 def _is_date(digits: str) -> bool:

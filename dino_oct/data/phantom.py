@@ -23,15 +23,12 @@ from tqdm import tqdm
 
 from dino_oct.cli import run_command
 from dino_oct.data.phantom_anatomy import LAYERS
-from dino_oct.data.phantom_draw import CLASSES, LARGEST_SIDE, LEAST_DEPTH, SMALLEST_SIDE, Phantom, draw_phantom
+from dino_oct.data.phantom_draw import CLASSES, LARGEST_SIDE, LEAST_DEPTH, SMALLEST_SIDE
 from dino_oct.data.phantom_worker import LESION_VALUE, RETINA_VALUE, PatientJob, write_patients
 from dino_oct.data.splits import SPLITS
 from dino_oct.errors import InputError
 from dino_oct.files import naming, private_folder, read_json, remove, scratch_folder, share_as
 from dino_oct.limits import NewPath, Range, Seed, check_settings
-
-__all__ = ["CLASSES", "LAYERS", "PHANTOM_VERSION", "Phantom", "PhantomConfig"]
-__all__ += ["draw_phantom", "patient_plan", "phantom_folder", "write_phantoms"]
 
 # Raise it with every change that alters a picture, a mask or a file: cached folders are named by it.
 PHANTOM_VERSION = 2
@@ -141,7 +138,7 @@ def phantom_folder(config: PhantomConfig, cache_root: str | Path) -> Path:
         share_as(staging, folder.parent)
         if not _is_sound(folder, config):
             remove(folder)
-            with contextlib.suppress(FileExistsError, NotADirectoryError):
+            with contextlib.suppress(OSError):  # another process was first, or its place cannot be cleared
                 staging.rename(folder)
     if not _is_sound(folder, config):
         raise InputError(f"{folder}: holds something else than the cached phantoms; remove it")
@@ -158,8 +155,8 @@ def damaged_files(folder: str | Path, files: Sequence[str], digests: np.ndarray)
         written = read_json(Path(folder) / _DIGESTS)
     except InputError:
         return [_DIGESTS]
-    found = dict(zip(files, digests.astype(str).tolist(), strict=True))
-    return [file for file, digest in written.items() if found.get(file) != digest]
+    present = dict(zip(files, digests.astype(str).tolist(), strict=True))
+    return [file for file, digest in written.items() if present.get(file) != digest]
 
 
 def _is_sound(folder: Path, config: PhantomConfig) -> bool:

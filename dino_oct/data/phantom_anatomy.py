@@ -126,7 +126,7 @@ def layer_rows(patient: Patient, scan: Slice, height: int, width: int, rng: np.r
     bruch = bruch + 0.004 * wave(rng, 1, width, 7)[0]
     depth = np.concatenate([-np.cumsum(bands[::-1], axis=0)[::-1], np.zeros((1, width))])
     rows = bruch + np.concatenate([depth, depth[-1:]])
-    # A retina half outside the picture shows nothing: move it in, as the photographer would.
+    # A retina half outside the picture is moved in, as a photographer centres it.
     up, down = rows.max() - (1.0 - _BOTTOM_MARGIN), _TOP_MARGIN - rows.min()
     return (rows - max(up, 0.0) + max(down, 0.0)) * height - 0.5
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dino_oct.cores import usable_cores
 from dino_oct.data.phantom_draw import draw_phantom
 
 JPEG_QUALITY = 95
@@ -79,7 +80,7 @@ def write_patients(jobs: list[PatientJob], advance: Callable[[int], object]) -> 
         advance: called with the number of scans finished since the last call.
     """
     pixels = sum(job.scans * job.size[0] * job.size[1] for job in jobs)
-    workers = min(_cores(), len(jobs), pixels // _PIXELS_PER_WORKER)
+    workers = min(usable_cores(), len(jobs), pixels // _PIXELS_PER_WORKER)
     if workers < 2:
         done = []
         for job in jobs:
@@ -130,10 +131,6 @@ def _in_processes(jobs: list[PatientJob], workers: int, advance: Callable[[int],
             process.stdout.close()
             process.wait()
     return done
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

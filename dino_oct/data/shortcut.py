@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
-from dino_oct.bootstrap import Interval, PatientBootstrap, Scale
+from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale
 from dino_oct.streams import short_seed_of
 
 _FOLDS = 5
@@ -59,20 +59,20 @@ def check_shortcuts(
     left_out = [label for label in patients_of if label not in used]
     if len(used) < 2:
         return [], left_out
-    chosen = np.isin(labels, used)
-    height, width = sizes[chosen].T.astype(np.float64)
+    rows = np.isin(labels, used)
+    height, width = sizes[rows].T.astype(np.float64)
     size = np.stack([width, height, width / height], axis=1)
-    edges = border[chosen].astype(np.float64)
+    edges = border[rows].astype(np.float64)
     features = {
         "size": size,
         "border": edges,
         "size + border": np.concatenate([size, edges], axis=1),
-        "brightness": brightness[chosen].astype(np.float64),
+        "brightness": brightness[rows].astype(np.float64),
     }
     results = []
     for name, table in features.items():
-        predicted = _predict(table, labels[chosen], patients[chosen], seed)
-        accuracy = _balanced_accuracy(labels[chosen], predicted, patients[chosen], seed)
+        predicted = _predict(table, labels[rows], patients[rows], seed)
+        accuracy = _balanced_accuracy(labels[rows], predicted, patients[rows], seed)
         results.append(Shortcut(name, accuracy.point, accuracy.low, accuracy.high, 1 / len(used)))
     return results, left_out
 

@@ -133,9 +133,9 @@ def by_table(index: ScanIndex, digests: np.ndarray, rows: Sequence[ScanRow]) -> 
         for what, files in changes.items()
     ]
     moved = Counter(
-        f"{found or 'unused'} → {split or 'unused'}"
-        for found, split in zip(index.splits.tolist(), splits, strict=True)
-        if found != split
+        f"{of_folder or 'unused'} → {split or 'unused'}"
+        for of_folder, split in zip(index.splits.tolist(), splits, strict=True)
+        if of_folder != split
     )
     if moved:
         counted = ", ".join(f"{way} {count:,}" for way, count in moved.items())

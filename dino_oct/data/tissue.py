@@ -76,7 +76,7 @@ def _coarse_tissue(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.nda
     levels = level[measured]
     # The lowest tenth alone would take bright speckle of the vitreous for tissue in noisy scans, the median alone
     # would count the fading choroid as background.
-    dark = (np.median(levels[levels <= _otsu(levels)]) + np.quantile(levels, 0.1)) / 2
+    dark = (np.median(levels[levels <= otsu(levels)]) + np.quantile(levels, 0.1)) / 2
     bright = np.quantile(levels, 0.97)
     pieces, count = ndimage.label((level > dark + _CONTRAST * (bright - dark)) & measured)
     reaches = np.zeros(count + 1, dtype=bool)
@@ -93,9 +93,17 @@ def _without_gaps(tissue: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(closed)
 
 
-def _otsu(values: np.ndarray, bins: int = 256) -> float:
-    """Threshold that maximises the variance between the two groups (Otsu 1979)."""
-    counts, edges = np.histogram(values, bins=bins)
+def otsu(values: np.ndarray, bins: int = 256) -> float:
+    """The threshold of greatest variance between the values above it and the others (Otsu 1979), an edge of ``bins``
+    equal bins; the value itself where all are the same.
+
+    Args:
+        values: finite, of any shape.
+    """
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return high
+    counts, edges = np.histogram(values, bins=bins, range=(low, high))
     below = counts.cumsum()
     above = below[-1] - below
     sums = (counts * (edges[:-1] + edges[1:]) / 2).cumsum()

@@ -31,16 +31,16 @@ def cls_attention(backbone: nn.Module, images: torch.Tensor, block: int = -1) ->
     """
     check_transformer(backbone)
     attn = backbone.blocks[block].attn
-    seen: dict[str, torch.Tensor] = {}
+    captured: dict[str, torch.Tensor] = {}
 
     def keep(name: str, rows: slice):
         def hook(module, args, output):
-            seen[name] = output[:, :, rows].detach()
+            captured[name] = output[:, :, rows].detach()
 
         return hook
 
     def keep_rope(module, args, kwargs):
-        seen["rope"] = kwargs.get("rope")
+        captured["rope"] = kwargs.get("rope")
 
     with ExitStack() as hooks:
         for handle in (
@@ -50,13 +50,13 @@ def cls_attention(backbone: nn.Module, images: torch.Tensor, block: int = -1) ->
         ):
             hooks.callback(handle.remove)
         backbone.forward_features(images)
-    q, k, prefix = seen["q"].float(), seen["k"].float(), backbone.num_prefix_tokens
-    if seen.get("rope") is not None:
+    q, k, prefix = captured["q"].float(), captured["k"].float(), backbone.num_prefix_tokens
+    if captured.get("rope") is not None:
         # Rotary positions turn the patches' keys only; CLS has no position.
         from timm.layers import apply_rot_embed_cat
 
         half = getattr(attn, "rotate_half", False)
-        turned = apply_rot_embed_cat(k[:, :, prefix:], seen["rope"].float(), half=half)
+        turned = apply_rot_embed_cat(k[:, :, prefix:], captured["rope"].float(), half=half)
         k = torch.cat([k[:, :, :prefix], turned], dim=2)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped queries share keys
     weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(dim=-1)[:, :, 0, prefix:]  # (B, heads, N)

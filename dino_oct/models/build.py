@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from dino_oct.checkpoint import Checkpoints
+from dino_oct.config import ModelConfig
 from dino_oct.errors import InputError
 from dino_oct.models import official
 from dino_oct.models.attention import check_transformer
@@ -17,9 +18,6 @@ from dino_oct.models.description import check_description
 from dino_oct.models.head import DinoHead
 from dino_oct.models.network import DinoNetwork
 from dino_oct.streams import seed_of
-
-if TYPE_CHECKING:
-    from dino_oct.config import ModelConfig
 
 
 @dataclass
@@ -34,7 +32,7 @@ class Networks:
 
 
 def build_networks(
-    init: str, config: "ModelConfig", seed: int, state: dict[str, Any] | None, say: Callable[[str], None]
+    init: str, config: ModelConfig, seed: int, state: dict[str, Any] | None, say: Callable[[str], None]
 ) -> Networks:
     """Build the networks of a run and say what was loaded.
 
@@ -100,7 +98,7 @@ def build_networks(
     return Networks(student, teacher, center, new_head=False, pretrained=True)
 
 
-def _network(backbone: nn.Module, config: "ModelConfig", tensors: official.Tensors | None, seed: int) -> DinoNetwork:
+def _network(backbone: nn.Module, config: ModelConfig, tensors: official.Tensors | None, seed: int) -> DinoNetwork:
     """A backbone with a head of the file's sizes, or of the settings' where there is no file."""
     sizes = {"out_dim": config.out_dim, "hidden_dim": config.hidden_dim, "bottleneck_dim": config.bottleneck_dim}
     if tensors is not None and "head.last_layer.weight_v" in tensors:
@@ -112,7 +110,7 @@ def _network(backbone: nn.Module, config: "ModelConfig", tensors: official.Tenso
     return DinoNetwork(backbone, head)
 
 
-def _rebuild(state: dict[str, Any], config: "ModelConfig") -> nn.Module:
+def _rebuild(state: dict[str, Any], config: ModelConfig) -> nn.Module:
     hub = check_description(state["hub_config"], state["file"])
     args = {k: v for k, v in hub["model_args"].items() if k != "dynamic_img_size"}
     try:

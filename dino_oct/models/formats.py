@@ -172,12 +172,12 @@ def infer_transformer(
     depth = 1 + max(int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name))
     is_dinov3 = "storage_tokens" in tensors or ("pos_embed" not in tensors and "blocks.0.gamma_1" in tensors)
     heads, assumed = _heads(tensors, width, heads, file)
-    found: dict[str, Any] = {"patch_size": patch[0] if patch[0] == patch[1] else patch}
+    model_args: dict[str, Any] = {"patch_size": patch[0] if patch[0] == patch[1] else patch}
     if channels != 3:
-        found["in_chans"] = channels
-    found |= {"embed_dim": width, "depth": depth, "num_heads": heads}
-    name = (_dinov3 if is_dinov3 else _vit)(tensors, found, file, args)
-    return Architecture(name, found, assumed)
+        model_args["in_chans"] = channels
+    model_args |= {"embed_dim": width, "depth": depth, "num_heads": heads}
+    name = (_dinov3 if is_dinov3 else _vit)(tensors, model_args, file, args)
+    return Architecture(name, model_args, assumed)
 
 
 def _blocks(network: StoredNetwork) -> Tensors:
@@ -187,26 +187,26 @@ def _blocks(network: StoredNetwork) -> Tensors:
 
 def _heads(tensors: Tensors, width: int, heads: int | None, file: Path) -> tuple[int, tuple[str, ...]]:
     """Number of heads, and what is assumed of them; norms and rotations of single heads tell it."""
-    told = None
+    of_tensors = None
     if "blocks.0.attn.q_norm.weight" in tensors:
-        told = width // len(tensors["blocks.0.attn.q_norm.weight"])
+        of_tensors = width // len(tensors["blocks.0.attn.q_norm.weight"])
     elif "rope_embed.periods" in tensors:
-        told = width // (4 * len(tensors["rope_embed.periods"]))
-    if told is None and heads is None and width % 64:
+        of_tensors = width // (4 * len(tensors["rope_embed.periods"]))
+    if of_tensors is None and heads is None and width % 64:
         raise InputError(f"{file}: width {width} does not tell the number of heads; give --model.heads (or --heads)")
-    count = told or heads or _WIDE_HEADS.get(width, width // 64)
+    count = of_tensors or heads or _WIDE_HEADS.get(width, width // 64)
     if heads is not None and heads != count:
         raise InputError(f"{file}: its tensors tell {count} heads, not {heads}; leave --heads out")
     if not 0 < count <= width or width % count:
         raise InputError(f"{file}: width {width} cannot be divided over {count} heads")
-    if told or heads:
+    if of_tensors or heads:
         return count, ()
     return count, (f"heads: {count} assumed, {width // count} channels each; --heads (--model.heads) says otherwise",)
 
 
-def _vit(tensors: Tensors, found: dict[str, Any], file: Path, args: dict[str, Any]) -> str:
+def _vit(tensors: Tensors, model_args: dict[str, Any], file: Path, args: dict[str, Any]) -> str:
     """Name and further arguments of timm's VisionTransformer."""
-    width, sizes = found["embed_dim"], (found["embed_dim"], found["depth"], found["num_heads"])
+    width, sizes = model_args["embed_dim"], (model_args["embed_dim"], model_args["depth"], model_args["num_heads"])
     in_blocks = {name.split(".", 2)[2] for name in tensors if name.startswith("blocks.")}
 
     def has(name: str) -> bool:
@@ -217,9 +217,9 @@ def _vit(tensors: Tensors, found: dict[str, Any], file: Path, args: dict[str, An
     registers = next((tensors[name].shape[1] for name in ("register_tokens", "reg_token") if has(name)), 0)
     prefix, n_positions = int(has("cls_token")) + registers, tensors["pos_embed"].shape[1]
     if has("register_tokens"):  # timm adds the position of CLS to CLS
-        n_patches, found["no_embed_class"] = n_positions - 1, True
+        n_patches, model_args["no_embed_class"] = n_positions - 1, True
     elif prefix and _is_square(n_positions):
-        n_patches, found["no_embed_class"] = n_positions, True
+        n_patches, model_args["no_embed_class"] = n_positions, True
     else:
         n_patches = n_positions - prefix
     if "img_size" not in args:
@@ -228,17 +228,17 @@ def _vit(tensors: Tensors, found: dict[str, Any], file: Path, args: dict[str, An
                 f"{file}: {n_patches} positions are not of square images; their size is set with --model.args "
                 "img_size=[ROWS,COLUMNS]"
             )
-        side, patch = math.isqrt(n_patches), found["patch_size"]
-        found["img_size"] = side * patch if isinstance(patch, int) else [side * patch[0], side * patch[1]]
+        side, patch = math.isqrt(n_patches), model_args["patch_size"]
+        model_args["img_size"] = side * patch if isinstance(patch, int) else [side * patch[0], side * patch[1]]
     if registers:
-        found["reg_tokens"] = registers
+        model_args["reg_tokens"] = registers
     has_scale = bool(in_blocks & {"ls1.gamma", "gamma_1"})
     if has_scale:
-        found["init_values"] = 1e-5
+        model_args["init_values"] = 1e-5
     # The norm after the mean over the patches stands in the place of the one before it (MAE's fine-tuning).
     pools = has("fc_norm.weight") or not has("cls_token")
     if pools:
-        found |= {"global_pool": "avg", "fc_norm": has("fc_norm.weight"), "class_token": has("cls_token")}
+        model_args |= {"global_pool": "avg", "fc_norm": has("fc_norm.weight"), "class_token": has("cls_token")}
     further = {
         "qkv_bias": ("attn.qkv.bias" in in_blocks, True),
         "proj_bias": ("attn.proj.bias" in in_blocks, True),
@@ -247,7 +247,7 @@ def _vit(tensors: Tensors, found: dict[str, Any], file: Path, args: dict[str, An
         "scale_mlp_norm": ("mlp.norm.weight" in in_blocks, False),
         "pre_norm": (has("norm_pre.weight"), False),
     }
-    found |= {key: value for key, (value, default) in further.items() if value != default}
+    model_args |= {key: value for key, (value, default) in further.items() if value != default}
 
     rows = _first(tensors, "blocks.0.mlp.fc1.weight", "blocks.0.mlp.w12.weight")
     inner = _first(tensors, "blocks.0.mlp.fc2.weight", "blocks.0.mlp.w3.weight")
@@ -255,39 +255,39 @@ def _vit(tensors: Tensors, found: dict[str, Any], file: Path, args: dict[str, An
         raise InputError(f"{file}: its blocks have no mlp that is known; try timm:NAME@{file}")
     hidden = rows.shape[0]
     if hidden != 4 * width:
-        found["mlp_ratio"] = _ratio(hidden, width)
+        model_args["mlp_ratio"] = _ratio(hidden, width)
     if hidden == 2 * inner.shape[1]:  # SwiGLU, gate and value in one layer: timm has it under this name alone
         if not has_scale:
             raise InputError(f"{file}: SwiGLU without LayerScale is not known; try timm:NAME@{file}")
-        found.setdefault("mlp_ratio", 4.0)
+        model_args.setdefault("mlp_ratio", 4.0)
         return "vit_giant_patch14_dinov2"
-    if found.get("pre_norm"):
+    if model_args.get("pre_norm"):
         return "vit_base_patch16_clip_224"
-    start = f"vit_{_SIZES.get(sizes)}_patch{found['patch_size']}"
+    start = f"vit_{_SIZES.get(sizes)}_patch{model_args['patch_size']}"
     ends = ["_224"]
-    if has_scale and bool(registers) == found.get("no_embed_class", False):
+    if has_scale and bool(registers) == model_args.get("no_embed_class", False):
         ends.insert(0, "_reg4_dinov2" if registers else "_dinov2")
     name = next((start + end for end in ends if timm.is_model(start + end)), None)
     if name is None:
         return "vit_base_patch16_224"
     for key in ("embed_dim", "depth", "num_heads"):  # the name says them
-        del found[key]
+        del model_args[key]
     return name
 
 
-def _dinov3(tensors: Tensors, found: dict[str, Any], file: Path, args: dict[str, Any]) -> str:
+def _dinov3(tensors: Tensors, model_args: dict[str, Any], file: Path, args: dict[str, Any]) -> str:
     """Name and further arguments of timm's Eva, which has DINOv3's rotary positions."""
     first = "blocks.0."
     registers = _first(tensors, "storage_tokens", "reg_token")
-    found["num_reg_tokens"] = 0 if registers is None else registers.shape[1]
+    model_args["num_reg_tokens"] = 0 if registers is None else registers.shape[1]
     has_bias = any(f"{first}attn.{name}" in tensors for name in ("qkv.bias", "q_bias"))
     gate = _first(tensors, f"{first}mlp.w1.weight", f"{first}mlp.fc1_g.weight")
     rows = gate if gate is not None else tensors.get(f"{first}mlp.fc1.weight")
     if rows is None:
         raise InputError(f"{file}: its blocks have no mlp that is known; try timm:NAME@{file}")
-    found["mlp_ratio"] = _ratio(rows.shape[0], found["embed_dim"])
+    model_args["mlp_ratio"] = _ratio(rows.shape[0], model_args["embed_dim"])
     if gate is not None:
-        found["swiglu_align_to"] = 1
+        model_args["swiglu_align_to"] = 1
     return f"vit_small_{'plus_' if gate is not None else ''}patch16_dinov3{'_qkvb' if has_bias else ''}"
 
 

@@ -48,7 +48,7 @@ def read_checkpoint(file: str | Path) -> dict[str, Any]:
         InputError: the file is missing, cut short, damaged, not a checkpoint, or asks for any other type.
     """
     file = check_regular(file)
-    # Damaged headers make the readers raise almost anything, and each of them means the same to a user.
+    # The readers raise errors of many kinds on damaged headers.
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, framework="pt") as opened:
@@ -88,11 +88,11 @@ def write_weights(tensors: Tensors, file: Path) -> None:
 
 def digest(tensors: Tensors) -> str:
     """The sha256 of the names, dtypes, shapes and bytes of tensors on the CPU, in the order of the names."""
-    found = hashlib.sha256()
+    sha = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
-        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        sha.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        sha.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
 
 
 def _check_records(file: Path) -> None:

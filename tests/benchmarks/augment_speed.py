@@ -91,7 +91,7 @@ def _files(folder: str, count: int) -> list[Path]:
 
 
 def _phantoms(folder: Path, count: int) -> list[Path]:
-    from dino_oct.data.phantom import CLASSES, draw_phantom
+    from dino_oct.data.phantom_draw import CLASSES, draw_phantom
 
     for i in range(count):
         label = CLASSES[i % len(CLASSES)]

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 
 from dino_oct.cli import run_command
+from dino_oct.models.frozen import load_frozen
 from dino_oct.models.network import normalise
-from evaluation.feature_cache import FeatureCache, of_network
-from evaluation.preprocessing import Preprocessing
-from evaluation.runs import default_device, load_frozen
+from dino_oct.runtime import default_device
+from evaluation.inputs.feature_cache import FeatureCache, of_network
+from evaluation.inputs.preprocessing import Preprocessing
 
 
 @dataclass
@@ -60,7 +61,7 @@ def main(options: Options) -> None:
     scans, preprocessing = Scans(options.scans), Preprocessing(options.image_size)
     images = preprocessing(scans)
     ways = {
-        "eager float32": lambda: eager(network.backbone, images, device, options.batch_size),
+        "eager float32": lambda: eager(network, images, device, options.batch_size),
         "toolkit fp32": lambda: of_network(network, device, options.batch_size).extract(images),
         "toolkit bf16": lambda: of_network(network, device, options.batch_size, precision="bf16").extract(images),
     }

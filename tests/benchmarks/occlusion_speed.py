@@ -19,9 +19,9 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from dino_oct.cli import run_command
-from evaluation.gradcam_maps import gradcam
-from evaluation.occlusion_maps import occlude
-from supervised.zoo import build
+from evaluation.maps.cam import gradcam
+from evaluation.maps.occlude import occlude
+from supervised.architectures import build
 
 
 @dataclass

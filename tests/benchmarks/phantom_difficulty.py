@@ -18,7 +18,7 @@ from dino_oct.cli import run_command
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.load import load_scans
 from dino_oct.data.phantom import PhantomConfig
-from dino_oct.features import pixel_features, squash_all
+from dino_oct.features import pixel_features, resize_all
 from dino_oct.knn import knn_votes
 
 BATCH = 64
@@ -90,7 +90,7 @@ def main(options: Options) -> None:
     index, scans = load_scans("phantom", DatasetConfig(), options.phantom, print)
     train, test = index.positions("train"), index.positions("test")
     labels, truth = index.labels[train], index.labels[test]
-    images = squash_all([scans[i] for i in [*train, *test]], options.phantom.size)
+    images = resize_all([scans[i] for i in [*train, *test]], options.phantom.size)
 
     def knn(features: np.ndarray) -> np.ndarray:
         votes = knn_votes(features[: len(train)], labels, features[len(train) :], [5], len(index.class_names))

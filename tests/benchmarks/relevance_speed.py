@@ -21,8 +21,9 @@ from dino_oct.cli import run_command
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import in_channels
-from evaluation.relevance_maps import Method, check_model, relevance
-from supervised.zoo import build
+from evaluation.config import RelevanceMethod as Method
+from evaluation.maps.chefer import check_model, relevance
+from supervised.architectures import build
 
 _MB = 1e6
 _CLASSES = 4

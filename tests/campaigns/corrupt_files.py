@@ -37,12 +37,13 @@ from dino_oct.cli import parse_options, run_command
 from dino_oct.learner import Learner
 from dino_oct.limits import Range, Seed
 from dino_oct.models import official
-from dino_oct.train import train
-from evaluation import comparison_cache, knn, localization
+from dino_oct.pretraining import train
+from evaluation import knn, localization
+from evaluation.report import steps as comparison_cache
 from supervised import config as supervision
-from supervised import search
+from supervised import tuning
 from supervised.learner import ClassifierLearner
-from supervised.train import train as fit
+from supervised.training import train as fit
 
 LIMIT = 90  # seconds of one reader
 Answer = Any  # what a reader finds, to be compared with the sound folder's
@@ -111,7 +112,7 @@ def go_on_searching(place: Path, *more: str) -> Answer:
     """Go on with the search: two trials more than there are."""
     args = ["--models", "random:test_resnet", "--space", str(place / "space.yaml"), "--method", "random"]
     args += ["--trials", "2", "--finish", "True", "--out", str(place / "search"), *SEARCH_BASE, *more]
-    found = search.search(search.load_options(args))
+    found = tuning.search(supervision.load_options(args))
     return [(row["trial"], row["state"], row["val_balanced"]) for row in found["rows"]]
 
 
@@ -129,6 +130,7 @@ def read_step(place: Path) -> Answer:
 def use_preset(place: Path) -> Answer:
     """A pretraining by a settings file."""
     args = [*TINY_RUN, "--config", str(place / "preset.yaml"), "--optim.epochs", "1", "--run.workers", "0"]
+    args += ["--init", "random:vit_tiny_r_s16_p8_224"]  # what an empty file leaves would be fetched
     train(pretraining.load_config([*args, "--out", str(place / "new")]))
     return None
 

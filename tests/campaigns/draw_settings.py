@@ -349,18 +349,19 @@ def refusal(one: Draw, args: Sequence[str]) -> str | None:
     return None
 
 
-def is_told(one: Draw, text: str) -> bool:
+def is_told(one: Draw, text: str, places: dict[str, str] | None = None) -> bool:
     """Whether one line names a changed setting or its value, or in full another setting that does not go with it."""
-    words = [word for _, words in one.settings for word in words]
+    words = [(places or {}).get(word, word) for _, words in one.settings for word in words]
     names = [setting.name.rpartition(".")[2] for setting, _ in one.settings]
     names += [name.removesuffix("s") for name in names]
     names += [setting.name for setting in one.command.settings if "." in setting.name]
     names += [word.partition("=")[0] for word in words if "=" in word[1:]]  # of an argument of the model
-    values = [re.split("[/@]", word)[-1] or word for word in words]
+    paths = [str(path) for word in words for path in (Path(word), Path(word).parent)]
+    values = [re.split("[/@]", path)[-1] or path for path in (*words, *paths) if path != "."]
     values = [repr(" ".join(value.split()))[1:41].rstrip("'\"") for value in values if value.strip()]
     plain = re.sub("[- ]", "_", text)
     told = any(_has(plain, f"(_|\\b){re.escape(name)}(_|\\b)") for name in names)
-    told |= any(_has(text, rf"(?<!\w){re.escape(value)}(?!\w)") for value in values)
+    told |= any(_has(text, rf"(?<!\w){re.escape(value)}" + ("" if len(value) == 40 else r"(?!\w)")) for value in values)
     # Words that begin with a hyphen are options to the parser.
     return len(text.splitlines()) == 1 and (told or any(word.startswith("-") for word in words))
 
@@ -462,6 +463,7 @@ class Sandbox:
         limit = pages * resource.getpagesize() + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), "rww")
+        sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
         sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)
         sys.argv = [str(REPOSITORY / script), *args]
         try:
@@ -507,7 +509,7 @@ class Sandbox:
             fault = "a traceback"
         elif not fault and outcome.status == 2 and len(lines) != 1:
             fault = f"{len(lines)} lines of error"
-        elif not fault and outcome.status == 2 and not is_told(one, lines[0]):
+        elif not fault and outcome.status == 2 and not is_told(one, lines[0], self.places):
             fault = "neither setting nor value is named"
         if fault:
             return "fault", dataclasses.replace(outcome, fault=fault)

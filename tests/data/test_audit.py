@@ -2,18 +2,16 @@
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dino_oct.data.audit import audit, render
+from dino_oct.data.checks import audit, render
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.shortcut import check_shortcuts
-from evaluation.comparison_warnings import of_data
+from evaluation.report.findings import of_data
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL_SCANS = REPOSITORY.parent / "shared" / "data" / "oct2017-sample"
@@ -194,15 +192,10 @@ def test_bad_files_are_listed_and_the_rest_is_audited(planted, config):
     assert "left out: 1\n  train/CNV/CNV-2-0.png: empty file" in render(report)
 
 
-def run_audit(*args, cache):
-    command = [sys.executable, "dino_oct/data/audit.py", *map(str, args), "--dataset.cache-dir", str(cache)]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_command_prints_a_report_of_unlabelled_scans_and_writes_json(tmp_path):
+def test_command_prints_a_report_of_unlabelled_scans_and_writes_json(call, tmp_path):
     for i in range(4):
         save(tmp_path / "scans", f"scan_{i}.jpg", eye(i, 0))
-    done = run_audit(tmp_path / "scans", "--json", tmp_path / "out/report.json", cache=tmp_path / "cache")
+    done = call("dino_oct/data/audit.py", tmp_path / "scans", "--json", tmp_path / "out/report.json")
     assert done.returncode == 0, done.stderr
     assert "4 images, 4 usable" in done.stdout
     assert "unlabelled" in done.stdout
@@ -210,10 +203,10 @@ def test_command_prints_a_report_of_unlabelled_scans_and_writes_json(tmp_path):
     assert json.loads((tmp_path / "out/report.json").read_text())["sizes"] == {"unlabelled": {"256 x 128": 4}}
 
 
-def test_command_refuses_missing_and_empty_folders_in_one_line(tmp_path):
+def test_command_refuses_missing_and_empty_folders_in_one_line(call, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder, reason in (("missing", "no such folder"), ("empty", "no images")):
-        done = run_audit(tmp_path / folder, cache=tmp_path / "cache")
+        done = call("dino_oct/data/audit.py", tmp_path / folder)
         assert done.returncode == 2
         assert done.stdout == ""
         assert reason in done.stderr

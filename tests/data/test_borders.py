@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from dino_oct.data.borders import FEATURES, border_features, find_borders, neutralise
+from dino_oct.data.borders import border_features, find_borders, neutralise
 from dino_oct.data.tissue import tissue_map, tissue_mask
 
 REAL_SCANS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "oct2017-sample"
@@ -78,7 +78,8 @@ def test_retina_that_reaches_the_edge_is_no_border(seed):
 
 def test_features_name_the_side_and_the_corners():
     _, white = padded(band_scan(), top=10)
-    features = dict(zip(FEATURES, border_features(white).tolist(), strict=True))
+    names = ["area", "top", "bottom", "left", "right", "top_left", "top_right", "bottom_left", "bottom_right"]
+    features = dict(zip(names, border_features(white).tolist(), strict=True))
     assert features["area"] == pytest.approx(10 / 248)
     assert features["top"] == features["top_left"] == features["top_right"] == 1
     assert features["bottom"] == features["bottom_left"] == features["bottom_right"] == 0

@@ -17,7 +17,7 @@ from dino_oct import files
 from dino_oct.data import cache as cache_module
 from dino_oct.data.borders import find_borders
 from dino_oct.data.cache import ScanCache, cache_root, open_cache
-from dino_oct.data.decode import decode_grey
+from dino_oct.data.decode import decode
 from dino_oct.data.index import DatasetConfig, index_scans
 from dino_oct.errors import InputError
 
@@ -49,7 +49,7 @@ def test_round_trip_at_native_size(scans, config):
     index, cache = opened(scans, config)
     assert len(index) == len(cache) == 12
     for i in range(len(index)):
-        np.testing.assert_array_equal(cache[i], decode_grey(index.path(i)))
+        np.testing.assert_array_equal(cache[i], decode(index.path(i)).scan)
         assert cache[i].shape == tuple(cache.sizes[i]) == tuple(cache.original_sizes[i])
     np.testing.assert_array_equal(cache[-1], cache[11])
     with pytest.raises(IndexError):
@@ -74,7 +74,7 @@ def test_bad_files_are_left_out_listed_and_the_rest_stays_aligned(scans, config)
     assert reasons["CNV-3-1.png"] == "empty file"
     assert "4 left out: " in cache.summary()
     for i in range(len(index)):
-        np.testing.assert_array_equal(cache[i], decode_grey(index.path(i)))
+        np.testing.assert_array_equal(cache[i], decode(index.path(i)).scan)
 
 
 def test_no_usable_file_is_a_one_line_error(tmp_path, config):
@@ -120,7 +120,7 @@ def test_whatever_changes_pixels_changes_the_cache(scans, config, change):
     index, after = opened(scans, config)
     assert after.folder != before.folder
     for i in range(len(index)):
-        np.testing.assert_array_equal(after[i], decode_grey(index.path(i), config.max_side))
+        np.testing.assert_array_equal(after[i], decode(index.path(i), config.max_side).scan)
 
 
 def test_same_names_and_times_in_another_folder_are_not_mistaken(tmp_path, config):

@@ -8,15 +8,9 @@ import pytest
 from PIL import Image
 
 from dino_oct.data import phantom_worker
-from dino_oct.data.phantom import (
-    CLASSES,
-    LAYERS,
-    PhantomConfig,
-    draw_phantom,
-    patient_plan,
-    phantom_folder,
-    write_phantoms,
-)
+from dino_oct.data.phantom import PhantomConfig, patient_plan, phantom_folder, write_phantoms
+from dino_oct.data.phantom_anatomy import LAYERS
+from dino_oct.data.phantom_draw import CLASSES, draw_phantom
 from dino_oct.errors import InputError
 
 SMALL = PhantomConfig(patients=12, scans_per_patient=2, size=(64, 80), seed=3)
@@ -217,7 +211,7 @@ def test_splits_are_balanced_and_share_no_patient(patients):
 
 def test_worker_processes_draw_the_same_folder(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(phantom_worker, "_PIXELS_PER_WORKER", 1)
-    monkeypatch.setattr(phantom_worker, "_cores", lambda: 2)
+    monkeypatch.setattr(phantom_worker, "usable_cores", lambda: 2)
     other = write_phantoms(tmp_path / "parallel", SMALL, progress=False)
     files = [sorted(p.relative_to(root) for p in root.rglob("*") if p.is_file()) for root in (folder, other)]
     assert files[0] == files[1]
@@ -229,7 +223,7 @@ def test_worker_processes_draw_the_same_folder(folder, tmp_path, monkeypatch):
 
 def test_a_failing_worker_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(phantom_worker, "_PIXELS_PER_WORKER", 1)
-    monkeypatch.setattr(phantom_worker, "_cores", lambda: 2)
+    monkeypatch.setattr(phantom_worker, "usable_cores", lambda: 2)
     monkeypatch.setattr(phantom_worker, "asdict", lambda job: {"nonsense": 1})
     with pytest.raises(RuntimeError, match="worker process"):
         write_phantoms(tmp_path / "out", SMALL, progress=False)

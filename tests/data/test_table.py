@@ -116,18 +116,18 @@ def test_provenance_follows_the_whole_chain_of_runs(scans, tmp_path):
     index, cache = record(first, scans)
     record(second, tmp_path / "second", start=str(first))
     record(third, tmp_path / "third", start=str(second / "export"))
-    seen = provenance.seen_in(index, cache.file_digests, provenance.trained_on(str(third)))
-    assert seen.patients == set(index.patients[index.positions("train")].tolist())
-    assert seen.unknown == ()
+    known = provenance.trained_patients(index, cache.file_digests, provenance.trained_on(str(third)))
+    assert known.patients == set(index.patients[index.positions("train")].tolist())
+    assert known.unknown == ()
     # The start of a run knows what came before it, not what it is trained on.
     own, own_cache = opened(tmp_path / "third")
     start = provenance.trained_on(str(third / "checkpoints" / "start"))
-    assert provenance.seen_in(own, own_cache.file_digests, start).patients == frozenset()
-    assert provenance.seen_in(index, cache.file_digests, start).patients == seen.patients
+    assert provenance.trained_patients(own, own_cache.file_digests, start).patients == frozenset()
+    assert provenance.trained_patients(index, cache.file_digests, start).patients == known.patients
     # An export that was copied elsewhere brings its history along.
     shutil.copytree(third / "export", tmp_path / "elsewhere")
     copied = provenance.trained_on(str(tmp_path / "elsewhere"))
-    assert provenance.seen_in(index, cache.file_digests, copied).patients == seen.patients
+    assert provenance.trained_patients(index, cache.file_digests, copied).patients == known.patients
 
 
 def test_trained_on_patients_are_known_in_a_renamed_copy_of_the_folder(scans, tmp_path):
@@ -138,17 +138,17 @@ def test_trained_on_patients_are_known_in_a_renamed_copy_of_the_folder(scans, tm
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(index.path(i), target)
     today, cache = opened(copy)
-    seen = provenance.seen_in(today, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
-    assert seen.is_home
-    assert len(seen.patients) == len(index.positions("train"))
+    known = provenance.trained_patients(today, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
+    assert known.is_home
+    assert len(known.patients) == len(index.positions("train"))
 
 
 def test_scans_are_known_again_however_they_are_decoded(scans, tmp_path):
     index, _ = record(tmp_path / "run", scans)
     shutil.copytree(scans, tmp_path / "copy")
     today, cache = opened(tmp_path / "copy", max_side=60, neutralise_borders=False)
-    seen = provenance.seen_in(today, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
-    assert seen.is_home
+    known = provenance.trained_patients(today, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
+    assert known.is_home
     assert by_table(today, cache.file_digests, rows_of(*files_of(index, scans)))[1] == []
 
 
@@ -162,9 +162,9 @@ def test_patient_numbers_tell_in_another_folder_only_where_they_are_long(tmp_pat
     draw(tmp_path / "b", "CNV/CNV-3-2.png", "DME/DME-12345-2.png")
     record(tmp_path / "run", tmp_path / "a", val_fraction=0, test_fraction=0)
     index, cache = opened(tmp_path / "b")
-    seen = provenance.seen_in(index, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
-    assert seen.patients == {"12345"}
-    assert not seen.is_home
+    known = provenance.trained_patients(index, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
+    assert known.patients == {"12345"}
+    assert not known.is_home
 
 
 def test_what_is_not_known_is_said(scans, tmp_path):
@@ -172,8 +172,8 @@ def test_what_is_not_known_is_said(scans, tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"")
     assert provenance.trained_on(str(tmp_path / "weights.pth")) is None
     index, cache = record(tmp_path / "run", scans, start=str(tmp_path / "weights.pth"))
-    seen = provenance.seen_in(index, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
-    assert seen.unknown == (str(tmp_path / "weights.pth"),)
+    known = provenance.trained_patients(index, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
+    assert known.unknown == (str(tmp_path / "weights.pth"),)
 
 
 def test_a_resumed_run_still_knows_scans_that_are_gone(scans, tmp_path):
@@ -197,5 +197,5 @@ def test_phantoms_of_other_seeds_are_other_patients(tmp_path, monkeypatch):
     provenance.record(tmp_path / "run", index, cache.file_digests, "random:x", None)
     other, other_cache = load_scans("phantom", DatasetConfig(), PhantomConfig(seed=1, **small), quiet)
     rows = provenance.trained_on(str(tmp_path / "run"))
-    assert provenance.seen_in(other, other_cache.file_digests, rows).patients == frozenset()
-    assert provenance.seen_in(index, cache.file_digests, rows).patients
+    assert provenance.trained_patients(other, other_cache.file_digests, rows).patients == frozenset()
+    assert provenance.trained_patients(index, cache.file_digests, rows).patients

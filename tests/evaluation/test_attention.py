@@ -14,11 +14,12 @@ from dino_oct.config import TrainConfig
 from dino_oct.errors import InputError
 from dino_oct.models.attention import cls_attention
 from dino_oct.models.backbone import load_backbone, save_export
+from dino_oct.models.frozen import load_frozen
 from dino_oct.models.network import normalise
 from dino_oct.monitor import fit_short_side
-from evaluation import attention, chosen_scans
-from evaluation.attention_maps import mass_mask, spread
-from evaluation.runs import load_frozen
+from evaluation import attention
+from evaluation.inputs import selection as chosen_scans
+from evaluation.scores.attention import mass_mask, spread
 
 CPU = torch.device("cpu")
 TINY_FILE = ["--model", str(REFERENCE / "backbone_final.pth"), "--heads", "3"]
@@ -133,7 +134,7 @@ def test_one_file_without_labels_gives_what_cls_attention_gives(scan_file, tmp_p
         assert words in printed, printed
     assert "95 % interval" not in printed
     assert "PHANTOM" not in printed
-    backbone = load_frozen(TINY_FILE[1], CPU, heads=3).backbone
+    backbone = load_frozen(TINY_FILE[1], CPU, heads=3)
     with Image.open(scan_file) as image:
         grey = fit_short_side(np.asarray(image), 64, 8)
     expected = cls_attention(backbone, normalise(grey[None], backbone), 0)[0].numpy()
@@ -180,7 +181,7 @@ def test_wrong_use_exits_with_status_2(command, scan_file):
         (["nowhere.png"], "nowhere.png: no such file"),
         (["--block", "-99"], "block -99: the model has"),
         (["--size", "8"], "size 8: must hold two patches of 8 px"),
-        (["--size", "0"], "--size 0: must be from 1"),
+        (["--size", "0"], "--attention-size 0: must be from 1"),
         (["--mass", "0"], "--mass 0.0: must be above 0"),
         (["--mass", "1.5"], "--mass 1.5: must be above 0 and at most 1"),
         (["--mass", "nan"], "--mass nan: must be above 0"),

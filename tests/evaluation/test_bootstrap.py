@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
-from dino_oct.bootstrap import NO_SPREAD, Interval, PatientBootstrap, Scale, weighted_mean
 from dino_oct.errors import InputError
-from evaluation.classification import confusion, score_all
-from evaluation.comparison import verdict
-from evaluation.reports import missing_intervals
+from dino_oct.scores.bootstrap import NO_SPREAD, Interval, PatientBootstrap, Scale, weighted_mean
+from dino_oct.scores.classification import confusion, score_all
+from dino_oct.scores.paired import verdict
+from dino_oct.scores.text import missing_intervals
 
 
 def clustered(rng, patients: int, scans: int, within: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +150,7 @@ def test_an_interval_in_another_unit_or_turned_around():
 def test_large_sets_in_blocks_give_the_same(monkeypatch):
     names, values = clustered(np.random.default_rng(6), 10, 3)
     whole = PatientBootstrap(names).mean(values, Scale.DIFFERENCE)
-    monkeypatch.setattr("dino_oct.bootstrap._BLOCK", 100)
+    monkeypatch.setattr("dino_oct.scores.bootstrap._BLOCK", 100)
     blocks = PatientBootstrap(names).mean(values, Scale.DIFFERENCE)
     assert (blocks.point, blocks.low, blocks.high) == pytest.approx((whole.point, whole.low, whole.high), rel=1e-12)
 

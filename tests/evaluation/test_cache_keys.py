@@ -16,20 +16,21 @@ from safetensors.torch import load_file, save_file
 
 from dino_oct.data.phantom import phantom_folder
 from dino_oct.errors import InputError
-from dino_oct.provenance import Seen
-from evaluation.compare import Options
-from evaluation.comparison_cache import StepCache
-from evaluation.comparison_cases import Case, show_cases
-from evaluation.comparison_embedding import embedding
-from evaluation.comparison_files import ShownScans
-from evaluation.comparison_league import league
-from evaluation.comparison_measures import Setting, ask, data_digest
-from evaluation.comparison_models import SPLITS, open_models
-from evaluation.comparison_suspects import suspects
-from evaluation.comparison_table import resampled
-from evaluation.comparison_warnings import warnings
-from evaluation.runs import read_run
-from evaluation.scan_data import DatasetOptions, PhantomOptions, open_data
+from dino_oct.provenance import TrainedPatients
+from evaluation.config import ComparisonOptions as Options
+from evaluation.config import DatasetOptions, PhantomOptions
+from evaluation.inputs.scans import open_data
+from evaluation.inputs.sources import read_run
+from evaluation.report.answers import Setting, ask, data_digest
+from evaluation.report.cases import Choice, show_cases
+from evaluation.report.embedding import embedding
+from evaluation.report.findings import warnings
+from evaluation.report.label_errors import suspects
+from evaluation.report.leaderboard import league
+from evaluation.report.models import SPLITS, open_candidates
+from evaluation.report.scans import ShownScans
+from evaluation.report.steps import StepCache
+from evaluation.report.table import resampled
 
 LONG = ("league", "maps", "audit", "embedding", "suspects")  # only their keys are wanted
 EVERY = {
@@ -92,7 +93,7 @@ def keys(folder: Path, **changed) -> dict[str, str]:
     positions = {split: data.labelled(split) for split in SPLITS}
     cache = Keys(folder.parent / "steps")
     shared = Setting(data, positions, cache, data_digest(data), options.bootstrap, options.seed)
-    models = open_models([str(folder / "run")], data, positions)
+    models = open_candidates([str(folder / "run")], data, positions)
     answers = {key: ask(model, options.k, options.temperature, shared) for key, model in models.items()}
     for key, model in models.items():
         resampled(answers[key], model, shared)
@@ -106,7 +107,7 @@ def keys(folder: Path, **changed) -> dict[str, str]:
             step()
         except InputError as reason:
             assert "only the key" in str(reason)  # noqa: PT017
-    cases = [Case(i, "best", "") for i in range(options.cases)]
+    cases = [Choice(i, "best", "") for i in range(options.cases)]
     show_cases(cases, models, options.methods, {}, shared, None, None)
     assert set(cache.found) == EVERY
     return cache.found
@@ -251,8 +252,12 @@ def test_the_digest_of_data_is_of_every_part(folder):
         setattr(scans, name, np.array(kept) + 1)
         digests.add(data_digest(data))
         setattr(scans, name, kept)
-    for seen in (Seen(frozenset(), True), Seen(frozenset({"1"}), True), Seen(frozenset(), True, ("x",))):
-        digests.add(data_digest(dataclasses.replace(data, seen=seen)))
+    for provenance in (
+        TrainedPatients(frozenset(), True),
+        TrainedPatients(frozenset({"1"}), True),
+        TrainedPatients(frozenset(), True, ("x",)),
+    ):
+        digests.add(data_digest(dataclasses.replace(data, provenance=provenance)))
     digests.add(data_digest(dataclasses.replace(data, notes=("y",))))
     assert data_digest(data) == first
     assert len(digests) == 1 + 4 + 5 + 4 + 3 + 1

@@ -11,9 +11,9 @@ from dino_oct.config import RunSettings
 from dino_oct.data.cache import open_cache
 from dino_oct.data.index import DatasetConfig, index_scans
 from dino_oct.errors import InputError
-from evaluation.chosen_scans import from_files
-from evaluation.runs import Source
-from evaluation.scan_data import DatasetOptions
+from evaluation.config import DatasetOptions
+from evaluation.inputs.selection import from_files
+from evaluation.inputs.sources import Source
 
 
 @pytest.fixture

@@ -7,12 +7,15 @@ from conftest import REFERENCE
 from PIL import Image
 
 from dino_oct.errors import InputError
-from dino_oct.features import squash_all
-from evaluation.class_target import ClassTargetOptions, open_classifier, put_head
-from evaluation.probes import LinearClassifier
-from evaluation.runs import open_source
-from evaluation.scan_data import open_data
-from supervised.zoo import build, load_classifier
+from dino_oct.features import resize_all
+from dino_oct.models.backbone import load_backbone
+from dino_oct.models.network import normalise
+from evaluation.config import ClassTargetOptions
+from evaluation.inputs.model import open_classifiers, put_head
+from evaluation.inputs.scans import open_data
+from evaluation.inputs.sources import open_source
+from evaluation.scores.probes import LinearClassifier
+from supervised.architectures import build
 
 
 @pytest.fixture
@@ -22,7 +25,12 @@ def images(trained, cache_root, monkeypatch):
     source, options = open_source(str(trained)), ClassTargetOptions()
     data = open_data(source, None, options.dataset, options.phantom, lambda text: None)
     positions = data.labelled("val")
-    return squash_all((data.scans[i] for i in positions), (32, 32)), data.index.labels[positions]
+    return resize_all((data.scans[i] for i in positions), (32, 32)), data.index.labels[positions]
+
+
+def opened(source, options):
+    (model,) = open_classifiers([source], options).values()
+    return model
 
 
 def logits(classifier, images):
@@ -31,17 +39,19 @@ def logits(classifier, images):
 
 
 def test_a_supervised_run_brings_its_own_classifier(fitted, images):
-    found = open_classifier(open_source(str(fitted)), ClassTargetOptions())
+    found = opened(open_source(str(fitted)), ClassTargetOptions())
     assert (found.head, found.class_names) == ("own", ("CNV", "DME", "DRUSEN", "NORMAL"))
     assert not found.model.training
-    assert torch.equal(logits(found, images[0]), logits(load_classifier(str(fitted)), images[0]))
+    network = load_backbone(str(fitted), num_classes=None).eval()
+    with torch.no_grad():
+        assert torch.equal(logits(found, images[0]), network(normalise(images[0], network)))
     with pytest.raises(InputError, match=r"class AMD: .* has CNV, DME, DRUSEN, NORMAL"):
         found.class_index("AMD")
 
 
 @pytest.mark.parametrize("head", ["probe", "prototype"])
 def test_a_dino_run_gets_a_head_that_is_linear_in_its_features(head, trained, images):
-    found = open_classifier(open_source(str(trained)), ClassTargetOptions(classifier=head))
+    found = opened(open_source(str(trained)), ClassTargetOptions(classifier=head))
     assert (found.head, found.input_size, found.model.training) == (head, (32, 32), False)
     grey, labels = images
     scores = logits(found, grey)
@@ -52,12 +62,12 @@ def test_a_dino_run_gets_a_head_that_is_linear_in_its_features(head, trained, im
     # The accuracy that is told is that of the model as it stands.
     correct = scores.argmax(dim=1).numpy() == labels
     balanced = 100 * np.mean([correct[labels == c].mean() for c in np.unique(labels)])
-    assert found.fitted["val_balanced_accuracy"] == pytest.approx(balanced)
+    assert found.fitted.val_balanced_accuracy == pytest.approx(balanced)
     assert f"validation balanced accuracy {balanced:.1f} %" in found.target
 
 
 def test_prototypes_order_classes_by_cosine(trained, images):
-    found = open_classifier(open_source(str(trained)), ClassTargetOptions(classifier="prototype"))
+    found = opened(open_source(str(trained)), ClassTargetOptions(classifier="prototype"))
     with torch.no_grad():
         features = found.embed(found.prepare(images[0]))
     directions = found.model.get_classifier().weight
@@ -86,12 +96,12 @@ def test_without_labels_the_way_out_is_named(trained, tmp_path, cache_root, monk
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     file = str(REFERENCE / "backbone_final.pth")
     with pytest.raises(InputError, match=r"has no classifier of OCT classes.*--data DIR.*supervised run"):
-        open_classifier(open_source(file), ClassTargetOptions(heads=3))
+        opened(open_source(file), ClassTargetOptions(heads=3))
     for i in range(8):
         pixels = np.random.default_rng(i).integers(0, 90, (32, 32), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
     with pytest.raises(InputError, match=r"none can be fitted.*--data DIR") as error:
-        open_classifier(open_source(str(trained)), ClassTargetOptions(data=str(tmp_path)))
+        opened(open_source(str(trained)), ClassTargetOptions(data=str(tmp_path)))
     assert len(str(error.value).splitlines()) == 1
     with pytest.raises(InputError, match="no classifier of its own; use --classifier probe"):
-        open_classifier(open_source(str(trained)), ClassTargetOptions(classifier="own"))
+        opened(open_source(str(trained)), ClassTargetOptions(classifier="own"))

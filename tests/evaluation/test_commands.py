@@ -17,8 +17,11 @@ from PIL import Image
 
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
-from evaluation.runs import load_frozen, newest_run, open_source, random_weights, starting_weights
-from evaluation.scan_data import DatasetOptions, PhantomOptions, open_data
+from dino_oct.models.frozen import load_frozen
+from evaluation.config import DatasetOptions, PhantomOptions
+from evaluation.inputs.model import open_model, random_control
+from evaluation.inputs.scans import open_data
+from evaluation.inputs.sources import newest_run, open_source, starting_weights
 
 CPU = torch.device("cpu")
 
@@ -172,7 +175,6 @@ def test_figures_of_the_paper(figure, keys, trained, cache_root, monkeypatch, tm
         ("localization", ["--masks", "nowhere"], "nowhere: no such folder of lesion masks"),
         ("localization", ["--lesion-values", "9"], "value 9"),
         ("side_by_side", ["--target", "GLAUCOMA"], "class GLAUCOMA: "),
-        ("side_by_side", ["--every-head", "True"], "give --methods attention"),
         ("side_by_side", ["--figure", "8"], "figure"),
     ],
 )
@@ -273,7 +275,7 @@ def test_sources_within_a_run_bring_its_settings_and_keep_their_results_apart(tr
     assert (checkpoint.run, checkpoint.config.monitor.k) == (trained, (3,))
     assert checkpoint.results_folder("knn", None) == trained / "evaluation" / "knn_last"
     assert checkpoint.results_folder("knn", "elsewhere") == Path("elsewhere")
-    assert "the model itself" in starting_weights(open_source(str(trained / "checkpoints" / "start")), CPU)
+    assert "the model itself" in starting_weights(open_source(str(trained / "checkpoints" / "start")))
     assert open_source("timm:vit_base_patch8_224.dino").results_folder("knn", None) == Path(
         "runs/timm_vit_base_patch8_224.dino/evaluation/knn"
     )
@@ -281,14 +283,13 @@ def test_sources_within_a_run_bring_its_settings_and_keep_their_results_apart(tr
 
 def test_random_weights_are_the_same_architecture_by_seed(trained):
     file = str(REFERENCE / "backbone_final.pth")
-    model = load_frozen(file, CPU, heads=3)
-    random = [random_weights(open_source(file), model, seed, CPU) for seed in (0, 0, 1)]
-    shapes = [{name: tensor.shape for name, tensor in f.backbone.state_dict().items()} for f in (model, random[0])]
+    model = open_model(open_source(file), heads=3)
+    random = [random_control(model, seed) for seed in (0, 0, 1)]
+    shapes = [{name: tensor.shape for name, tensor in m.model.state_dict().items()} for m in (model, random[0])]
     assert shapes[0] == shapes[1]
-    assert random[0].weights["sha256"] == random[1].weights["sha256"] != random[2].weights["sha256"]
-    assert tuple(random[0].backbone.pretrained_cfg["mean"]) == tuple(model.backbone.pretrained_cfg["mean"])
-    said = random_weights(open_source(str(trained)), load_frozen(str(trained), CPU), 0, CPU)
-    assert "started from random weights" in said
+    assert random[0].weights.sha256 == random[1].weights.sha256 != random[2].weights.sha256
+    assert tuple(random[0].model.pretrained_cfg["mean"]) == tuple(model.model.pretrained_cfg["mean"])
+    assert "started from random weights" in random_control(open_model(open_source(str(trained))), 0)
 
 
 def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
@@ -306,13 +307,16 @@ def test_patients_seen_in_pretraining_are_counted(trained, cache_root, monkeypat
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     source = open_source(str(trained))
     own = open_data(source, None, DatasetOptions(), PhantomOptions(), lambda text: None)
-    assert own.seen_among(own.labelled("test")) == 0
+    assert own.training_notes(own.labelled("test")) == []
     again = open_data(source, None, DatasetOptions(split="patient", split_seed=3), PhantomOptions(), lambda text: None)
     test = again.labelled("test")
     trained_on = set(own.index.patients[own.labelled("train")].tolist())
-    assert again.seen_among(test) == len(trained_on & set(again.index.patients[test].tolist())) > 0
+    tested = set(again.index.patients[test].tolist())
+    assert f"{len(trained_on & tested)} of {len(tested)} patients were trained on" in again.training_notes(test)[-1]
+    assert trained_on & tested
     other = open_data(source, None, DatasetOptions(), PhantomOptions(seed=5), lambda text: None)
-    assert other.seen_among(other.labelled("test")) == 0  # the same numbers, other eyes
+    notes = other.training_notes(other.labelled("test"))
+    assert not any("were trained on, in this run" in note for note in notes)  # the same numbers, other eyes
     assert any("other data than the run was trained on" in note for note in other.notes)
 
 

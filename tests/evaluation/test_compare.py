@@ -9,18 +9,20 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import SMALL_REPORT
 from PIL import Image
 
 from dino_oct.cli import parse_options
 from dino_oct.data.phantom import phantom_folder
 from dino_oct.errors import InputError
-from evaluation import compare, comparison_measures
-from evaluation.reports import plain
-from evaluation.runs import read_run
+from dino_oct.scores.text import plain
+from evaluation import compare
+from evaluation.inputs.sources import read_run
+from evaluation.report import answers as comparison_measures
+from evaluation.report import comparison
 
-BOOTSTRAP = 60
-COMMON = ["--bootstrap", BOOTSTRAP, "--seed", 3]
-SMALL = ["--k", 3, "--cases", 8, "--league", 2, "--methods", "attention", "gradcam"]
+RANDOM = "random:test_resnet"
+COMMON = SMALL_REPORT[-4:]  # the resamples
 
 
 def said(module: str, args: list[object]) -> str:
@@ -39,20 +41,11 @@ def own_cache(cache_root):
 
 
 @pytest.fixture(scope="module")
-def models(trained, fitted):
-    return [trained, trained / "checkpoints" / "start", fitted]
+def folder(compared):
+    return compared.folder
 
 
-@pytest.fixture(scope="module")
-def folder(models, own_cache, tmp_path_factory):
-    """One whole report of three tiny models on a few phantoms."""
-    out = tmp_path_factory.mktemp("report") / "new"
-    printed = said("compare", [*models, *SMALL, *COMMON, "--out", out])
-    (out / "printed.txt").write_text(printed)
-    return out
-
-
-@pytest.fixture(scope="module")
+@pytest.fixture
 def results(folder):
     return json.loads((folder / "results.json").read_text())
 
@@ -95,10 +88,15 @@ def test_a_classifier_scores_as_in_its_own_test(fitted, own_cache, tmp_path):
     assert "Self-supervised against supervised is NOT shown" in printed
 
 
-def test_every_part_of_the_report_is_there(results, folder, trained, fitted):
+def test_every_part_of_the_report_is_there(results, compared, trained, fitted):
     start = f"{trained.name}/start"
     kinds = {key: one["kind"] for key, one in results["models"].items()}
-    assert kinds == {trained.name: "self-supervised", start: "starting weights", fitted.name: "supervised"}
+    assert kinds == {
+        trained.name: "self-supervised",
+        start: "starting weights",
+        fitted.name: "supervised",
+        RANDOM: "random weights",
+    }
     assert results["models"][fitted.name]["classifier"] == "own"
     assert results["models"][trained.name]["classifier"] == results["models"][start]["classifier"] == "probe"
     columns = [one["key"] for one in results["table"]["columns"]]
@@ -144,9 +142,8 @@ def test_every_part_of_the_report_is_there(results, folder, trained, fitted):
             assert bool(found["never_recognised"]) == (lowest["recall"]["point"] == 0)
     most = results["verdict"]["majority"]
     assert any(f"Always naming {most['name']}" in text for text in verdict["sentences"])
-    printed = (folder / "printed.txt").read_text()
-    assert verdict["headline"] in printed
-    assert not [word for word in ("Traceback", "nan") if word in printed]
+    assert verdict["headline"] in compared.printed
+    assert not [word for word in ("Traceback", "nan") if word in compared.printed]
 
 
 def test_confusions_and_answers_open_the_scans_behind_them(results):
@@ -171,32 +168,53 @@ def test_csv_and_figures_hold_the_same_numbers(results, folder):
         assert found == [value["point"], value["low"], value["high"]]
     for figure in results["figures"]:
         with Image.open(folder / figure["file"]) as image:
-            assert min(image.size) > 200
-        assert (folder / figure["file"]).with_suffix(".svg").read_text().startswith("<?xml")
-    assert (folder / "report.html").read_text().count(results["verdict"]["headline"]) >= 1
+            image.load()
+        assert (folder / figure["file"]).with_suffix(".svg").is_file()
+
+
+def test_a_calibration_error_is_that_of_its_reliability_diagram(results, folder):
+    """Mean distance of a bin's accuracy from its stated probability, weighted by its scans; the figure names both."""
+    drawn = (folder / "figures" / "reliability.svg").read_text()
+    for key, by_protocol in results["reliability"].items():
+        row, end = results["table"]["rows"][key], "_calibration_error"
+        errors = {name.removesuffix(end): value for name, value in row.items() if name.endswith(end) and value}
+        assert list(by_protocol) == list(errors)
+        for protocol, diagram in by_protocol.items():
+            assert len(diagram["counts"]) == 15
+            assert sum(diagram["counts"]) == results["verdict"]["scans"]
+            gaps = 0
+            for i, count in enumerate(diagram["counts"]):
+                confidence, accuracy = diagram["confidence"][i], diagram["accuracy"][i]
+                assert (confidence is None) == (accuracy is None) == (count == 0)
+                if count:
+                    assert i / 15 <= confidence <= (i + 1) / 15
+                    gaps += count * abs(accuracy - confidence)
+            assert errors[protocol]["point"] == pytest.approx(100 * gaps / results["verdict"]["scans"])
+            assert f"calibration error {errors[protocol]['point']:.1f} %" in drawn
 
 
 def test_an_interrupted_report_goes_on_and_a_damaged_step_is_made_again(
-    models, folder, results, own_cache, tmp_path, monkeypatch, capsys
+    trained, fitted, results, own_cache, tmp_path, monkeypatch, capsys
 ):
-    args = [*map(str, models), *map(str, SMALL), *map(str, COMMON), "--out", str(tmp_path)]
+    models = [str(trained), str(trained / "checkpoints" / "start"), str(fitted), RANDOM]
+    args = [*models, *SMALL_REPORT, "--out", str(tmp_path)]
     options = parse_options(compare.Options, args)
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "severity", interrupted)
+        patch.setattr(comparison, "severity", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            compare.compare(options)
+            comparison.compare(options)
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").glob("*.npz")}
-    assert len(kept) > 3 * 5
+    assert len(kept) > len(models) * 5
     assert not (tmp_path / "results.json").exists()
     damaged = next(file for file in kept if file.name.startswith("linear_"))
     damaged.write_bytes(damaged.read_bytes()[:-200])
     for name in ("_knn", "_classify"):
         monkeypatch.setattr(comparison_measures, name, lambda *_: pytest.fail("a finished step was repeated"))
-    found, _, cache = compare.compare(options)
+    found, _, cache = comparison.compare(options)
     assert [step.split()[0] for step in cache.made if step.split()[0] in ("linear", "knn", "embedding")] == ["linear"]
     assert "damaged, made again" in capsys.readouterr().err
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items() if file != damaged)

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from evaluation.comparison_cache import StepCache
-from evaluation.comparison_cases import RULES, choose_cases
-from evaluation.comparison_severity import rank_correlation
-from evaluation.comparison_suspects import cross_validated, doubted, find_suspects, margins, nearest_of_others
-from evaluation.comparison_table import columns, is_urgency_known
-from evaluation.comparison_warnings import of_data
+from evaluation.report.cases import RULES, choose_cases
+from evaluation.report.findings import of_data
+from evaluation.report.label_errors import cross_validated, doubted, find_suspects, margins, nearest_of_others
+from evaluation.report.severity import rank_correlation
+from evaluation.report.steps import StepCache
+from evaluation.report.table import columns, is_urgency_known
 
 
 @pytest.fixture
@@ -27,18 +27,21 @@ def test_flipped_labels_come_first(groups):
     flipped = np.array([5, 77, 130, 201])
     given = labels.copy()
     given[flipped] = (labels[flipped] + 1) % 3
-    found, about = find_suspects(features, given, patients, ("A", "B", "C"), c=1.0)
-    assert {one.scan for one in found[:4]} == set(flipped.tolist())
-    assert [one.margin for one in found] == sorted(one.margin for one in found)
-    assert all(one.margin < 0 for one in found)
-    assert (about["suspected"], about["judged"], about["left_out"]) == (len(found), 240, "")
-    assert len(found) <= 6  # at most two right ones beside the four wrong ones
-    for one in found[:4]:
-        assert (one.given, one.suggested) == (given[one.scan], labels[one.scan])
-        assert len(one.near) == 5
-        assert patients[one.scan] not in patients[one.near]
-        assert (labels[one.near] == labels[one.scan]).mean() > 0.7
-        assert one.similarities == sorted(one.similarities, reverse=True)
+    doubts = find_suspects(features, given, patients, ("A", "B", "C"), c=1.0)
+    worst = doubts.worst
+    assert {suspect.scan for suspect in worst[:4]} == set(flipped.tolist())
+    assert [suspect.margin for suspect in worst] == sorted(suspect.margin for suspect in worst)
+    assert all(suspect.margin < 0 for suspect in worst)
+    assert (doubts.suspected, doubts.judged, doubts.left_out) == (len(worst), 240, "")
+    assert len(worst) <= 6  # at most two right ones beside the four wrong ones
+    for suspect in worst[:4]:
+        assert (suspect.given, suspect.suggested) == (given[suspect.scan], labels[suspect.scan])
+        near = [neighbour.scan for neighbour in suspect.neighbours]
+        similarities = [neighbour.similarity for neighbour in suspect.neighbours]
+        assert len(near) == 5
+        assert patients[suspect.scan] not in patients[near]
+        assert (labels[near] == labels[suspect.scan]).mean() > 0.7
+        assert similarities == sorted(similarities, reverse=True)
 
 
 @pytest.mark.parametrize("of_rare", [4, 12])
@@ -57,11 +60,11 @@ def test_a_rare_class_without_a_wrong_label_is_not_accused(of_rare):
         flipped = rng.choice(np.flatnonzero(labels == 0), 10, replace=False)
         given = labels.copy()
         given[flipped] = 1
-        found, about = find_suspects(features, given, patients, names, c=0.003, most=1000)
-        accused += sum(one.given == 2 for one in found)
-        found_wrong += len({one.scan for one in found} & set(flipped.tolist()))
+        doubts = find_suspects(features, given, patients, names, c=0.003, most=1000)
+        accused += sum(suspect.given == 2 for suspect in doubts.worst)
+        found_wrong += len({suspect.scan for suspect in doubts.worst} & set(flipped.tolist()))
         wrong += len(flipped)
-        assert "RARE (" in about["left_out"]
+        assert "RARE (" in doubts.left_out
         margin = margins(cross_validated(features, given, patients, 3, c=0.003), given)
         assert (margin[labels == 2] < -0.5).mean() > 0.2  # a fixed limit would accuse these
     assert accused == 0
@@ -73,7 +76,7 @@ def test_nobody_is_accused_by_a_classifier_that_knows_no_class():
     patients, labels = np.repeat(np.arange(60).astype(str), 4), np.repeat(np.arange(60) % 3, 4)
     features = 1.2 * np.eye(3, 16)[labels] + np.repeat(rng.normal(size=(60, 16)), 4, axis=0)
     features = (features + rng.normal(size=(240, 16))).astype(np.float32)
-    assert find_suspects(features, labels, patients, ("A", "B", "C"), c=0.003)[0] == []
+    assert find_suspects(features, labels, patients, ("A", "B", "C"), c=0.003).worst == []
 
 
 def test_the_limit_of_doubt_is_that_of_the_other_class():

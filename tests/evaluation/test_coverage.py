@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from dino_oct.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
 from dino_oct.data.shortcut import _balanced_accuracy
-from evaluation.classification import METRICS, score_all
-from evaluation.comparison import metric_supports
-from evaluation.comparison_severity import rank_correlation
+from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
+from dino_oct.scores.classification import METRICS, score_all
+from dino_oct.scores.paired import metric_supports
+from evaluation.report.severity import rank_correlation
 
 DESIGNS, REPEATS, RESAMPLES = 8, 50, 200
 RUNS = DESIGNS * REPEATS

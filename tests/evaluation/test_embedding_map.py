@@ -12,15 +12,16 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import silhouette_samples
 
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
-from evaluation import embedding_map, embedding_page, embedding_results
-from evaluation.embedding_figures import Frame, Panel, marks
-from evaluation.embeddings import agreement, aligned, chance_purity, nearest, purity, silhouette, umap_map
-from evaluation.projector import write_projector
-from evaluation.runs import open_source
+from evaluation import embedding_map
+from evaluation.inputs.sources import open_source
+from evaluation.pages import embedding_page, embedding_results
+from evaluation.pages.embedding_figures import Frame, Panel, marks
+from evaluation.pages.projector import write_projector
+from evaluation.protocols import embedding_map as protocol
+from evaluation.scores.embeddings import agreement, aligned, chance_purity, nearest, purity, umap_map
 
 BESIDE = "random:vit_tiny_patch16_224"
 HOSTILE = """</script><img src=x onerror="document.title='owned'"><b>'&{{ 7*7 }}"""
@@ -93,15 +94,6 @@ def clusters(scans: int = 60, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     labels = np.arange(scans) % 3
     return (4 * np.eye(3)[labels] @ rng.normal(size=(3, 8)) + rng.normal(size=(scans, 8))).astype(np.float32), labels
-
-
-def test_silhouettes_are_scikit_learns():
-    features, labels = clusters()
-    features, labels = np.concatenate([features, features[:2] + 1]), np.concatenate([labels, [3, 4]])  # two lonely ones
-    features[7] = 0  # and one without direction
-    np.testing.assert_allclose(
-        silhouette(features, labels), silhouette_samples(features, labels, metric="cosine"), atol=1e-6
-    )
 
 
 def test_a_patients_own_scans_are_no_neighbours():
@@ -304,9 +296,9 @@ def test_the_page_in_a_browser(hostile, tmp_path):
 def test_a_page_of_many_scans_is_bounded(trained, own_cache, monkeypatch, tmp_path):
     source = open_source(str(trained))
     options = parse_options(embedding_map.Options, ["--model", str(trained), "--seeds", "1", "--bootstrap", "20"])
-    result, maps = embedding_map.evaluate(source, options)
+    result, maps = protocol.evaluate([source], options)
     monkeypatch.setattr(embedding_results, "MOST_SHOWN", 10)
-    embedding_map.write_results(result, maps, tmp_path, projector=False)
+    protocol.write_results(result, maps, tmp_path, projector=False)
     page = Scripts((tmp_path / "maps.html").read_text())
     assert {len(column) for column in page.data["scans"].values()} == {10}
     assert page.data["panels"][0]["near"] is None
@@ -321,11 +313,20 @@ def test_a_page_of_many_scans_is_bounded(trained, own_cache, monkeypatch, tmp_pa
 
 def test_more_scans_than_asked_for_are_drawn_by_seed(trained, own_cache):
     args = ["--model", str(trained), "--split", "all", "--max-scans", "20", "--seeds", "1", "--bootstrap", "0"]
-    result, maps = embedding_map.evaluate(open_source(str(trained)), parse_options(embedding_map.Options, args))
+    result, maps = protocol.evaluate([open_source(str(trained))], parse_options(embedding_map.Options, args))
     assert len(set(maps.chosen.tolist())) == 20
     assert set(maps.data.index.splits[maps.chosen].tolist()) == {"train", "val", "test"}
     assert any("20 of 48 scans drawn by seed" in note for note in result["notes"])
     assert any("were trained on" in note for note in result["notes"])
+    # The silhouette as Rousseeuw (1987) writes it, with cosine distances.
+    labels, features = maps.labels[maps.comparable], maps.features["model"][maps.comparable].astype(float)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    distance = np.where(np.eye(len(unit), dtype=bool), np.nan, 1 - unit @ unit.T)
+    to_class = np.stack([np.nanmean(distance[:, labels == c], axis=1) for c in np.unique(labels)], axis=1)
+    own = labels[:, None] == np.unique(labels)
+    inside, outside = to_class[own], np.where(own, np.inf, to_class).min(axis=1)
+    expected = ((outside - inside) / np.maximum(inside, outside)).mean()
+    assert result["rows"]["model"]["silhouette"].point == pytest.approx(expected, abs=1e-6)
 
 
 def test_scans_without_labels_are_mapped_in_grey(noise, own_cache, tmp_path):
@@ -344,11 +345,11 @@ def test_scans_without_labels_are_mapped_in_grey(noise, own_cache, tmp_path):
 def test_classes_that_cannot_be_compared_are_left_out():
     labels, names = np.array([0, 0, 1, 1, 2, 2, -1]), ("CNV", "DME", "NORMAL")
     patients = np.array(list("ababaax"))
-    usable, notes = embedding_map.comparable_scans(labels, patients, names)
+    usable, notes = protocol.comparable_scans(labels, patients, names)
     assert usable.tolist() == [True] * 4 + [False] * 3
     assert "1 scans without a class" in notes[0]
     assert "one patient only of NORMAL" in notes[1]
-    usable, notes = embedding_map.comparable_scans(labels[:2], patients[:2], names)
+    usable, notes = protocol.comparable_scans(labels[:2], patients[:2], names)
     assert not usable.any()
     assert "fewer than two classes" in notes[0]
 
@@ -359,12 +360,12 @@ def test_checkpoints_are_in_the_order_of_training(tmp_path):
     (folder / "start" / "config.json").write_text("{}")
     for step in (900, 100, 1000, 200, 50):
         (folder / f"step_{step:07d}.pt").touch()
-    found, notes = embedding_map.checkpoints(tmp_path, 16)
+    found, notes = protocol.checkpoints(tmp_path, 16)
     assert list(found) == ["start", "step 50", "step 100", "step 200", "step 900", "step 1,000", "final"]
     assert notes == []
-    found, _ = embedding_map.checkpoints(tmp_path, 4)
+    found, _ = protocol.checkpoints(tmp_path, 4)
     assert list(found) == ["start", "step 50", "step 1,000", "final"]
-    found, _ = embedding_map.checkpoints(tmp_path, 2)
+    found, _ = protocol.checkpoints(tmp_path, 2)
     assert list(found) == ["start", "final"]
 
 
@@ -377,7 +378,7 @@ def test_checkpoints_are_in_the_order_of_training(tmp_path):
         (["--min-dist", 2], "--min-dist 2.0: must be from 0 to 1"),
         (["--metric", "manhattan"], "metric"),
         (["--max-scans", 4], "--max-scans 4: must be from 5"),
-        (["--beside", BESIDE, BESIDE], "beside: every model once"),
+        (["--beside", BESIDE, BESIDE], "a source is given twice"),
         (["--beside", "nowhere"], "nowhere: no such file or folder"),
         (["--beside", "random:nothing"], "timm has no model 'nothing'"),
         (["--split", "tset"], "split"),

@@ -9,11 +9,12 @@ import torch
 
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import load_backbone
+from dino_oct.models.frozen import load_frozen
 from dino_oct.models.network import normalise
-from evaluation.feature_cache import Extraction, FeatureCache, Kind, of_network, of_pixels
-from evaluation.frozen_features import protocol_kind
-from evaluation.preprocessing import Preprocessing
-from evaluation.runs import load_frozen
+from evaluation.config import Kind
+from evaluation.inputs.feature_cache import Extraction, FeatureCache, of_network, of_pixels
+from evaluation.inputs.features import protocol_kind
+from evaluation.inputs.preprocessing import Preprocessing
 
 CPU = torch.device("cpu")
 TINY = {"patch_size": 8, "img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -129,7 +130,7 @@ def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path, scans, counte
 def test_kinds_of_features_and_ways_to_open_a_file_are_kept_apart(tmp_path, scans):
     model = load_frozen("random:vit_tiny_patch16_224", CPU, model_args=TINY, seed=0)
     other_heads = load_frozen("random:vit_tiny_patch16_224", CPU, model_args={**TINY, "num_heads": 4}, seed=0)
-    other_heads = dataclasses.replace(other_heads, weights=model.weights)  # the same file, opened with other heads
+    other_heads.weights = model.weights  # the same file, opened with other heads
     found = FeatureCache(tmp_path).get(
         scans,
         ALL,
@@ -167,10 +168,10 @@ def test_the_dino_protocol_keeps_the_middle_and_the_aspect_and_squash_keeps_ever
     scan = np.zeros((100, 300), dtype=np.uint8)
     scan[40:60, 140:160] = 255  # a square in the middle
     scan[:, :20] = 128  # the left end
-    squashed = Preprocessing((224, 224))([scan])[0, 0]
+    resized = Preprocessing((224, 224))([scan])[0, 0]
     cropped = Preprocessing((224, 224), "dino")([scan])[0, 0]
-    assert squashed.shape == cropped.shape == (224, 224)
-    assert squashed[0, 0] == 128
+    assert resized.shape == cropped.shape == (224, 224)
+    assert resized[0, 0] == 128
     assert cropped[0, 0] == 0
     rows, columns = (cropped > 127).any(dim=1).sum(), (cropped > 127).any(dim=0).sum()
     assert abs(int(rows) - 51) <= 1  # 20 px · 256 / 100
@@ -197,7 +198,7 @@ def test_tokens_of_a_kind_have_its_width_and_mean(kind, width):
     images = torch.randint(0, 255, (3, 1, 32, 32), dtype=torch.uint8)
     found = of_network(network, CPU, kind=kind).extract(images)
     assert found.shape == (3, width)
-    tokens = network.backbone.forward_features(normalise(images, network.backbone))
+    tokens = network.forward_features(normalise(images, network))
     if kind == Kind(0, True):
         np.testing.assert_allclose(found, tokens[:, 1:].mean(dim=1), atol=1e-5)
     if kind == Kind(1, True):

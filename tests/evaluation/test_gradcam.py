@@ -15,9 +15,10 @@ from timm.models.convmixer import ConvMixer
 
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
+from dino_oct.models.classifier import ZooModel
 from evaluation import gradcam as command_line
-from evaluation.gradcam_maps import gradcam
-from supervised.zoo import ZooModel, build
+from evaluation.maps.cam import gradcam
+from supervised.architectures import build
 
 METHODS = ("gradcam", "gradcam++", "hirescam", "eigencam")
 SIDE, SQUARE = 64, 14
@@ -176,7 +177,7 @@ def test_several_models_side_by_side(fitted, trained, cache_root, tmp_path, monk
 def test_wrong_use_exits_with_status_2(command, fitted):
     finished = command("evaluation/gradcam.py", "--model", fitted, "--target", "AMD", *FEW_PHANTOMS)
     assert finished.returncode == 2
-    assert finished.stderr.strip().splitlines() == [f"error: class AMD: {fitted} has CNV, DME, DRUSEN, NORMAL"]
+    assert finished.stderr.strip().splitlines() == [f"error: class AMD: {fitted.name} has CNV, DME, DRUSEN, NORMAL"]
 
 
 def test_files_without_a_class_have_no_true_one(fitted, tmp_path):

@@ -5,8 +5,8 @@ import pytest
 
 from dino_oct.errors import InputError
 from dino_oct.knn import knn_votes
-from evaluation.comparison import ScanSet, verdict
-from evaluation.knn import compare_features
+from dino_oct.scores.paired import ScanSet, verdict
+from evaluation.protocols.knn import compare_features
 
 CLASSES = ("CNV", "DME", "NORMAL")
 
@@ -37,28 +37,28 @@ def compare(model, pixels, reference=None, queries=None, ks=(1, 5), **settings):
 def test_features_that_separate_the_classes_beat_features_that_do_not():
     result = compare(separable, noise)
     for k in (1, 5):
-        good, bad = result["rows"]["model"][k], result["rows"]["raw pixels"][k]
-        assert good["accuracy"].point == good["balanced_accuracy"].point == good["macro_auroc"].point == 100
-        assert abs(bad["accuracy"].point - 100 / 3) < 18  # 72 scans: three standard errors are 17
-        assert abs(bad["macro_auroc"].point - 50) < 18
-        np.testing.assert_array_equal(good["confusion"], 24 * np.eye(3))
-        for recall in good["recall"].values():  # of six patients each
+        good, bad = result.rows["model"][k], result.rows["raw pixels"][k]
+        assert good.accuracy.point == good.balanced_accuracy.point == good.macro_auroc.point == 100
+        assert abs(bad.accuracy.point - 100 / 3) < 18  # 72 scans: three standard errors are 17
+        assert abs(bad.macro_auroc.point - 50) < 18
+        np.testing.assert_array_equal(good.confusion, 24 * np.eye(3))
+        for recall in good.recall.values():  # of six patients each
             assert (recall.point, recall.low, recall.high) == pytest.approx((100, 100 * 0.025 ** (1 / 6), 100))
-        assert bad["recall"]["DME"].low < bad["recall"]["DME"].point < bad["recall"]["DME"].high
-        difference = result["differences"]["model − raw pixels"][k]["accuracy"]
-        assert difference.point == pytest.approx(100 - bad["accuracy"].point)
+        assert bad.recall["DME"].low < bad.recall["DME"].point < bad.recall["DME"].high
+        difference = result.differences["model − raw pixels"][k].accuracy
+        assert difference.point == pytest.approx(100 - bad.accuracy.point)
         assert difference.is_above(0)
         assert "above raw pixels" in verdict(difference, "raw pixels", k)
 
 
 def test_a_model_no_better_than_pixels_is_told_so():
-    said = verdict(compare(noise, noise)["differences"]["model − raw pixels"][5]["accuracy"], "raw pixels", 5)
+    said = verdict(compare(noise, noise).differences["model − raw pixels"][5].accuracy, "raw pixels", 5)
     assert "does NOT beat raw pixels" in said
     assert "includes 0" in said
-    worse = compare(noise, separable)["differences"]["model − raw pixels"][5]["accuracy"]
+    worse = compare(noise, separable).differences["model − raw pixels"][5].accuracy
     assert "WORSE than raw pixels" in verdict(worse, "raw pixels", 5)
     alone = compare(separable, noise, queries=ScanSet(np.array([1]), np.array(["x"])))
-    assert "nothing is shown" in verdict(alone["differences"]["model − raw pixels"][1]["accuracy"], "raw pixels", 1)
+    assert "nothing is shown" in verdict(alone.differences["model − raw pixels"][1].accuracy, "raw pixels", 1)
 
 
 def duplicates(rng):
@@ -74,10 +74,10 @@ def test_leaving_out_the_own_patient_unmasks_near_duplicates():
         ScanSet(scans.labels[1::2], scans.patients[1::2]),
     )
     rows = {"model": (features[::2], features[1::2])}
-    with_own = compare_features(rows, reference, queries, CLASSES, (1,))["rows"]["model"][1]
-    without = compare_features(rows, reference, queries, CLASSES, (1,), exclude_same_patient=True)["rows"]["model"][1]
-    assert with_own["accuracy"].point == 100
-    assert without["accuracy"].point < 60
+    with_own = compare_features(rows, reference, queries, CLASSES, (1,)).rows["model"][1]
+    without = compare_features(rows, reference, queries, CLASSES, (1,), exclude_same_patient=True).rows["model"][1]
+    assert with_own.accuracy.point == 100
+    assert without.accuracy.point < 60
 
 
 def test_leaving_out_the_own_patient_equals_a_search_without_his_scans():
@@ -99,20 +99,20 @@ def test_odd_splits_are_scored_and_explained():
     queries = scan_set(18, 2, first=100)
     keep = queries.labels != 1
     result = compare(separable, noise, queries=ScanSet(queries.labels[keep], queries.patients[keep]))
-    assert result["rows"]["model"][5]["macro_auroc"].point == 100
-    assert np.isnan(result["rows"]["model"][5]["recall"]["DME"].point)
-    assert any("DME" in note and "AUROC" in note for note in result["notes"])
+    assert result.rows["model"][5].macro_auroc.point == 100
+    assert np.isnan(result.rows["model"][5].recall["DME"].point)
+    assert any("DME" in note and "AUROC" in note for note in result.notes)
     keep = (queries.labels != 1) | (queries.patients == "101")
     result = compare(separable, noise, queries=ScanSet(queries.labels[keep], queries.patients[keep]))
-    row = result["rows"]["raw pixels"][5]
-    assert row["accuracy"].low < row["accuracy"].high
-    assert row["balanced_accuracy"].low is row["macro_auroc"].low is None
-    assert any("one patient only of DME" in note for note in result["notes"])
+    row = result.rows["raw pixels"][5]
+    assert row.accuracy.low < row.accuracy.high
+    assert row.balanced_accuracy.low is row.macro_auroc.low is None
+    assert any("one patient only of DME" in note for note in result.notes)
     single = compare(separable, noise, queries=ScanSet(np.array([2]), np.array(["x"])))
-    row = single["rows"]["model"][1]
-    assert (row["accuracy"].point, row["accuracy"].low) == (100, None)
-    assert np.isnan(row["macro_auroc"].point)
-    assert any("one class" in note for note in single["notes"])
+    row = single.rows["model"][1]
+    assert (row.accuracy.point, row.accuracy.low) == (100, None)
+    assert np.isnan(row.macro_auroc.point)
+    assert any("one class" in note for note in single.notes)
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,19 @@ from sklearn.linear_model import LogisticRegression
 
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
+from dino_oct.scores.paired import ScanSet
 from evaluation import linear
-from evaluation.comparison import ScanSet
-from evaluation.linear import Features, Options, label_curves, probe
-from evaluation.probes import WITHIN, choose, choose_within, draw_patients, logistic_path, patient_folds, sgd_epochs
+from evaluation.config import LinearOptions as Options
+from evaluation.protocols.linear import Features, label_curves, probe
+from evaluation.scores.probes import (
+    WITHIN,
+    choose,
+    choose_within,
+    draw_patients,
+    logistic_path,
+    patient_folds,
+    sgd_epochs,
+)
 
 CS = (1e-4, 1e-2, 1.0, 100.0)
 
@@ -226,7 +235,7 @@ def test_the_dino_protocol_in_place(trained, cache_root, monkeypatch, capsys):
     assert result["rows"]["model"]["setting"] in range(1, 6)
     assert "epoch chosen: val" in capsys.readouterr().out
     # A second evaluation finds all features on disk.
-    monkeypatch.setattr("evaluation.feature_cache.extract_all", lambda *args: pytest.fail("extracted again"))
+    monkeypatch.setattr("evaluation.inputs.feature_cache.extract_all", lambda *args: pytest.fail("extracted again"))
     linear.main(parse_options(Options, args))
 
 

@@ -9,25 +9,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_oct.bootstrap import Interval, PatientBootstrap
 from dino_oct.data.index import DatasetConfig
 from dino_oct.errors import InputError
-from evaluation.lesion_masks import LesionMasks, Mask
-from evaluation.lesion_scores import CONTROLS, control_maps, layer_densities, lesion_over_retina, with_mean
-from evaluation.localization import order_by_median
-from evaluation.localization_report import paired, statements
-from evaluation.map_league import (
-    ALL_SCORES,
+from dino_oct.scores.bootstrap import Interval, PatientBootstrap
+from evaluation.config import ALL_SCORES, DatasetOptions, PhantomOptions
+from evaluation.inputs.masks import LesionMasks, Mask
+from evaluation.inputs.scans import open_data
+from evaluation.maps.leaderboard import (
+    Correlations,
     Measured,
-    _add_scores,
+    PairedDifference,
+    Randomised,
+    Sanity,
+    SingleScans,
+    Standing,
     _compare,
+    _intervals,
+    _single_scans,
     all_scores,
     measure,
     spread_over_patients,
 )
-from evaluation.map_methods import MapSettings
-from evaluation.map_rows import Case, MapModel, RawMaps, Row
-from evaluation.scan_data import DatasetOptions, PhantomOptions, open_data
+from evaluation.maps.methods import MapSettings
+from evaluation.maps.rows import Case, MapMaker, RawMaps, Row
+from evaluation.protocols.localization import order_by_median
+from evaluation.protocols.localization_text import Area, Localization, ModelFacts, paired, statements
+from evaluation.scores.lesions import CONTROLS, control_maps, layer_densities, lesion_over_retina, with_mean
 
 
 def masks(height: int = 40, width: int = 52) -> tuple[np.ndarray, np.ndarray]:
@@ -108,15 +115,15 @@ def test_one_good_map_and_nine_misses_score_a_tenth_of_the_good_one():
     score = dict(zip(ALL_SCORES, all_scores(good, cases[0], 0.5), strict=True))
     for miss in (beside, nothing):
         maps = {("net", "gradcam"): [one[None] for one in (good, *[miss] * 9)]}
-        net = MapModel("net", "supervised", SimpleNamespace(), MapSettings(), ("gradcam",))
+        net = MapMaker(SimpleNamespace(name="net", kind="supervised"), MapSettings(), ("gradcam",))
         found = measure([net], RawMaps(maps, {}, {}), {}, cases, [0.5] * 6)
         assert np.isfinite(found.scores).all()
-        rows = {row.name: {} for row in found.rows}
-        _add_scores(rows, found, PatientBootstrap(np.array([one.patient for one in cases]), 50))
-        scores = rows["net: gradcam"]["scores"]
+        assert found.rows[0].name == "net: gradcam"
+        scores = _intervals(found, PatientBootstrap(np.array([case.patient for case in cases]), 50))[0]
+        single = _single_scans(found.scores[:, 0, -1])
         assert scores["lesion_over_retina"].point == pytest.approx(score["lesion_over_retina"] / 10)
-        assert rows["net: gradcam"]["single_scans"]["median_lesion_over_retina"] == 0
-        assert rows["net: gradcam"]["single_scans"]["share_above_1"] == 0.1
+        assert single.median_lesion_over_retina == 0
+        assert single.share_above_1 == 0.1
         assert found.empty[:, 0].sum() == (9 if miss is nothing else 0)
         for name in ("pointing", "energy", "enrichment", "iou_tuned"):
             assert scores[name].point == pytest.approx(score[name] / 10), name
@@ -142,19 +149,19 @@ def measured(per_row: list[float], n: int = 24, seed: int = 0) -> tuple[Measured
 
 def test_rows_are_separated_only_where_patients_agree():
     found = _compare(*measured([0.5, 0.5, 0.2, 0.1], seed=1), ALL_SCORES.index("auprc"))
-    assert {found["best"], *found["equal_to_best"]} == {"m: 0", "m: 1"}
-    assert found["beats_simple_maps"] == {"m: 0": True, "m: 1": True, "m: 2": True, "m: 3": False}
-    pair = next(one for one in found["between_maps"] if (one["a"], one["b"]) == ("m: 0", "m: 2"))
-    assert pair["difference"].low > 0.2
-    assert pair["p"] <= pair["p_holm"] < 0.05
-    assert len(found["to_simple_maps"]) == 4 * 4
+    assert {found.best, *found.equal_to_best} == {"m: 0", "m: 1"}
+    assert found.beats_simple_maps == {"m: 0": True, "m: 1": True, "m: 2": True, "m: 3": False}
+    pair = next(pair for pair in found.between_maps if (pair.a, pair.b) == ("m: 0", "m: 2"))
+    assert pair.difference.low > 0.2
+    assert pair.p <= pair.p_holm < 0.05
+    assert len(found.to_simple_maps) == 4 * 4
 
 
 def test_one_patient_separates_nothing():
     one, _ = measured([0.9, 0.1])
     found = _compare(one, PatientBootstrap(np.zeros(24), 100), ALL_SCORES.index("auprc"))
-    assert found["equal_to_best"] == ["m: 1"]
-    assert not any(found["beats_simple_maps"].values())
+    assert found.equal_to_best == ["m: 1"]
+    assert not any(found.beats_simple_maps.values())
 
 
 def test_scans_spread_over_patients_and_classes():
@@ -248,7 +255,7 @@ def test_wrong_masks_are_one_line(change, message, folder, monkeypatch, cache_ro
 
 def test_other_values_than_a_phantoms_are_refused(trained, cache_root, monkeypatch, tmp_path):
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
-    from evaluation.runs import open_source
+    from evaluation.inputs.sources import open_source
 
     data = open_data(open_source(str(trained)), None, DatasetOptions(), PhantomOptions(), lambda text: None)
     found = LesionMasks(data)
@@ -316,7 +323,7 @@ def test_values_of_phantoms_in_masks_of_other_scans_are_refused(folder, monkeypa
 
 def test_masks_of_phantoms_mean_the_same_in_any_folder(trained, cache_root, monkeypatch, tmp_path):
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
-    from evaluation.runs import open_source
+    from evaluation.inputs.sources import open_source
 
     data = open_data(open_source(str(trained)), None, DatasetOptions(), PhantomOptions(), lambda text: None)
     beside = LesionMasks(data)
@@ -352,42 +359,37 @@ def test_the_digest_of_masks_is_of_what_they_say(folder, monkeypatch, cache_root
 # words
 
 
-def result_of(ratio: Interval, low: float = 0.05, beats: bool = True, sanity: str = "passed") -> dict:
+def result_of(ratio: Interval, low: float = 0.05, beats: bool = True, sanity: str = "passed") -> Localization:
     scores = {name: Interval(0.3, 0.2, 0.4) for name in ALL_SCORES} | {"lesion_over_retina": ratio}
-    row = {
-        "model": "run",
-        "kind": "map",
-        "candidate": "block 2 head 1",
-        "method": "attention",
-        "validation": 0.3,
-        "scores": scores,
-        "maps_of_zeros": 0,
-        "off_the_retina": 2,
-        "single_scans": {"median_lesion_over_retina": 1.1, "share_above_1": 0.6},
-    }
-    rows = {
-        "run: attention": row,
-        "start: attention": {**row, "model": "start"},
-        "net: gradcam": {**row, "model": "net", "method": "gradcam", "maps_of_zeros": 3},
-    }
+    row = Standing(
+        "run", "map", "attention", "block 2 head 1", 0.3, 0.5, 0, 2, 1.0, 1.0, scores, SingleScans(1.1, 0.6), {}
+    )
+    net = dataclasses.replace(row, model="net", method="gradcam", maps_of_zeros=3)
     pairs = [("run: attention", "start: attention"), ("net: gradcam", "run: attention")]
-    return {
-        "score": "auprc",
-        "rows": rows,
-        "best": "run: attention",
-        "equal_to_best": [],
-        "beats_simple_maps": {"run: attention": beats, "net: gradcam": True},
-        "between_maps": [
-            {"a": a, "b": b, "difference": Interval(0.1, low, 0.2), "p": 0.01, "p_holm": 0.3} for a, b in pairs
-        ],
-        "models": {
-            "run": {"kind": "self-supervised", "methods": ["attention"]},
-            "start": {"kind": "starting weights", "methods": ["attention"]},
-            "net": {"kind": "supervised", "methods": ["gradcam"]},
+    kinds = {"run": "self-supervised", "start": "starting weights", "net": "supervised"}
+    return Localization(
+        best="run: attention",
+        equal_to_best=[],
+        beats_simple_maps={"run: attention": beats, "net: gradcam": True},
+        to_simple_maps=[],
+        between_maps=[PairedDifference(a, b, Interval(0.1, low, 0.2), 0.01, 0.3) for a, b in pairs],
+        score="auprc",
+        heads={},
+        rows={"run: attention": row, "start: attention": dataclasses.replace(row, model="start"), "net: gradcam": net},
+        correlations=Correlations([], np.empty((0, 0))),
+        faithfulness=None,
+        sanity=Sanity(8, 8, {"net": {"gradcam": Randomised({}, sanity)}}),
+        model={},
+        weights={},
+        data={},
+        models={
+            name: ModelFacts(kind, "", (32, 32), None, None, ("gradcam" if name == "net" else "attention",), {})
+            for name, kind in kinds.items()
         },
-        "sanity": {"models": {"net": {"gradcam": {"verdict": sanity}}}},
-        "area": {"lesion": Interval(0.04)},
-    }
+        settings={},
+        area=Area(Interval(0.04), Interval(0.3)),
+        notes=[],
+    )
 
 
 @pytest.mark.parametrize(
@@ -420,7 +422,7 @@ def test_claims_follow_the_tests():
 
 
 def test_a_comparison_can_be_read_from_both_sides():
-    turned = paired(result_of(Interval(1)), "run: attention", "net: gradcam")["difference"]
+    turned = paired(result_of(Interval(1)), "run: attention", "net: gradcam").difference
     assert (turned.point, turned.low, turned.high) == (-0.1, -0.2, -0.05)
     with pytest.raises(KeyError):
         paired(result_of(Interval(1)), "run: attention", "nothing")

@@ -4,16 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from dino_oct.bootstrap import Interval
 from dino_oct.errors import InputError
-from dino_oct.features import squash
-from evaluation.class_target import Classifier
-from evaluation.ensembles import disagreement, ensemble, rank_correlations, rank_normalise
-from evaluation.gradcam_maps import gradcam
-from evaluation.map_cost import peak_memory
-from evaluation.map_methods import ALL, METHODS, MapSettings, candidates, enlarge, make_maps, usable
-from evaluation.occlusion_maps import occlude
-from evaluation.randomisation import (
+from dino_oct.features import resize
+from dino_oct.scores.bootstrap import Interval
+from evaluation.config import ALL
+from evaluation.inputs.model import Model
+from evaluation.inputs.sources import Source
+from evaluation.maps.cam import gradcam
+from evaluation.maps.chefer import relevance
+from evaluation.maps.cost import peak_memory
+from evaluation.maps.methods import METHODS, MapSettings, candidates, enlarge, make_maps, usable
+from evaluation.maps.occlude import occlude
+from evaluation.maps.randomisation import (
     STAGES,
     fresh_weights,
     randomised_correlations,
@@ -21,30 +23,30 @@ from evaluation.randomisation import (
     stage_tensors,
     verdict,
 )
-from evaluation.relevance_maps import relevance
-from supervised.zoo import build
+from evaluation.scores.ranks import disagreement, ensemble, rank_correlations, rank_normalise
+from supervised.architectures import build
 
 SCANS = [np.random.default_rng(i).integers(0, 255, (40, 56), dtype=np.uint8) for i in range(3)]
 TARGETS = [0, 2, 1]
 
 
-def classifier(name: str, size: int = 32, **model_args) -> Classifier:
+def classifier(name: str, size: int = 32, **model_args) -> Model:
     zoo = build(f"random:{name}", 3, image_size=(size, size), model_args=model_args)
     zoo.model.eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():  # a fresh classifier may be zero, and then nothing is relevant
         for parameter in zoo.model.get_classifier().parameters():
             parameter.normal_(0, 0.5, generator=generator)
-    return Classifier(**{**vars(zoo), "class_names": ("a", "b", "c")})
+    return Model(**{**vars(zoo), "class_names": ("a", "b", "c")}, source=Source(f"random:{name}"))
 
 
 @pytest.fixture(scope="module")
-def vit() -> Classifier:
+def vit() -> Model:
     return classifier("vit_tiny_patch16_224", patch_size=8, img_size=32, embed_dim=48, depth=3, num_heads=3)
 
 
 @pytest.fixture(scope="module")
-def cnn() -> Classifier:
+def cnn() -> Model:
     return classifier("resnet10t", 96)
 
 
@@ -62,7 +64,7 @@ def test_every_method_gives_finite_maps_that_do_not_depend_on_the_batch(vit):
 
 
 def test_methods_are_those_of_their_modules(vit, cnn):
-    images, large = (one.prepare(torch.stack([squash(scan, one.input_size) for scan in SCANS])) for one in (vit, cnn))
+    images, large = (one.prepare(torch.stack([resize(scan, one.input_size) for scan in SCANS])) for one in (vit, cnn))
     for name, kind in (("relevance", "gradient"), ("lrp", "lrp"), ("rollout", "rollout")):
         np.testing.assert_allclose(
             np.concatenate(make_maps(vit, name, SCANS, TARGETS)), relevance(vit.model, images, TARGETS, kind)
@@ -73,7 +75,7 @@ def test_methods_are_those_of_their_modules(vit, cnn):
     assert signed.min() < 0
     np.testing.assert_array_equal(np.concatenate(make_maps(cnn, "gradcam", SCANS, TARGETS)), signed.clip(0))
     settings = MapSettings(window=0.25, stride=1, fill="mean")
-    swept = occlude(lambda grey: cnn.model(cnn.prepare(grey)), squash(SCANS[0], (96, 96)), (24, 24), (24, 24), "mean")
+    swept = occlude(lambda grey: cnn.model(cnn.prepare(grey)), resize(SCANS[0], (96, 96)), (24, 24), (24, 24), "mean")
     found = make_maps(cnn, "occlusion", SCANS[:1], [2], settings, signed=True)[0]
     np.testing.assert_allclose(found[0], swept.maps[2], atol=1e-5)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
 from evaluation import occlusion
-from evaluation.occlusion_maps import Hider, masks_of, occlude, pixel_means, windows_of
+from evaluation.maps.occlude import Hider, masks_of, occlude, pixel_means, windows_of
 
 SIZE = (24, 30)
 
@@ -95,23 +95,6 @@ def test_uint8_scans_are_hidden_before_normalisation():
     occlude(lambda images: (seen.append(images), images.flatten(1)[:, :2])[1], grey, (4, 4), (4, 4), "black")
     assert seen[0].max() == 1
     assert seen[1].max() == 0
-
-
-def test_coarse_to_fine_measures_where_it_matters_and_says_what_it_measured():
-    calls = []
-
-    def counted(images):
-        calls.append(len(images))
-        return region(images)
-
-    exact = occlude(region, torch.ones(1, *SIZE), (4, 5), (2, 2), "black")
-    found = occlude(counted, torch.ones(1, *SIZE), (4, 5), (2, 2), "black", refine=0.5)
-    n = len(windows_of(SIZE, (4, 5), (2, 2)))
-    assert found.measured.sum() == round(0.5 * n)
-    assert sum(calls) == 1 + len(windows_of(SIZE, (8, 10), (4, 4))) + round(0.5 * n) < n
-    # Far from the region nothing is missed, and where windows were measured the values are exact.
-    np.testing.assert_allclose(found.drops[found.measured], exact.drops[found.measured], atol=1e-6)
-    assert found.best_window(1) == exact.best_window(1)
 
 
 def test_pixel_means_by_hand():

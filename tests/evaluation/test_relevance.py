@@ -19,11 +19,11 @@ from torch.utils._pytree import tree_leaves
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
 from evaluation import relevance as relevance_command
-from evaluation import relevance_maps
-from evaluation.explanations import ask, open_models
-from evaluation.relevance_maps import relevance
-from evaluation.runs import open_source
-from supervised.zoo import build
+from evaluation.inputs.model import ask
+from evaluation.maps import chefer as relevance_maps
+from evaluation.maps.chefer import relevance
+from evaluation.protocols.explanations import open_subjects
+from supervised.architectures import build
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "relevance"
 SMALL = {"embed_dim": 48, "depth": 3, "num_heads": 3, "img_size": 32, "dynamic_img_size": True, "num_classes": 4}
@@ -310,9 +310,9 @@ def test_the_command_writes_what_the_function_gives(fitted, tmp_path, capsys, ca
     result, arrays = json.loads((tmp_path / "relevance.json").read_text()), np.load(tmp_path / "relevance.npz")
     assert len(result["scans"]) == 3
     options = parse_options(relevance_command.Options, ["--model", str(fitted), "--n", "3"])
-    models, chosen, _ = open_models(open_source(str(fitted)), options)
-    [(name, classifier)] = models.items()
-    for scan, one in zip(result["scans"], chosen, strict=True):
+    subjects = open_subjects(options)
+    [(name, classifier)] = subjects.models.items()
+    for scan, one in zip(result["scans"], subjects.scans, strict=True):
         asked = ask(classifier, one, "true")
         assert scan["models"][name]["explained"] == scan["class"] == one.label
         images = classifier.prepare(asked.image[None])

@@ -10,10 +10,12 @@ from conftest import FEW_PHANTOMS
 
 from dino_oct.features import unit
 from dino_oct.models.backbone import load_backbone, open_layer_scales, save_export
-from evaluation.feature_cache import of_network
-from evaluation.frozen_features import same_for_all
-from evaluation.randomisation import fresh_weights
-from evaluation.runs import load_frozen, open_source, random_weights
+from dino_oct.models.frozen import load_frozen
+from evaluation.inputs.feature_cache import of_network
+from evaluation.inputs.features import same_for_all
+from evaluation.inputs.model import open_model, random_control
+from evaluation.inputs.sources import open_source
+from evaluation.maps.randomisation import fresh_weights
 
 CPU = torch.device("cpu")
 SCALED = {
@@ -38,18 +40,17 @@ def test_the_random_control_tells_scans_apart(name, tmp_path):
         for parameter in trained.parameters():  # as if trained: scales of 1e-5 would be gone
             parameter.add_(torch.randn_like(parameter) * 0.1)
     save_export(trained, tmp_path)
-    source = open_source(str(tmp_path))
-    model = load_frozen(source.name, CPU)
-    control = random_weights(source, model, 0, CPU)
+    model = open_model(open_source(str(tmp_path)))
+    control = random_control(model, 0)
     side = SCALED[name].get("img_size", 64)
-    features = of_network(control, CPU).extract(scans(side))
+    features = of_network(control.model, CPU).extract(scans(side))
     assert same_for_all("random weights", [features]) == ""
     assert np.ptp(unit(features), axis=0).max() > 0.01
     untouched = of_network(load_frozen(f"random:{name}", CPU, model_args=SCALED[name]), CPU).extract(scans(side))
     if name != "convnext_atto":  # whose scales leave the rest of the network to differ
         assert "all scans have the same features, so this row says nothing" in same_for_all("x", [untouched])
 
-    fresh = fresh_weights(model.backbone, 0)
+    fresh = fresh_weights(model.model, 0)
     scales = [t for key, t in fresh.items() if "gamma" in key]
     assert scales
     assert all((tensor == 1).all() for tensor in scales)

@@ -71,7 +71,7 @@ def test_tensors_under_exchanged_names_or_shapes_are_damage():
     assert official.digest(dict(reversed(tensors.items()))) == official.digest(tensors)
 
 
-def test_a_damaged_run_is_neither_resumed_nor_started_from_nor_evaluated(trained, command, tmp_path):
+def test_a_damaged_run_is_neither_resumed_nor_started_from_nor_evaluated(trained, call, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)
     for name in ("checkpoints/last.pt", "export/backbone.safetensors"):
@@ -80,7 +80,7 @@ def test_a_damaged_run_is_neither_resumed_nor_started_from_nor_evaluated(trained
     resume = ["dino_oct/train.py", "--config", run / "config.yaml", "--out", run, "--optim.epochs", 5]
     start = ["dino_oct/train.py", "--config", run / "config.yaml", "--out", tmp_path / "new", "--init", run]
     for args in (resume, start, ["evaluation/knn.py", "--model", run, "--k", 1]):
-        finished = command(*args)
+        finished = call(*args)
         assert finished.returncode == 2, finished.stderr
         lines = finished.stderr.strip().splitlines()
         assert len(lines) == 1

@@ -1,4 +1,4 @@
-"""An export carries its preprocessing: plain timm, used as README.md says, gives the same features."""
+"""An export carries its preprocessing: plain timm, used as docs/pretraining.md says, gives the same features."""
 
 import json
 import re
@@ -9,20 +9,20 @@ import torch
 from conftest import REPOSITORY
 from PIL import Image
 
-from dino_oct.data.decode import decode_grey
+from dino_oct.data.decode import decode
 from dino_oct.errors import InputError
-from dino_oct.features import extract, squash_all
+from dino_oct.features import extract, resize_all
 from dino_oct.models.backbone import load_backbone, save_export
-from evaluation.runs import load_frozen
-from supervised.zoo import build
+from dino_oct.models.frozen import load_frozen
+from supervised.architectures import build
 
 CPU = torch.device("cpu")
 TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3, "img_size": 64}
 
 
-def readme_snippet(export, scan):
-    """README.md's lines for plain timm, run as they stand but for the two paths; what they call ``features``."""
-    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+def documented_snippet(export, scan):
+    """What docs/pretraining.md's lines for plain timm call ``features``; only their two paths are replaced."""
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "docs" / "pretraining.md").read_text(), re.DOTALL)
     snippet = next(block for block in blocks if "local-dir:" in block)
     assert snippet.count("runs/vitb8/export") == snippet.count("scan.jpeg") == 1
     names = {}
@@ -32,8 +32,8 @@ def readme_snippet(export, scan):
 
 def our_features(export, scan):
     network = load_frozen(str(export), CPU)
-    size = network.backbone.pretrained_cfg["input_size"][-2:]
-    return extract(network.backbone, squash_all([decode_grey(scan)], size), CPU)
+    size = network.pretrained_cfg["input_size"][-2:]
+    return extract(network, resize_all([decode(scan).scan], size), CPU)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def scan(tmp_path):
 def test_plain_timm_gives_the_features_of_a_run(run, request, scan):
     export = request.getfixturevalue(run) / "export"
     ours = our_features(export, scan)
-    np.testing.assert_allclose(readme_snippet(export, scan).numpy(), ours, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(documented_snippet(export, scan).numpy(), ours, rtol=1e-5, atol=1e-5)
     config = json.loads((export / "config.json").read_text())
     assert config["scans"] == {"neutralise_borders": True, "max_side": 2048, "grey_range": "auto"}
     assert config["pretrained_cfg"]["crop_mode"] == "squash"
@@ -76,7 +76,7 @@ def test_plain_timm_gives_the_features_of_any_architecture(name, args, classes, 
             parameter.add_(torch.randn_like(parameter) * 0.02)
     save_export(model, tmp_path / "export", [*"abc"][:classes] or None)
     ours = our_features(tmp_path / "export", scan)
-    np.testing.assert_allclose(readme_snippet(tmp_path / "export", scan).numpy(), ours, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(documented_snippet(tmp_path / "export", scan).numpy(), ours, rtol=1e-5, atol=1e-5)
 
 
 def test_images_of_timms_transform_are_ours(scan, tmp_path):
@@ -182,5 +182,5 @@ def test_a_classifier_trained_at_another_size_is_native_there(name, scan, tmp_pa
         torch.testing.assert_close(zoo.model.eval()(images), before(images))
     save_export(zoo.model, tmp_path / "export", ["a", "b"])
     ours = our_features(tmp_path / "export", scan)
-    np.testing.assert_allclose(readme_snippet(tmp_path / "export", scan).numpy(), ours, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(documented_snippet(tmp_path / "export", scan).numpy(), ours, rtol=1e-5, atol=1e-5)
     assert list(load_backbone(str(tmp_path / "export")).patch_embed.img_size) == [80, 112]

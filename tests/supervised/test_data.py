@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dino_oct.augment import AugmentConfig, CropConfig, MultiCrop, SingleCrop
-from evaluation.classification import calibration_error
+from dino_oct.scores.classification import calibration_error
 from supervised.data import balanced_order
 
 

@@ -14,11 +14,11 @@ import pytest
 from conftest import FEW_PHANTOMS, TINY_FIT
 from optuna.trial import TrialState
 
-from dino_oct.bootstrap import Interval
 from dino_oct.cli import write_settings
 from dino_oct.errors import InputError
-from supervised import leaderboard, search
-from supervised.config import SupervisedConfig
+from dino_oct.scores.bootstrap import Interval
+from supervised import leaderboard, tuning
+from supervised.config import SearchOptions, SupervisedConfig, load_options
 from supervised.leaderboard import Board, Row
 from supervised.space import read_space, settings_of
 from supervised.study import FINISHED, open_study
@@ -38,8 +38,8 @@ def shared_cache(monkeypatch, cache_root):
 def stub(monkeypatch):
     """Train and test that take no time; change its attributes to change what they do."""
     found = Stub()
-    monkeypatch.setattr(search, "train", found.train)
-    monkeypatch.setattr(search, "test", found.test)
+    monkeypatch.setattr(tuning, "train", found.train)
+    monkeypatch.setattr(tuning, "test", found.test)
     return found
 
 
@@ -88,9 +88,9 @@ def epochs_of(run: Path) -> list[int]:
     return [line["epoch"] for line in lines_of(run)]
 
 
-def options(out: Path, *more: object, models: list[str] = MODELS) -> search.Options:
+def options(out: Path, *more: object, models: list[str] = MODELS) -> SearchOptions:
     args = ["--models", *models, *PHANTOMS, "--base.optim.epochs", "3", "--out", out, *more]
-    return search.load_options([str(arg) for arg in args])
+    return load_options([str(arg) for arg in args])
 
 
 def quiet(*_):
@@ -98,7 +98,7 @@ def quiet(*_):
 
 
 def run(out: Path, *more: object, **also) -> dict:
-    return search.search(options(out, *more, **also), quiet)
+    return tuning.search(options(out, *more, **also), quiet)
 
 
 def study_of(out: Path) -> optuna.Study:
@@ -179,10 +179,10 @@ def test_a_signal_puts_the_trial_down_for_the_next_start(tmp_path, stub, monkeyp
             return stub.train(config, on_epoch)
         metrics = stub.train(config, lambda epoch, metrics: None)  # a signal, before Hyperband has its say
         Path(config.out, "stopped").touch()
-        monkeypatch.setattr(search, "train", stub.train)
+        monkeypatch.setattr(tuning, "train", stub.train)
         return metrics
 
-    search.train = stopping
+    tuning.train = stopping
     first = run(out, "--trials", 3)
     assert [row["state"] for row in first["rows"] if row["trial"] == 1] == ["running"]
     again = run(out, "--trials", 3)
@@ -234,7 +234,7 @@ def test_bayes_follows_random_in_the_same_study(tmp_path, stub):
 
 def test_tpe_starts_from_the_finished_random_trials():
     def startup(n_random, epochs):
-        return search.make_sampler("bayes", 0, 9, n_random, epochs)._n_startup_trials
+        return tuning.make_sampler("bayes", 0, 9, n_random, epochs)._n_startup_trials
 
     assert startup(n_random=6, epochs=4) == 6
     assert startup(n_random=6, epochs=30) == 2  # three Hyperband brackets, each with its share
@@ -344,18 +344,18 @@ def test_a_real_search_reads_no_test_scan_before_its_winner_is_chosen(tmp_path, 
     def test_scans_read() -> int:
         return sum(len(positions & scans.read) for positions, scans in opened)
 
-    real_test = search.test
+    real_test = tuning.test
 
     def test_after_choice(*args):
         chosen_first.append((test_scans_read(), "winners" in study_of(out).user_attrs))
         return real_test(*args)
 
-    monkeypatch.setattr("supervised.train.load_scans", guarded(search.load_scans))
-    monkeypatch.setattr(search, "load_scans", guarded(search.load_scans))
-    monkeypatch.setattr(search, "test", test_after_choice)
+    monkeypatch.setattr("supervised.training.load_scans", guarded(tuning.load_scans))
+    monkeypatch.setattr(tuning, "load_scans", guarded(tuning.load_scans))
+    monkeypatch.setattr(tuning, "test", test_after_choice)
     tiny = [f"--base.{word[2:]}" if word.startswith("--") else word for word in TINY_FIT]
     tiny = [*tiny[tiny.index("--base.run.precision") :], "--base.optim.epochs", "2"]
-    result = search.search(
+    result = tuning.search(
         options(out, *tiny, "--method", "bayes", "--trials", 2, models=["random:vit_tiny_patch16_224"])
     )
     assert chosen_first == [(0, True)]
@@ -473,8 +473,8 @@ def test_settings_given_twice_are_refused(tmp_path):
         options(tmp_path, "--base.model", "resnet18")
 
 
-def test_the_command_refuses_in_one_line_with_status_2(command, tmp_path):
-    finished = command("supervised/search.py", "--models", "resnet5O", "--out", tmp_path / "search")
+def test_the_command_refuses_in_one_line_with_status_2(call, tmp_path):
+    finished = call("supervised/search.py", "--models", "resnet5O", "--out", tmp_path / "search")
     assert finished.returncode == 2
     assert len(finished.stderr.splitlines()) == 1
     assert "resnet50" in finished.stderr
@@ -527,7 +527,7 @@ def test_results_say_the_same_everywhere_and_escape_every_name(published):
     assert [row["rank"] for row in rows] == ["1", "2", ""]
     assert rows[0]["paper"] == f"{NASTY}0"
     assert (float(rows[0]["test_accuracy_low"]), float(rows[0]["optim.lr"])) == (80.0, 3.2e-4)
-    for said in (html, text, leaderboard.report(board)):
+    for said in (html, text, leaderboard.board_text(board)):
         assert "PHANTOMS" in said
         assert "6.00 GPU-hours" in said
         assert "88.0" in said

@@ -1,0 +1,308 @@
+"""What ``dino_oct/data/audit.py`` finds in a folder of scans, as numbers and as text."""
+
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_oct.data.borders import find_borders
+from dino_oct.data.brightness import are_inverted
+from dino_oct.data.cache import ScanCache, open_cache
+from dino_oct.data.duplicates import exact_groups, near_pairs
+from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scans, shared_patients
+from dino_oct.data.shortcut import as_numbers, check_shortcuts
+from dino_oct.data.splits import SPLITS
+
+_SHOWN = 10  # examples printed of each finding; --json holds all
+_PAIRED = 50  # scans of a group of equal ones up to which every pair is listed
+_LOOKED_AT = 2000  # cached scans searched for borders that neutralising left
+
+
+def audit(folder: str | Path, config: DatasetConfig | None = None, progress: bool = True) -> dict[str, Any]:
+    """Check a folder of scans.
+
+    Returns:
+        JSON-ready findings: ``scans``, ``left_out``, ``notes``, ``mislabelled``, ``splits`` (published and used),
+        ``sizes``, ``borders``, ``inverted``, ``patients``, ``duplicates`` and ``shortcut``.
+
+    Raises:
+        InputError: missing or empty folder, or none of its images can be read.
+    """
+    config = config or DatasetConfig()
+    listed = index_scans(folder, config)
+    index, cache = open_cache(listed, config, progress)
+    splits = {"used": index.splits}
+    if np.any(index.folder_splits != ""):
+        splits = {"published": index.folder_splits, **splits}
+    return {
+        "folder": str(folder),
+        "scans": {"found": len(listed), "usable": len(index), "summary": cache.summary()},
+        "left_out": [{"file": file, "reason": reason} for file, reason in (*index.left_out, *cache.skipped)],
+        "notes": list(index.notes),
+        "mislabelled": list(index.mislabelled),
+        "classes": list(index.class_names),
+        "splits": {name: _count(index, split) for name, split in splits.items()},
+        "sizes": _sizes(index, cache),
+        "borders": _borders(index, cache, config),
+        "inverted": [index.files[i] for i in np.flatnonzero(are_inverted(cache.brightness))],
+        "patients": _patients(index, splits),
+        "duplicates": _duplicates(index, cache, splits),
+        "shortcut": _shortcut(index, cache),
+    }
+
+
+def _class_rows(index: ScanIndex) -> dict[str, np.ndarray]:
+    """Class name → mask of its scans; scans without a class come last, as "unlabelled"."""
+    rows = {name: index.labels == i for i, name in enumerate(index.class_names)}
+    unlabelled = index.labels == UNLABELLED
+    return {**rows, "unlabelled": unlabelled} if unlabelled.any() else rows
+
+
+def _count(index: ScanIndex, split: np.ndarray) -> dict[str, dict[str, dict[str, int]]]:
+    def tally(mask: np.ndarray) -> dict[str, int]:
+        return {"scans": int(mask.sum()), "patients": len(set(index.patients[mask].tolist()))}
+
+    rows = {**_class_rows(index), "all": np.ones(len(index), dtype=bool)}
+    return {
+        name: {**{part: tally(mask & (split == part)) for part in SPLITS}, "all": tally(mask)}
+        for name, mask in rows.items()
+    }
+
+
+def _sizes(index: ScanIndex, cache: ScanCache) -> dict[str, dict[str, int]]:
+    """Class → "width x height" → scans, the commonest size first."""
+    names = np.array([f"{width} x {height}" for height, width in cache.original_sizes.tolist()])
+    return {name: dict(Counter(names[mask].tolist()).most_common()) for name, mask in _class_rows(index).items()}
+
+
+def _borders(index: ScanIndex, cache: ScanCache, config: DatasetConfig) -> dict[str, Any]:
+    area = np.asarray(cache.border[:, 0])
+    per_class = {
+        name: {"with_border": int((area[mask] > 0).sum()), "scans": int(mask.sum()), "mean_area": _mean(area[mask])}
+        for name, mask in _class_rows(index).items()
+    }
+    numbers: dict[str, Any] = {"per_class": per_class, "neutralised": config.neutralise_borders}
+    if config.neutralise_borders:
+        looked_at = np.unique(np.linspace(0, len(cache) - 1, min(_LOOKED_AT, len(cache))).astype(int)).tolist()
+        numbers["looked_at_after"] = len(looked_at)
+        numbers["left_after"] = sum(bool(find_borders(cache[i]).any()) for i in looked_at)
+    return numbers
+
+
+def _patients(index: ScanIndex, splits: dict[str, np.ndarray]) -> dict[str, Any]:
+    scans = np.array(list(Counter(index.patients.tolist()).values()))
+    labelled = index.labels != UNLABELLED
+    in_classes = shared_patients(index.patients[labelled], index.labels[labelled])
+    between = {}
+    for name, split in splits.items():
+        for first, second in combinations(SPLITS, 2):
+            shared = sorted({*index.patients[split == first]} & {*index.patients[split == second]}, key=str)
+            counted = {
+                part: int(np.isin(index.patients[split == part], shared).sum()) if shared else 0
+                for part in (first, second)
+            }
+            between[f"{name}: {first} and {second}"] = {"patients": [str(p) for p in shared], "scans": counted}
+    return {
+        "count": len(scans),
+        "scans_per_patient": {"least": int(scans.min()), "median": float(np.median(scans)), "most": int(scans.max())},
+        "in_several_classes": in_classes,
+        "shared_between_splits": between,
+    }
+
+
+def _duplicates(index: ScanIndex, cache: ScanCache, splits: dict[str, np.ndarray]) -> dict[str, Any]:
+    groups = exact_groups(cache)
+    near = near_pairs(cache)
+    return {
+        "exact": {
+            "groups": [[index.files[i] for i in group] for group in groups],
+            "surplus_scans": sum(len(group) - 1 for group in groups),
+            **_relations(index, [pair for group in groups for pair in _pairs(group)], splits),
+        },
+        "near": {
+            "pairs": [[index.files[i], index.files[j], round(correlation, 3)] for i, j, correlation in near],
+            **_relations(index, [(i, j) for i, j, _ in near], splits),
+        },
+    }
+
+
+def _pairs(group: list[int]) -> list[tuple[int, int]]:
+    """All pairs of a group; of a large one only those with its first scan, as pairs grow with the square."""
+    return list(combinations(group, 2)) if len(group) <= _PAIRED else [(group[0], other) for other in group[1:]]
+
+
+def _relations(index: ScanIndex, pairs: list[tuple[int, int]], splits: dict[str, np.ndarray]) -> dict[str, Any]:
+    def differing(values: np.ndarray, counted: np.ndarray | None = None) -> list[list[str]]:
+        return [
+            [index.files[i], index.files[j]]
+            for i, j in pairs
+            if values[i] != values[j] and (counted is None or (counted[i] and counted[j]))
+        ]
+
+    return {
+        "across_patients": differing(index.patients),
+        "across_classes": differing(index.labels, index.labels != UNLABELLED),
+        **{f"across_splits_{name}": differing(split, split != "") for name, split in splits.items()},
+    }
+
+
+def _shortcut(index: ScanIndex, cache: ScanCache) -> dict[str, Any]:
+    results, left_out = check_shortcuts(
+        index.labels, index.patients, cache.original_sizes, np.asarray(cache.border), np.asarray(cache.brightness)
+    )
+    return {"results": as_numbers(results), "classes_left_out": [index.class_names[label] for label in left_out]}
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+# ---- text ------------------------------------------------------------------------------------------------------------
+
+
+def render(report: dict[str, Any]) -> str:
+    """The findings of ``audit`` as readable text."""
+    sections = [
+        [f"{report['folder']}: {report['scans']['found']:,} images, {report['scans']['usable']:,} usable"],
+        _listed("left out", [f"{entry['file']}: {entry['reason']}" for entry in report["left_out"]]),
+        _listed("named after another class than their folder (folder's class used)", report["mislabelled"]),
+        [f"note: {note}" for note in report["notes"]],
+        *(_split_table(name, counts) for name, counts in report["splits"].items()),
+        _size_table(report["sizes"]),
+        _border_table(report["borders"]),
+        _listed("seem inverted (bright background, dark retina)", report["inverted"]),
+        _patient_lines(report["patients"]),
+        _duplicate_lines(report["duplicates"]),
+        _shortcut_lines(report["shortcut"], report["borders"]),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in sections if lines)
+
+
+def _listed(title: str, entries: list[str]) -> list[str]:
+    more = [f"  … and {len(entries) - _SHOWN:,} more"] if len(entries) > _SHOWN else []
+    return [f"{title}: {len(entries):,}", *(f"  {entry}" for entry in entries[:_SHOWN]), *more]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return [
+        "  " + "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(cells))
+        for row in [head, *rows]
+        for cells in [list(zip(row, widths, strict=True))]
+    ]
+
+
+def _split_table(name: str, counts: dict) -> list[str]:
+    what = "published folders" if name == "published" else "split used"
+    rows = [
+        [label, *(f"{parts[part]['scans']:,} ({parts[part]['patients']:,})" for part in (*SPLITS, "all"))]
+        for label, parts in counts.items()
+    ]
+    return [f"scans (patients), {what}", *_table(["", *SPLITS, "all"], rows)]
+
+
+def _size_table(sizes: dict[str, dict[str, int]]) -> list[str]:
+    total: Counter[str] = Counter()
+    for counts in sizes.values():
+        total.update(counts)
+    shown = [size for size, _ in total.most_common(6)]
+    rows = [
+        [
+            label,
+            *(f"{counts.get(size, 0):,}" for size in shown),
+            f"{sum(n for s, n in counts.items() if s not in shown):,}",
+        ]
+        for label, counts in sizes.items()
+    ]
+    return ["image sizes (width x height)", *_table(["", *shown, "other"], rows)]
+
+
+def _border_table(borders: dict[str, Any]) -> list[str]:
+    rows = [
+        [label, f"{n['with_border']:,} of {n['scans']:,}", f"{n['mean_area']:.1%}"]
+        for label, n in borders["per_class"].items()
+    ]
+    lines = ["white borders in the files", *_table(["", "scans with one", "mean share of the image"], rows)]
+    if borders["neutralised"]:
+        lines.append(
+            f"  after neutralising: {borders['left_after']:,} of {borders['looked_at_after']:,} scans with one"
+        )
+    else:
+        lines.append("  not neutralised (neutralise_borders is off)")
+    return lines
+
+
+def _patient_lines(patients: dict[str, Any]) -> list[str]:
+    per, several = patients["scans_per_patient"], patients["in_several_classes"]
+    spread = f"{per['least']:,} to {per['most']:,} scans each (median {per['median']:g})"
+    lines = [
+        f"patients: {patients['count']:,}, with {spread}",
+        f"  in more than one class: {len(several):,}{_some(several)}",
+    ]
+    for where, shared in patients["shared_between_splits"].items():
+        count = len(shared["patients"])
+        scans = ", ".join(f"{n:,} {part}" for part, n in shared["scans"].items())
+        lines.append(
+            f"  shared, {where}: {count:,}" + (f", with {scans} scans{_some(shared['patients'])}" if count else "")
+        )
+    return lines
+
+
+def _some(names: list[str], most: int = 5) -> str:
+    return f" ({', '.join(names[:most])}{', …' if len(names) > most else ''})" if names else ""
+
+
+def _duplicate_lines(duplicates: dict[str, Any]) -> list[str]:
+    exact, near = duplicates["exact"], duplicates["near"]
+    lines = [f"exact duplicates: {len(exact['groups']):,} groups, {exact['surplus_scans']:,} scans too many"]
+    lines += _relation_lines(exact)
+    lines.append(f"near duplicates (copies, or one place imaged twice): {len(near['pairs']):,} pairs")
+    return lines + _relation_lines(near)
+
+
+def _relation_lines(relations: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, pairs in relations.items():
+        if name.startswith("across_") and pairs:
+            lines.append(f"  {name.replace('_', ' ')}: {len(pairs):,} pairs")
+            lines += [f"    {first}  =  {second}" for first, second in pairs[:3]]
+    return lines
+
+
+def _shortcut_lines(shortcut: dict[str, Any], borders: dict[str, Any]) -> list[str]:
+    title = "shortcut check: the class predicted without the shape of the retina (balanced accuracy, unseen patients)"
+    if not shortcut["results"]:
+        return [title, "  not possible: it takes two classes with at least five patients each"]
+    rows = [
+        [
+            r["features"],
+            f"{r['balanced_accuracy']:.1%}",
+            "none" if r["low"] is None else f"{r['low']:.1%} to {r['high']:.1%}",
+            f"{r['chance']:.1%}",
+        ]
+        for r in shortcut["results"]
+    ]
+    lines = [title, *_table(["from", "accuracy", "95 % interval", "chance"], rows)]
+    if shortcut["classes_left_out"]:
+        lines.append(f"  without {', '.join(shortcut['classes_left_out'])}: fewer than five patients")
+    usable = {r["features"] for r in shortcut["results"] if r["better_than_chance"]}
+    if "border" in usable:
+        cure = "it is neutralised here" if borders["neutralised"] else "switch neutralise_borders on"
+        lines.append(f"  The white border gives the class away: a model could read it instead of the retina; {cure}.")
+    if "size" in usable:
+        lines.append(
+            "  Image size gives the class away. Crops resized to one size hide the number of pixels, "
+            "but not the stretch of the retina that comes with another aspect."
+        )
+    if usable == {"size + border"}:
+        lines.append("  Only size and border together give the class away.")
+    if "brightness" in usable:
+        lines.append(
+            "  Brightness alone (mean, contrast, percentiles and noise of a scan) gives the class away: a model could "
+            "read the device or the exposure of each class. Lesions and swelling change it, too."
+        )
+    if not usable:
+        lines.append("  Neither size nor border nor brightness predicts the class better than chance.")
+    return lines

@@ -1,0 +1,268 @@
+"""The pretraining of ``dino_oct/train.py``: one loop for a CPU, a GPU or many nodes."""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from dino_oct import checkpoint, processes, provenance
+from dino_oct.augment import MultiCrop
+from dino_oct.config import TrainConfig
+from dino_oct.data.load import load_scans, scan_settings
+from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_epoch
+from dino_oct.errors import InputError
+from dino_oct.features import check_size
+from dino_oct.learner import Learner, NotFiniteError, Schedules
+from dino_oct.limits import check_settings
+from dino_oct.models.backbone import save_export
+from dino_oct.models.build import build_networks
+from dino_oct.models.network import normalise_views
+from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, draw_views, warnings_of
+from dino_oct.progress import Plan, Progress
+from dino_oct.run_folder import RunFolder
+from dino_oct.runlog import RunLog, evaluation_line
+from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader
+from dino_oct.stopping import Stopped, StopSignal
+from dino_oct.streams import seed_of
+
+STATE: dict[str, type | tuple[type, ...]] = {  # what resuming needs
+    **dict.fromkeys(("student", "teacher", "dino_loss", "optimizer", "progress", "values", "hub_config"), dict),
+    **{"freeze_backbone_epochs": (int, float), "is_judged": bool, "judged_by": str},
+    **{"best_knn": (int, float, type(None)), "start": (dict, type(None))},
+}
+VIEWS_EPOCH = 2**31  # keys the monitor's fixed views: an epoch number that training never reaches
+
+
+def train(config: TrainConfig) -> None:
+    """Run, or go on with, one pretraining; see ``TrainConfig``. Every process calls it with the same settings.
+
+    Raises:
+        InputError: wrong settings or data, a run folder in use, or a loss, gradient or weight that is not finite.
+    """
+    check_settings(config)
+    accelerator, say = start_processes(config.run)
+    with StopSignal() as stop, RunFolder(config.out, accelerator.is_main_process) as folder:
+        _train(config, accelerator, say, stop, folder)
+    accelerator.end_training()
+
+
+def _train(
+    config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None], stop: StopSignal, folder: RunFolder
+) -> None:
+    # ---- data ------------------------------------------------------------------------------------------------------
+    device, bf16, main_process = accelerator.device, accelerator.mixed_precision == "bf16", accelerator.is_main_process
+    run = folder.path
+    resume_file = folder.find_resume(config.resume)
+    table = provenance.table_of(resume_file)
+    with accelerator.local_main_process_first():
+        index, scans = load_scans(config.data, config.dataset, config.phantom, say, table)
+    train_index = index.positions("train")
+    n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
+    share = shares(config.optim.batch_size, config.optim.accumulate)
+
+    # ---- networks --------------------------------------------------------------------------------------------------
+    progress = Progress(Plan(config.optim.epochs, n_steps_per_epoch, config.optim.batch_size))
+    state = checkpoint.read_training_state(resume_file, STATE) if resume_file else None
+    with checkpoint.restoring(resume_file):
+        plan_change = progress.resume(state["progress"]) if state else ""
+    if state and progress.is_complete and state["is_judged"]:
+        return say(
+            f"{run} is already complete ({progress.step} steps, {progress.scans_seen:,} scans seen); --out another "
+            "folder, or --resume never"
+        )
+    with accelerator.local_main_process_first(), checkpoint.restoring(resume_file):  # it downloads, the others read
+        networks = build_networks(config.init, config.model, config.seed, state, say)
+    if config.optim.freeze_backbone_epochs is None:
+        new_head = 1.0 if networks.new_head and networks.pretrained else 0.0
+        config.optim.freeze_backbone_epochs = state["freeze_backbone_epochs"] if state else new_head
+    for name, size in (("global_size", config.augment.global_size), ("local_size", config.augment.local_size)):
+        check_size((size, size), networks.student.backbone, f"augment.{name}")
+    check_size(config.monitor.image_size, networks.student.backbone, "monitor.image_size")
+    learner = Learner(networks.student, config.loss, config.optim, accelerator, networks.teacher)
+    if networks.center is not None:
+        learner.targets.center.copy_(networks.center)
+    if config.model.compile:
+        learner.compile()
+    schedules = Schedules(config.optim, config.loss, n_steps_per_epoch)
+    judged_by = f"knn_{config.monitor.k[0]}"
+    start_judgement: Judgement | None = None
+    values, best_value, is_judged = {}, None, False
+    if state:
+        with checkpoint.restoring(resume_file):
+            learner.load_state_dict(state)
+            checkpoint.check_optimizer(learner.optimizer)
+            values, is_judged = state["values"], state["is_judged"]
+            logged = state["start"]["metrics"].values() if state["start"] else ()
+            checkpoint.check_numbers([*([values["lr"]] if progress.step else []), *values.values()])
+            checkpoint.check_numbers(logged, finite=False)
+            best_value = state["best_knn"] if state["judged_by"] == judged_by else None
+            start_judgement = Judgement.from_state(state["start"]) if state["start"] else None
+            planned = dataclasses.asdict(schedules[max(progress.position - 1, 0)])
+            planned = {name: planned[name] for name in values}
+        if progress.hand_over(values, planned):
+            plan_change += ("; " if plan_change else "") + (
+                f"learning rate {values['lr']:.2e} and the other schedules go over to the present settings' within "
+                f"{progress.handover.over} steps"
+            )
+        del state
+    check_same_start(accelerator, progress.step, config.out)
+
+    # ---- run folder ------------------------------------------------------------------------------------------------
+    if main_process:
+        folder.prepare(config, resume_file, say)
+        provenance.record(run, index, scans.file_digests, config.init, resume_file)
+        if progress.step == 0:
+            save_export(learner.teacher.backbone, run / "checkpoints" / "start", scans=scan_settings(config.dataset))
+    if plan_change:
+        say(f"warning: {plan_change}")
+    accelerator.wait_for_everyone()
+    checkpoints = checkpoint.Checkpoints(run, "best_knn.pt")
+
+    # ---- views -----------------------------------------------------------------------------------------------------
+    augment = MultiCrop(config.augment, config.seed, device)
+    sampler = StepSampler(
+        len(train_index), config.optim.batch_size, config.optim.accumulate, config.seed, progress.position,
+        schedules.steps, accelerator.process_index,
+    )  # fmt: skip
+    loader = step_loader(TrainingScans(scans, train_index), sampler, config.run.workers)
+
+    def views_of(items: list[tuple]) -> list[torch.Tensor]:
+        pixels, tissue, samples, epochs = zip(*items, strict=True)
+        groups = augment(pixels, np.stack(tissue), samples, epochs[0])
+        return [normalise_views(group, learner.student.backbone) for group in groups if len(group)]
+
+    # ---- monitor ---------------------------------------------------------------------------------------------------
+    monitor = Monitor(config.monitor, index, scans, config.seed)
+    if monitor.no_knn_because:
+        say(f"note: no k-NN in the evaluations: {monitor.no_knn_because}")
+    elif monitor.no_choice_because:
+        say(f"note: checkpoints/best_knn.pt stays at the first evaluation: {monitor.no_choice_because}")
+    best = BestCheckpoint(judged_by, monitor.no_choice_because)
+    best.value = best_value
+    log = RunLog(run, progress.step, main_process)
+    fixed = [TrainingScans(scans, train_index)[(VIEWS_EPOCH, i)] for i in range(min(32, len(train_index)))]
+    recent: collections.deque[float] = collections.deque(maxlen=50)
+    last_step = progress.last_step
+
+    def evaluate() -> bool:
+        """Judge the teacher; the same numbers go to the terminal, metrics.jsonl and TensorBoard.
+
+        Returns:
+            whether this is the best checkpoint so far.
+
+        Raises:
+            Stopped: a signal came before the end; nothing is logged.
+        """
+        nonlocal start_judgement, is_judged
+        learner.check_weights()
+        temperature = schedules[min(progress.position, schedules.steps - 1)].teacher_temperature
+        judgement = monitor.evaluate(learner.teacher.backbone, device, bf16, lambda: stop.check(device))
+        metrics = judgement.metrics
+        metrics |= learner.teacher_statistics(views_of(fixed), temperature)
+        metrics |= {"ln_k": learner.uniform_loss, "center_norm": float(learner.targets.center.norm())}
+        panels = []
+        if main_process:
+            panels = monitor.attention_panels(learner.teacher.backbone, device, lambda: stop.received)
+        stop.check(device)
+        start_judgement = start_judgement or judgement
+        say(evaluation_line(progress.step, last_step, judgement, start_judgement, monitor))
+        loss = sum(recent) / len(recent) if recent else None
+        change = monitor.change(judgement, start_judgement, config.monitor.k[0])
+        done = progress.position / schedules.steps
+        for warning in warnings_of(metrics, start_judgement.metrics, learner.uniform_loss, loss, done, change):
+            say(f"warning: {warning}")
+        log.write(progress.step, progress.epoch, metrics, "evaluation")
+        log.images("attention", dict(zip(monitor.attention_names, panels, strict=main_process)), progress.step)
+        is_judged, was_saturated = True, best.is_saturated
+        is_best = best.take(metrics)
+        if best.is_saturated and not was_saturated and not monitor.no_choice_because:
+            say(f"note: checkpoints/best_knn.pt stays at step {progress.step}: k-NN has no room for a better one")
+        return is_best
+
+    # ---- loop ------------------------------------------------------------------------------------------------------
+    def save(keep: bool = False, is_best: bool = False) -> None:
+        learner.check_weights()
+        if main_process:
+            rest = {"step": progress.step, "progress": progress.state_dict(), "values": values, "is_judged": is_judged}
+            rest |= {"epoch": int(progress.epoch), "best_knn": best.value, "judged_by": judged_by}
+            rest["start"] = start_judgement.state_dict() if start_judgement else None
+            rest["freeze_backbone_epochs"] = config.optim.freeze_backbone_epochs
+            rest["hub_config"] = learner.teacher.backbone.hub_config
+            checkpoints.save(learner.state_dict() | rest, keep, is_best)
+            save_export(learner.teacher.backbone, run / "export", scans=scan_settings(config.dataset))
+
+    say(
+        f"training: {len(train_index):,} scans · {config.optim.epochs} epochs of {n_steps_per_epoch} steps · batch "
+        f"{config.optim.batch_size} = {processes.count()} processes × {config.optim.accumulate} micro-batches × "
+        f"{share} · lr {schedules.lr.max():.2e} · {device.type}, {'bf16' if bf16 else 'fp32'}"
+    )
+    if progress.step == 0 and main_process:
+        pixels, tissue, samples, _ = zip(*fixed[:4], strict=True)
+        groups = augment(pixels, np.stack(tissue), samples, VIEWS_EPOCH)
+        log.images("views", {"first scans": draw_views([g for g in groups if len(g)])}, 0)
+    evaluate_every = max(round(config.monitor.every_epochs * n_steps_per_epoch), 1)
+    batches = iter(loader)
+    bar = tqdm(total=last_step, initial=progress.step, unit="step", disable=None if main_process else True, leave=False)
+    clock, images = time.perf_counter(), 0
+    try:
+        if not is_judged:
+            save(is_best=evaluate())
+        while not progress.is_complete and not stop.is_requested(device):
+            # Stochastic depth is drawn from (seed, step, process) alone: a resumed run draws as the first one would.
+            torch.manual_seed(
+                seed_of("drop path of a pretraining", config.seed, accelerator.process_index, progress.step)
+            )
+            micro_batches = [views_of(next(batches)) for _ in range(config.optim.accumulate)]
+            scheduled = schedules[progress.position]
+            values = progress.values(
+                {name: value for name, value in dataclasses.asdict(scheduled).items() if isinstance(value, float)}
+            )
+            scheduled = dataclasses.replace(scheduled, **values)
+            metrics = learner.step(micro_batches, scheduled)
+            progress.advance()
+            recent.append(metrics.get("dino_loss", metrics["loss"]))
+            images += config.optim.batch_size
+            bar.update()
+
+            step = progress.step
+            if step % config.run.log_every == 0 or progress.is_complete:
+                speed = images / (time.perf_counter() - clock)
+                metrics |= dataclasses.asdict(scheduled) | {"scans_seen": progress.scans_seen, "images_per_s": speed}
+                log.write(step, progress.epoch, metrics | gpu_memory(device))
+                bar.set_postfix(loss=f"{metrics['loss']:.3f}", images_per_s=f"{speed:.3g}")
+                if bar.disable and (step % (10 * config.run.log_every) == 0 or progress.is_complete):
+                    left = (last_step - step) * config.optim.batch_size / speed
+                    loss = f"{metrics['loss']:.3f}"
+                    say(f"step {step}/{last_step} · loss {loss} · {speed:.3g} images/s · {left:.0f} s left")
+                clock, images = time.perf_counter(), 0
+            is_best, is_judged = False, progress.position % evaluate_every != 0 and not progress.is_complete
+            if not is_judged:
+                is_best = evaluate()
+                clock, images = time.perf_counter(), 0
+            keep = bool(config.run.keep_every) and step % config.run.keep_every == 0
+            if is_best or keep or progress.is_complete or step % config.run.save_every == 0:
+                save(keep, is_best)
+    except Stopped:
+        pass
+    except NotFiniteError as error:
+        raise InputError(
+            f"{run}: stopped at step {progress.step}, {error}; the last checkpoint is good: lower --optim.lr or "
+            "--optim.clip-grad, or use --run.precision fp32 to tell a precision problem from a diverging one"
+        ) from None
+    finally:
+        bar.close()
+        log.close()
+    if progress.is_complete and is_judged:
+        say(f"done: {run}/export holds the backbone; watch with: tensorboard --logdir {run}/tensorboard")
+    else:
+        save()
+        if main_process:
+            (run / "stopped").write_text(f"{progress.step}\n")  # launch/slurm.sh puts the job back into the queue
+        say(
+            f"stopped by a signal after step {progress.step} of {last_step}: saved; the same command goes on from there"
+        )

@@ -1,0 +1,130 @@
+"""Indexed and decoded scans, and what a reader must know about them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_oct.data.cache import ScanCache
+from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex
+from dino_oct.data.shortcut import check_shortcuts
+from dino_oct.errors import InputError
+from dino_oct.provenance import TRAINED_ON, TrainedPatients, trained_on, trained_patients
+from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.text import PHANTOM_NOTICE
+
+
+@dataclass(frozen=True)
+class ScanData:
+    """Indexed and decoded scans, aligned, with what a reader must know about them.
+
+    Attributes:
+        provenance: what is known of these patients and the model's training; None where nothing is.
+        notes: one line each.
+    """
+
+    index: ScanIndex
+    scans: ScanCache
+    dataset: DatasetConfig
+    provenance: TrainedPatients | None
+    notes: tuple[str, ...]
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether the scans are synthetic."""
+        return (Path(self.index.root) / "phantom.json").is_file()
+
+    def labelled(self, split: str) -> np.ndarray:
+        """Positions of the labelled scans of a split.
+
+        Raises:
+            InputError: fewer than two classes, or no labelled scan in this split.
+        """
+        root = self.index.root
+        if len(self.index.class_names) < 2:
+            classes = f"only '{self.index.class_names[0]}'" if self.index.class_names else "none"
+            raise InputError(
+                f"{root}: needs at least two class folders, found {classes}; give labelled scans with --data"
+            )
+        positions = self.index.positions(split)
+        positions = positions[self.index.labels[positions] != UNLABELLED]
+        if not len(positions):
+            raise InputError(f"{root}: no labelled scans in the {split} split; give more patients or another split")
+        return positions
+
+    def counts(self, positions: np.ndarray) -> dict[str, Any]:
+        """Scans and patients, in all and of each class."""
+        labels, patients = self.index.labels[positions], self.index.patients[positions]
+        by_class = {
+            name: {"scans": int((labels == c).sum()), "patients": len(set(patients[labels == c].tolist()))}
+            for c, name in enumerate(self.index.class_names)
+        }
+        return {"scans": len(positions), "patients": len(set(patients.tolist())), "classes": by_class}
+
+    def training_notes(self, positions: np.ndarray, others: Sequence[str] = ()) -> list[str]:
+        """What a reader must know of these scans' patients and the training of the model, and of other SOURCEs."""
+        notes = [note for note in self.notes if note not in self.index.notes]  # those were said when it was read
+        notes += self._of_training(self.provenance, positions)
+        for name in others:
+            notes += [f"{name}: {note}" for note in self._of_training(self.provenance_of(name), positions)]
+        return notes
+
+    def provenance_of(self, source: str) -> TrainedPatients | None:
+        """What is known of these patients and the training of any SOURCE."""
+        return trained_patients(self.index, self.scans.file_digests, trained_on(source))
+
+    def _of_training(self, provenance: TrainedPatients | None, positions: np.ndarray) -> list[str]:
+        patients = set(self.index.patients[positions].tolist())
+        if provenance is None:
+            return [f"whether the weights were trained on these patients is not known: no {TRAINED_ON} beside them"]
+        notes = []
+        if shared := len(provenance.patients & patients):
+            notes.append(
+                f"{shared} of {len(patients)} patients were trained on, in this run or one that it started from: not a "
+                "test on new patients"
+            )
+        if provenance.unknown:
+            notes.append(
+                f"training began with {', '.join(provenance.unknown)}: whether those weights know these patients is "
+                "not known"
+            )
+        return notes
+
+    def shortcuts(self, positions: np.ndarray) -> list[dict[str, Any]] | None:
+        """How well size, white border or brightness alone tell the classes of these scans (``data.shortcut``).
+
+        Balanced accuracy and its 95 % interval by patient, in per cent. None for phantoms, whose size and gain do
+        not know the class, and where there are too few patients to say.
+        """
+        if self.is_phantom:
+            return None
+        results, _ = check_shortcuts(
+            self.index.labels[positions],
+            self.index.patients[positions],
+            self.scans.original_sizes[positions],
+            np.asarray(self.scans.border[positions]),
+            np.asarray(self.scans.brightness[positions]),
+        )
+        return [
+            {
+                "features": result.features,
+                "balanced_accuracy": Interval(result.balanced_accuracy, result.low, result.high).times(100),
+                "chance": 100 * result.chance,
+            }
+            for result in results
+        ] or None
+
+    def summary(self, **positions: np.ndarray) -> dict[str, Any]:
+        """What goes into a result: folder, kind, split settings, and counts of each named set of scans."""
+        kept = ("split", "split_seed", "val_fraction", "test_fraction", "neutralise_borders", "grey_range")
+        return {
+            "folder": self.index.root.resolve(),
+            "synthetic": self.is_phantom,
+            "notice": PHANTOM_NOTICE if self.is_phantom else None,
+            "dataset": {name: getattr(self.dataset, name) for name in kept},
+            "split": self.index.split_rule,
+            "sets": {name: self.counts(rows) for name, rows in positions.items()},
+            "notes": self.notes,
+        }

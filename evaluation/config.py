@@ -1,0 +1,429 @@
+"""Settings of every evaluation: what each command asks for, with its limits.
+
+Nothing here imports a network, so that ``--help`` and wrong options are answered at once.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, get_args
+
+import tyro
+
+from dino_oct.data.index import HeldOut, LongerSide, WhiteValue
+from dino_oct.data.phantom import Depth, Patients, PictureSide, ScansPerPatient
+from dino_oct.limits import (
+    BatchSize,
+    Blocks,
+    Epochs,
+    Heads,
+    Items,
+    MaskValues,
+    Name,
+    Neighbours,
+    NewName,
+    NewPath,
+    Ordered,
+    PositiveShare,
+    Range,
+    Resamples,
+    Scans,
+    Seed,
+    Share,
+    Side,
+)
+
+
+@dataclass
+class DatasetOptions:
+    """How scans are split and cached; unset: as in training."""
+
+    split: Literal["patient", "official", "auto"] | None = None
+    """official: the folders train/val/test; patient: by a hash of the patient; auto: the folders unless patients are
+    known to be in two of them. Unset, on the run's own data: the run's own table (scans.csv)."""
+    split_seed: Seed | None = None
+    """Seed of the patient split."""
+    val_fraction: HeldOut | None = None
+    """Share of the patients kept for validation (patient split)."""
+    test_fraction: HeldOut | None = None
+    """Share of the patients kept for the test (patient split)."""
+    neutralise_borders: bool | None = None
+    """Replace white borders by the scan's own dark background."""
+    max_side: LongerSide | None = None
+    """Larger scans are scaled down to this longer side, in pixels."""
+    grey_range: WhiteValue | None = None
+    """Grey value that is white in 16-bit, 32-bit and float images; auto: decided over all of them."""
+    cache_dir: str | None = None
+    """Folder of the decode-once cache."""
+
+
+@dataclass
+class PhantomOptions:
+    """Which phantoms '--data phantom' means; unset: those of training."""
+
+    patients: Patients | None = None
+    """Number of patients."""
+    scans_per_patient: ScansPerPatient | None = None
+    """Scans of each patient."""
+    size: tuple[PictureSide, PictureSide] | None = None
+    """Height and width of a scan, in pixels."""
+    seed: Seed | None = None
+    """Seed; another one gives other eyes."""
+    depth: Depth | None = None
+    """Share of the axial range shown, .4 to 1."""
+
+
+@dataclass
+class EvaluationOptions:
+    """What every evaluation is asked for. Unset options are those that the run was trained with."""
+
+    model: tuple[Name, ...] = ()
+    """Runs, exports, files of weights, timm:NAME, timm:NAME@FILE or random:NAME, each once; unset: the newest run under
+    runs/. Data and settings are those of the first."""
+    data: Name | None = None
+    """OCT2017-style folder, or 'phantom'; unset: the run's own."""
+    out: NewName | None = None
+    """Folder for the results; unset: RUN/evaluation/NAME, or runs/SOURCE/evaluation/NAME where there is no run."""
+    heads: Heads | None = None
+    """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
+    bootstrap: Resamples = 1000
+    """Resamples of patients behind each 95 % interval; 0 gives none."""
+    seed: Seed = 0
+    """Of the resamples, and of the network with random weights."""
+    dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    phantom: PhantomOptions = field(default_factory=PhantomOptions)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every model, as it is named."""
+        return (*self.model, *getattr(self, "beside", ()))
+
+
+@dataclass
+class MaskOptions:
+    """Where lesions are."""
+
+    masks: Name | None = None
+    """Folder of lesion masks, DIR/SPLIT/CLASS/NAME.png in the size of the scans; unset: masks/ beside the splits, as
+    phantoms have it."""
+    lesion_values: MaskValues = ()
+    """Values of the lesion in a mask, any of several labels; unset: 255 for phantoms, else all but 0 and
+    --retina-values."""
+    retina_values: MaskValues = ()
+    """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
+
+
+Protocol = Literal["squash", "dino"]
+Precision = Literal["fp32", "bf16"]
+
+
+class Kind(NamedTuple):
+    """Which features of a backbone.
+
+    Attributes:
+        blocks: CLS of the last n blocks; 0: see below.
+        mean_patch: interleave the last block's CLS with its mean patch token; with 0 blocks the mean patch token alone.
+
+    0 blocks without the mean patch token mean the image feature: CLS, or a CNN's vector before the classifier.
+    """
+
+    blocks: int = 0
+    mean_patch: bool = False
+
+
+IMAGE_FEATURE = Kind()
+
+
+@dataclass
+class FeatureOptions(EvaluationOptions):
+    """Which features, of images of which size."""
+
+    image_size: tuple[Side, Side] | None = None
+    """Rows and columns of the images; unset: the run's monitor.image_size, or the model's own size."""
+    preprocessing: Protocol = "squash"
+    """squash: the whole scan, resized; dino: short side to 256/224 of image-size, then the central square."""
+    features: Literal["cls", "mean-patch", "cls+mean-patch", "blocks"] | None = None
+    """cls: after the final norm (CNNs: the vector before the classifier); mean-patch: mean patch token; blocks: CLS of
+    the last n-blocks."""
+    n_blocks: Blocks = 4
+    """Of features 'blocks'."""
+    precision: Precision = "fp32"
+    """Of the extraction; bf16 is faster where the processor has it, and changes features slightly."""
+    controls: bool = True
+    """Also evaluate what the model must beat: its starting weights, random weights and raw pixels."""
+
+    def kind(self) -> Kind | None:
+        """The features asked for; None where the evaluation chooses."""
+        chosen = {
+            "cls": IMAGE_FEATURE,
+            "mean-patch": Kind(0, mean_patch=True),
+            "cls+mean-patch": Kind(1, mean_patch=True),
+            "blocks": Kind(self.n_blocks),
+        }
+        return chosen[self.features] if self.features else None
+
+
+Head = Literal["own", "probe", "prototype"]
+
+
+@dataclass
+class ClassTargetOptions(EvaluationOptions):
+    """Whose logits are explained."""
+
+    classifier: Head | None = None
+    """own: the model's; probe: a linear probe of its features; prototype: cosine to each class's mean feature. Unset:
+    own where the model has one with class names, else probe."""
+    image_size: tuple[Side, Side] | None = None
+    """Rows and columns that scans are resized to; unset: the size that the model was trained or judged at."""
+
+
+@dataclass
+class ExplanationOptions(ClassTargetOptions):
+    """Which classifiers explain which class of which scans."""
+
+    scans: tyro.conf.Positional[tuple[Name, ...]] = ()
+    """Image files; unset: scans of --split."""
+    beside: tuple[Name, ...] = ()
+    """Further models: an older spelling of several names after --model."""
+    split: Literal["test", "val", "train"] = "test"
+    """Where scans are taken from if no file is given."""
+    n: Scans = 8
+    """Scans to take from the split, in turns through the classes, each from a new patient as long as there are any."""
+    target: Name = "predicted"
+    """The class to explain: predicted (by each model), true, or a class name."""
+
+
+FEWEST = 5  # scans: with fewer, UMAP's spectral start is not defined
+SCORES = ("pointing", "energy", "enrichment", "rank_accuracy", "auprc", "iou_otsu", "iou_mass")
+ALL_SCORES = (*SCORES, "iou_tuned", "energy_retina", "lesion_over_retina")
+CamMethod = Literal["gradcam", "gradcam++", "hirescam", "eigencam"]
+Fill = Literal["black", "mean", "blur", "neighbours"]
+RelevanceMethod = Literal["gradient", "lrp", "rollout"]
+MethodName = Literal[
+    "attention", "rollout", "relevance", "lrp", "gradcam", "gradcam++", "hirescam", "eigencam", "occlusion"
+]
+ALL = get_args(MethodName)
+ATTENTION = "attention"
+METHODS_BY_DEFAULT = ("attention", "relevance", "gradcam", "occlusion")
+SomeScans = Annotated[int, Range(0, 100_000)]
+AttentionSize = Annotated[Side | None, tyro.conf.arg(aliases=["--size"])]
+VoteTemperature = Annotated[float, Range(above=0)]
+
+
+@dataclass
+class KnnOptions(FeatureOptions):
+    """k-NN classification on frozen features, with patient-bootstrap intervals, beside controls."""
+
+    k: Neighbours = (5, 10)
+    """Numbers of neighbours."""
+    split: Literal["test", "val"] = "test"
+    """Scans to classify; the training split votes."""
+    temperature: VoteTemperature = 0.07
+    """Of the votes exp(similarity / temperature)."""
+    exclude_same_patient: bool = False
+    """Leave scans of the classified scan's own patient out of the vote (for splits that share patients)."""
+
+
+@dataclass
+class LinearOptions(FeatureOptions):
+    """Linear probe on frozen features, with patient-bootstrap intervals, controls and label-fraction curves."""
+
+    protocol: Literal["fast", "dino"] = "fast"
+    """fast: L2 logistic regression over a range of C; dino: SGD for some epochs, on the paper's features."""
+    fractions: Annotated[tuple[PositiveShare, ...], Items(1)] = (0.01, 0.05, 0.1, 1.0)
+    """Shares of the training patients whose labels are used, each above 0 and up to 1 (at least one of each class)."""
+    draws: Annotated[int, Range(1, 1000)] = 3
+    """Random choices of these patients at each fraction."""
+    c_range: Annotated[tuple[float, float], Range(1e-10, 1e10), Ordered()] = (1e-5, 1e2)
+    """Smallest and largest C of the fast protocol."""
+    n_c: Annotated[int, Range(1, 1000)] = 20
+    """Values of C, evenly in the logarithm."""
+    epochs: Epochs = 100
+    """Of the dino protocol."""
+    split: Literal["test", "val"] = "test"
+    """Scans to classify. With val the setting is chosen and judged on the same scans: for development only."""
+
+
+@dataclass
+class EmbeddingMapOptions(FeatureOptions):
+    """UMAP maps of frozen features side by side, with numbers measured on the features themselves."""
+
+    beside: tuple[Name, ...] = ()
+    """Further models: an older spelling of several names after --model."""
+    split: Literal["test", "val", "train", "all"] = "test"
+    """Scans to map."""
+    neighbours: Annotated[int, Range(2, 10_000)] = 15
+    """UMAP's n_neighbors."""
+    min_dist: Share = 0.1
+    """UMAP's min_dist."""
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    """UMAP's distance between features."""
+    seeds: Annotated[int, Range(1, 100)] = 3
+    """UMAP seeds, from --seed on: the first is drawn, all are compared."""
+    k: Annotated[int, Range(1, 10_000)] = 10
+    """Neighbours of purity, trustworthiness and the overlap of seeds."""
+    max_scans: Annotated[int, Range(FEWEST, 1_000_000)] = 5000
+    """Of more scans, so many are drawn by seed."""
+    animate: bool = False
+    """Also map every checkpoint of the run, as a GIF and on the page."""
+    frames: Annotated[int, Range(2, 1000)] = 16
+    """Of the animation at most; evenly chosen, first and last always."""
+    projector: bool = True
+    """Also write the features for TensorBoard's projector."""
+
+
+@dataclass
+class AttentionOptions(EvaluationOptions):
+    """CLS attention per head of some scans: overlays, maps, masks, and how widely each head spreads."""
+
+    scans: tyro.conf.Positional[tuple[Name, ...]] = ()
+    """Image files; unset: scans of --split."""
+    split: Literal["test", "val", "train"] = "test"
+    """Where scans are taken from if no file is given."""
+    n: Scans = 8
+    """Scans to take from the split, in turns through the classes, each from a new patient as long as there are any."""
+    block: Annotated[int, Range(-1000, 1000)] = -1
+    """Transformer block, from 0, or negative from the last."""
+    attention_size: AttentionSize = None
+    """Short side of the network's input, in pixels; unset: the run's monitor.attention_size, or 480."""
+    mass: PositiveShare = 0.6
+    """Share of the attention to patches that a mask holds, in (0, 1]."""
+
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        return ("data", "image files are given as well; give one of them") if self.scans and self.data else None
+
+
+@dataclass
+class GradcamOptions(ExplanationOptions):
+    """Where a class's logit comes from, by the last feature map that has positions."""
+
+    methods: Annotated[tuple[CamMethod, ...], Items(1, distinct=True)] = ("gradcam",)
+    """One row of a page each; eigencam is the same for every class."""
+
+
+@dataclass
+class OcclusionOptions(ExplanationOptions):
+    """Signed occlusion maps of every class, and the masks whose hiding speaks most for the explained one."""
+
+    window: PositiveShare = 0.2
+    """Rows and columns of the window as a share of the image's."""
+    stride: PositiveShare = 0.25
+    """Step of the window as a share of the window."""
+    fill: Fill = "neighbours"
+    """What hides: neighbours continues each row from the pixels beside the window; blur; mean of the scan; black."""
+    batch_size: BatchSize = 64
+    """Hidden scans per forward pass."""
+
+
+@dataclass
+class RelevanceOptions(ExplanationOptions):
+    """Which patches a class's logit rests on, followed through the attention of a vision transformer."""
+
+    methods: Annotated[tuple[RelevanceMethod, ...], Items(1, distinct=True), tyro.conf.arg(aliases=["--method"])] = (
+        "gradient",
+    )
+    """gradient: attention × its gradient (Chefer et al., ICCV 2021); lrp: with layer-wise relevance in place of
+    attention (CVPR 2021, patented); rollout: attention alone."""
+    start_layer: Annotated[int, Range(0, 1000)] = 0
+    """Lowest transformer block that is followed, from 0."""
+
+
+@dataclass
+class LocalizationOptions(MaskOptions, ClassTargetOptions):
+    """Maps of every method and model scored against lesion masks, with patient-bootstrap intervals."""
+
+    beside: tuple[Name, ...] = ()
+    """Further models: an older spelling of several names after --model."""
+    methods: Annotated[tuple[MethodName, ...], Items(1, distinct=True)] = METHODS_BY_DEFAULT
+    """Methods to score; those that a model cannot have leave a gap with the reason. lrp is patented."""
+    target: Literal["true", "predicted"] = "true"
+    """The class to explain."""
+    score: Literal[ALL_SCORES] = "auprc"
+    """Ranks the rows and chooses attention heads (on validation patients)."""
+    n: SomeScans = 144
+    """Test scans with a lesion, in turns through classes and patients, and half as many validation scans; 0: all."""
+    attention_size: Side | None = None
+    """Short side in pixels of the scans that attention is computed on; unset: a pretraining's monitor.attention_size,
+    else what the classifier sees."""
+    attention_blocks: Literal["last", "all"] = "last"
+    """Whose heads may be chosen."""
+    window: PositiveShare = 0.2
+    """Occlusion: rows and columns of the window as a share of the image's."""
+    stride: PositiveShare = 0.5
+    """Occlusion: step of the window as a share of the window."""
+    fill: Fill = "neighbours"
+    """Occlusion: what hides, as in evaluation/occlusion.py."""
+    faithfulness: SomeScans = 16
+    """Test scans for deletion and insertion; 0: none."""
+    sanity: SomeScans = 12
+    """Test scans for the weight randomisation test; 0: none."""
+    pages: SomeScans = 3
+    """Pages of maps to draw: scans of median score, one for each class in turn; 0: none."""
+
+
+Figure = Literal["5", "6", "7", "9"]
+FIGURES: dict[str, tuple[MethodName, ...]] = {
+    "5": ("gradcam",),
+    "6": ("occlusion",),
+    "7": ("lrp",),
+    "9": ("attention",),
+}
+
+
+@dataclass
+class SideBySideOptions(MaskOptions, ExplanationOptions):
+    """Pages of maps: one scan each, a row for each method, a column for each model."""
+
+    methods: Annotated[tuple[MethodName, ...], Items(1, distinct=True)] = METHODS_BY_DEFAULT
+    """One row of a page each; those that a model cannot have leave a gap with the reason. lrp is patented."""
+    figure: Figure | None = None
+    """A figure of the paper instead of --methods; 9 shows every attention head."""
+    attention_size: Side | None = None
+    """Short side in pixels of the scans that attention is computed on; unset: a pretraining's monitor.attention_size,
+    else what the classifier sees."""
+
+    def __post_init__(self):
+        if self.figure:
+            self.methods = FIGURES[self.figure]
+
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        if self.masks and self.scans:
+            return "masks", "image files are given as well; masks belong to scans of a data folder"
+        return None
+
+
+@dataclass
+class ComparisonOptions(MaskOptions):
+    """Compare models on the same test scans: one page, numbers as JSON and CSV, figures as PNG and SVG."""
+
+    models: tyro.conf.Positional[tuple[Name, ...]] = ()
+    """An older spelling of --model."""
+    model: tuple[Name, ...] = ()
+    """Runs, exports, checkpoints (RUN/checkpoints/start: the weights before training), files of weights, timm:NAME,
+    timm:NAME@FILE or random:NAME; each once."""
+    data: Name | None = None
+    """OCT2017-style folder, or 'phantom'; unset: the first run's own."""
+    out: NewPath = Path("report")
+    """Folder for report.html, results.json, results.csv, figures/ and the cache of finished steps."""
+    k: Neighbours = (5, 10)
+    """Numbers of neighbours of k-NN."""
+    temperature: VoteTemperature = 0.07
+    """Of k-NN's votes exp(similarity / temperature)."""
+    methods: Annotated[tuple[MethodName, ...], Items(1, distinct=True)] = METHODS_BY_DEFAULT
+    """Explanation maps, for the models that can give them. lrp is patented."""
+    league: SomeScans = 96
+    """Test scans with a lesion on which maps are scored against the masks; 0: no league."""
+    cases: Annotated[int, Range(0, 1000)] = 8
+    """Scans of the case viewer, in turns: drawn by seed, best, median and worst of the model that validation chose."""
+    bootstrap: Resamples = 1000
+    """Resamples of patients behind each 95 % interval; 0 gives none."""
+    seed: Seed = 0
+    """Of the resamples, the maps and the random cases."""
+    dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    phantom: PhantomOptions = field(default_factory=PhantomOptions)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Every model, as it is named."""
+        return (*self.models, *self.model)

@@ -1,0 +1,1 @@
+"""What evaluations take: models, scans, features, masks."""

@@ -1,0 +1,223 @@
+"""Features of frozen extractors, computed once for a set of scans and read back from disk by every evaluation.
+
+An entry is a folder of one memory-mapped ``.npy`` and a description of what it holds. It is found by the weights, the
+pixels of the scans in their order, and the preprocessing; it is trusted only if its checksum agrees.
+"""
+
+import contextlib
+import copy
+import hashlib
+import json
+import os
+import sys
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from dino_oct.data.cache import ScanCache
+from dino_oct.features import extract, pixel_features
+from dino_oct.files import check_regular, private_folder, read_json, remove, scratch_folder, share_as
+from dino_oct.models.attention import linear_probe_features
+from dino_oct.models.backbone import patch_size
+from dino_oct.models.network import normalise
+from evaluation.config import IMAGE_FEATURE, Kind, Precision
+from evaluation.inputs.preprocessing import Preprocessing
+
+Extractor = Callable[[torch.Tensor], np.ndarray]
+_CHUNK = 256
+FEATURES_VERSION = 4  # raise it when resizing or extraction change: older entries are then not found
+_ATTENTION_NUMBERS = 1 << 27  # 256 MB in bfloat16
+
+
+def extract_all(
+    scans: Sequence[np.ndarray],
+    positions: np.ndarray,
+    preprocessing: Preprocessing,
+    extractors: dict[str, Extractor],
+) -> dict[str, np.ndarray]:
+    """Features of the scans at ``positions`` from each extractor.
+
+    Args:
+        scans: grey uint8 scans (H, W).
+        extractors: name → function from images (n, 1, rows, columns) uint8 to features (n, D).
+
+    Returns:
+        name → (N, D) float32, in the order of ``positions``.
+    """
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in extractors}
+    with tqdm(total=len(positions), desc="features", unit="scan", disable=None, leave=False) as bar:
+        for start in range(0, len(positions), _CHUNK):
+            chunk = positions[start : start + _CHUNK]
+            images = preprocessing(scans[i] for i in chunk)  # once for all extractors
+            for name, extract in extractors.items():
+                parts[name].append(extract(images))
+            bar.update(len(chunk))
+    return {name: np.concatenate(features) for name, features in parts.items()}
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A function from images to features, and what identifies it (plain values: weights, kind, precision)."""
+
+    extract: Extractor
+    identity: dict[str, Any]
+
+
+def of_network(
+    network: nn.Module,
+    device: torch.device,
+    batch_size: int = 64,
+    kind: Kind = IMAGE_FEATURE,
+    precision: Precision = "fp32",
+) -> Extraction:
+    """Features of a network of ``load_frozen``.
+
+    The architecture belongs to its identity beside the weights' hash: one file opened with other heads gives others.
+    """
+    backbone = network if precision == "fp32" else _in_bf16(network, device)
+
+    def run(images: torch.Tensor) -> np.ndarray:
+        at_once = _bounded(batch_size, backbone, images.shape[-2:]) if precision == "bf16" else batch_size
+        if kind == IMAGE_FEATURE:
+            return extract(backbone, images, device, at_once)
+        rows = []
+        for batch in images.split(at_once):
+            ready = normalise(batch.to(device), backbone).to(next(backbone.parameters()).dtype)
+            rows.append(linear_probe_features(backbone, ready, *kind).float().cpu())
+        return torch.cat(rows).numpy()
+
+    config = backbone.pretrained_cfg
+    identity = {
+        "weights": network.weights.sha256,
+        "architecture": [network.hub_config[key] for key in ("architecture", "model_args")],
+        "normalisation": [list(config["mean"]), list(config["std"])],
+        "kind": kind._asdict(),
+        "precision": precision,
+    }
+    return Extraction(run, identity)
+
+
+def _in_bf16(backbone: nn.Module, device: torch.device) -> nn.Module:
+    """A copy with bfloat16 weights: faster than autocast, which casts weights and activations again and again."""
+    copied = copy.deepcopy(backbone).bfloat16()
+    if device.type == "cpu":  # the fused kernel is made for float32 there: plain products are a tenth faster over all
+        for module in copied.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
+    return copied
+
+
+def _bounded(batch_size: int, backbone: nn.Module, size: Sequence[int]) -> int:
+    """As many images as keep the attention matrices of one block in ``_ATTENTION_NUMBERS``."""
+    if not hasattr(backbone, "blocks") or not hasattr(backbone.blocks[0], "attn"):
+        return batch_size
+    tokens = size[0] * size[1] // patch_size(backbone) ** 2
+    return max(min(batch_size, _ATTENTION_NUMBERS // (backbone.blocks[0].attn.num_heads * tokens**2)), 1)
+
+
+def of_pixels() -> Extraction:
+    """The control without a network."""
+    return Extraction(pixel_features, {"pixels": 1})
+
+
+class FeatureCache:
+    """Features on disk below ``root`` / features.
+
+    A folder that cannot be written costs the next evaluation its time, not this one its result.
+    """
+
+    def __init__(self, root: Path):
+        self.folder = Path(root) / "features"
+
+    def get(
+        self,
+        scans: ScanCache,
+        positions: np.ndarray,
+        preprocessing: Preprocessing,
+        extractions: dict[str, Extraction],
+    ) -> dict[str, np.ndarray]:
+        """Features of the scans at ``positions``.
+
+        Scans are brought to size once for all extractions without a sound entry, and not read if every one has.
+
+        Returns:
+            name → (N, D) float32, read-only where it is mapped from disk, in the order of ``positions``.
+        """
+        data = hashlib.sha256(np.ascontiguousarray(scans.digests[positions]).tobytes()).hexdigest()
+        common = {"version": FEATURES_VERSION, "scans": len(positions), "data": data, **asdict(preprocessing)}
+        identities = {name: {**common, **extraction.identity} for name, extraction in extractions.items()}
+        features_of = {name: self._read(identity) for name, identity in identities.items()}
+        missing = {name: extractions[name].extract for name, features in features_of.items() if features is None}
+        if missing:
+            for name, features in extract_all(scans, positions, preprocessing, missing).items():
+                features_of[name] = features
+                self._write(identities[name], features)
+        return features_of
+
+    def entry(self, identity: dict[str, Any]) -> Path:
+        """Folder of an entry."""
+        return self.folder / hashlib.sha256(_canonical(identity).encode()).hexdigest()[:24]
+
+    def _read(self, identity: dict[str, Any]) -> np.ndarray | None:
+        folder = self.entry(identity)
+        if not os.path.lexists(folder):
+            return None
+        try:
+            return _open(folder, identity)
+        except Exception as error:  # damaged headers make numpy raise almost anything
+            reason = " ".join(str(error).split())
+            print(f"feature cache damaged, extracting again: {folder}: {reason}", file=sys.stderr, flush=True)
+            return None
+
+    def _write(self, identity: dict[str, Any], features: np.ndarray) -> None:
+        folder = self.entry(identity)
+        try:
+            private_folder(self.folder.parent)
+            with contextlib.suppress(FileExistsError):
+                self.folder.mkdir(mode=0o700)
+                share_as(self.folder, self.folder.parent, write=True)
+            with scratch_folder(folder) as building:
+                np.save(building / "features.npy", features)
+                about = {"identity": identity, "shape": features.shape, "crc32": _checksum(features)}
+                (building / "about.json").write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")
+                share_as(building, self.folder)
+                remove(folder)  # a damaged one; or another process's, which holds the same
+                with contextlib.suppress(FileExistsError):
+                    building.rename(folder)
+        except OSError as error:
+            if not folder.exists():
+                print(
+                    f"features not kept: {self.folder}: {error.strerror or error}; name another folder with "
+                    "--dataset.cache-dir",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+
+def _open(folder: Path, identity: dict[str, Any]) -> np.ndarray:
+    """Map an entry; raises ValueError or what reading raises if it is not whole."""
+    about = read_json(folder / "about.json")
+    features = np.load(check_regular(folder / "features.npy"), mmap_mode="r", allow_pickle=False)
+    if _canonical(about["identity"]) != _canonical(identity):
+        raise ValueError("it describes other features")
+    if list(features.shape) != about["shape"] or features.dtype != np.float32 or len(features) != identity["scans"]:
+        raise ValueError(f"shape {features.shape} {features.dtype}, expected {about['shape']} float32")
+    if _checksum(features) != about["crc32"]:
+        raise ValueError("its checksum does not agree")
+    return features
+
+
+def _checksum(features: np.ndarray) -> int:
+    # The whole content at more than 1 GB/s: a probe of some rows would let a damaged one pass.
+    return zlib.crc32(memoryview(np.ascontiguousarray(features)).cast("B"))
+
+
+def _canonical(identity: dict[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True, default=str)

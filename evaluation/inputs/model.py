@@ -1,0 +1,376 @@
+"""The network under evaluation, opened once: what it is, its images, its features' network, its logits, its origin.
+
+A supervised run brings its classifier. Any other backbone gets a linear one, fitted on frozen features of labelled
+training scans and put into the network as its timm head: what explains a class sees one kind of model.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dino_oct.data.cache import cache_root
+from dino_oct.errors import InputError
+from dino_oct.features import check_size, extract, resize
+from dino_oct.models.backbone import classifier_tensors, load_backbone, open_layer_scales, patch_size
+from dino_oct.models.classifier import ZooModel, describe
+from dino_oct.models.frozen import RandomWeights, Weights, freeze, load_frozen
+from dino_oct.models.layers import classifier_layer, embed
+from dino_oct.monitor import MonitorConfig
+from dino_oct.runtime import default_device
+from dino_oct.scan_data import ScanData
+from dino_oct.scores.paired import RANDOM
+from dino_oct.streams import seed_of
+from evaluation.config import ClassTargetOptions, Head
+from evaluation.inputs.feature_cache import Extraction, FeatureCache, of_network
+from evaluation.inputs.preprocessing import Preprocessing
+from evaluation.inputs.scans import open_data
+from evaluation.inputs.selection import Chosen
+from evaluation.inputs.sources import Source, short_names
+from evaluation.scores.probes import LinearClassifier, choose, logistic_path, standardisation
+
+_CS = tuple(np.logspace(-5, 2, 20).tolist())  # strengths of the probe, as evaluation/linear.py tries them
+_SHARPNESS = tuple(np.logspace(0, 3, 13).tolist())  # factors of the cosine to a prototype
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A classifier that was fitted for an evaluation.
+
+    Attributes:
+        train, val: counts of the scans that it was fitted and chosen on.
+        setting: C of a probe, factor of the cosine of prototypes.
+        val_balanced_accuracy: per cent.
+    """
+
+    train: dict[str, Any]
+    val: dict[str, Any]
+    setting: float
+    val_balanced_accuracy: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(ZooModel):
+    """A network in evaluation mode on the device of evaluations; no parameter needs a gradient.
+
+    Attributes:
+        name: short, as tables show it.
+        source: where it comes from.
+        head: where its classifier comes from; None: it has none.
+        fitted: of a fitted head.
+    """
+
+    source: Source
+    head: Head | None = None
+    fitted: FittedHead | None = None
+
+    @property
+    def kind(self) -> str:
+        """As ``Source.kind``."""
+        return self.source.kind
+
+    @property
+    def weights(self) -> Weights:
+        """What identifies its weights."""
+        return self.model.weights
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.model.parameters()).device
+
+    @property
+    def is_random(self) -> bool:
+        """Whether nothing was loaded: a control."""
+        return self.model.load_report.matched == 0
+
+    @property
+    def batch_size(self) -> int:
+        """Scans per pass of an extraction."""
+        return (self.source.monitor or MonitorConfig()).batch_size
+
+    @property
+    def target(self) -> str | None:
+        """In words, what a class's logit is; None without classes."""
+        if not self.class_names:
+            return None
+        if self.fitted is None:
+            return "logit of the model's own classifier"
+        accuracy = f"validation balanced accuracy {self.fitted.val_balanced_accuracy:.1f} %"
+        if self.head == "probe":
+            return f"logit of a linear probe (C {self.fitted.setting:.3g}, {accuracy})"
+        return f"cosine to class prototypes, × {self.fitted.setting:.3g} ({accuracy})"
+
+    def preprocessing(self, image_size: Sequence[int] | None = None, protocol: str = "squash") -> Preprocessing:
+        """How its images are made; unset: of its input size.
+
+        Raises:
+            InputError: a size that is no multiple of the patch, or not square where the protocol crops squares.
+        """
+        check_size(tuple(image_size or self.input_size), self.model, "image-size")
+        return Preprocessing(tuple(image_size or self.input_size), protocol)
+
+    @torch.no_grad()
+    def logits(self, scan: np.ndarray) -> np.ndarray:
+        """Logits (K,) float64 of a grey scan (H, W) uint8, resized to the input size."""
+        images = resize(scan, self.input_size)[None].to(self.device)
+        return self.model(self.prepare(images))[0].double().cpu().numpy()
+
+    def class_index(self, name: str) -> int:
+        """The logit of a class.
+
+        Raises:
+            InputError: no such class.
+        """
+        if name not in self.class_names:
+            raise InputError(f"class {name}: {self.name} has {', '.join(self.class_names[:20])}")
+        return self.class_names.index(name)
+
+
+def open_model(
+    source: Source,
+    name: str = "",
+    *,
+    image_size: Sequence[int] | None = None,
+    heads: int | None = None,
+    with_classifier: bool = False,
+) -> Model:
+    """Load a network.
+
+    Args:
+        name: short and unique; unset: the source's.
+        image_size: rows and columns of its images; unset: the size that a pretraining was judged at, or the network's
+            own, down to a multiple of the patch.
+        heads: attention heads, for a file whose tensors do not tell.
+        with_classifier: with the source's own classifier, if it has one.
+
+    Raises:
+        InputError: an image size that does not fit, or as ``load_backbone``.
+    """
+    network = load_frozen(source.name, default_device(), num_classes=None if with_classifier else 0, heads=heads)
+    if image_size:
+        check_size(tuple(image_size), network, "image-size")
+    elif source.monitor:
+        image_size = source.monitor.image_size
+    return _describe(network, name or source.short_name, source, image_size)
+
+
+def _describe(network: nn.Module, name: str, source: Source, image_size: Sequence[int] | None) -> Model:
+    if not image_size:
+        patch = patch_size(network)
+        rows, columns = network.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]
+        image_size = max(rows // patch, 1) * patch, max(columns // patch, 1) * patch
+    classifier = describe(network, name, image_size)
+    network.eval()
+    head: Head | None = "own" if network.load_report.classifier == "loaded" else None
+    return Model(**vars(classifier), source=source, head=head)
+
+
+def random_control(model: Model, seed: int) -> Model | str:
+    """The model's architecture with random weights, or why that would say nothing new.
+
+    LayerScale is 1 in it: at timm's 1e-5 all scans would have the same features.
+    """
+    if model.source.config is not None and model.source.config.starts_from_random:
+        return "no row for random weights: the run started from random weights, so the starting weights are that row"
+    if model.is_random:
+        return "no row for random weights: the model itself has random weights"
+    hub = model.model.hub_config
+    source = Source(f"random:{hub['architecture']}")
+    network = load_backbone(source.name, model_args=hub["model_args"], seed=seed_of("random control", seed))
+    open_layer_scales(network)
+    network.pretrained_cfg = {**network.pretrained_cfg, **hub["pretrained_cfg"]}  # the same mean and std
+    network = freeze(network, source.name, model.device)
+    network.weights = RandomWeights(**vars(network.weights), seed=seed)
+    return _describe(network, RANDOM, source, model.input_size)
+
+
+def open_classifiers(
+    sources: Sequence[Source], options: ClassTargetOptions, data: ScanData | None = None
+) -> dict[str, Model]:
+    """The models of some sources as classifiers, by their short names.
+
+    Raises:
+        InputError: a source given twice, or as ``open_model`` and ``as_classifier``.
+    """
+    models = {}
+    for name, source in zip(short_names(sources), sources, strict=True):
+        model = open_model(
+            source, name, image_size=options.image_size, heads=options.heads,
+            with_classifier=options.classifier in (None, "own"),
+        )  # fmt: skip
+        models[name] = as_classifier(model, options, data)
+    return models
+
+
+def as_classifier(model: Model, options: ClassTargetOptions, data: ScanData | None = None) -> Model:
+    """The model with a classifier of named classes: its own, or one that is fitted and replaces its own in the network.
+
+    A probe is the logistic regression that ``evaluation/linear.py`` chooses; a prototype is the mean of the unit
+    features of a class, brought to unit length. Each is one linear layer, so the cosine's division by a scan's own
+    feature length is replaced by the mean length: this leaves the order of a scan's classes as it is, and changes how
+    sharp its probabilities are.
+
+    Args:
+        data: labelled scans to fit a head on; unset: opened as the options say, and only if a head must be fitted.
+
+    Raises:
+        InputError: no classifier where the model's own is asked for, or no labels to fit one on.
+    """
+    source = model.source
+    if options.classifier == "own" and model.head != "own":
+        raise InputError(
+            f"{source.name} has no classifier of its own; use --classifier probe, or name a supervised run"
+        )
+    if options.classifier in (None, "own") and model.head == "own" and (model.class_names or options.classifier):
+        names = model.class_names or tuple(map(str, range(model.model.num_classes)))
+        return dataclasses.replace(model, class_names=names)
+    if data is None:
+        if source.config is None and options.data is None:
+            raise InputError(
+                f"{source.name} has no classifier of OCT classes, and without labelled scans none can be fitted; give "
+                "them with --data DIR, or name a supervised run with --model"
+            )
+        data = open_data(source, options.data, options.dataset, options.phantom, print)
+    return _with_fitted_head(model, options.classifier or "probe", data)
+
+
+def _with_fitted_head(model: Model, head: Head, data: ScanData) -> Model:
+    try:
+        train, val = (data.labelled(split) for split in ("train", "val"))
+    except InputError as error:
+        raise InputError(
+            f"{model.source.name} has no classifier of its own and none can be fitted ({error}); give labelled scans "
+            "with --data DIR, or name a supervised run with --model"
+        ) from None
+    present, labels = np.unique(data.index.labels[train], return_inverse=True)
+    val = val[np.isin(data.index.labels[val], present)]
+    if not len(val):
+        raise InputError(f"{data.index.root}: no validation scan is of a class that has training scans")
+    val_labels = np.searchsorted(present, data.index.labels[val])
+
+    extraction, cache = _classifier_input(model), FeatureCache(cache_root(data.dataset))
+    features, val_features = (
+        torch.from_numpy(np.array(cache.get(data.scans, positions, model.preprocessing(), {"": extraction})[""]))
+        for positions in (train, val)
+    )
+    fit = _probes if head == "probe" else _prototypes
+    choice = choose(fit(features, labels, len(present)), val_features, val_labels)
+    put_head(model.model, choice.classifier)
+    return dataclasses.replace(
+        model,
+        head=head,
+        class_names=tuple(data.index.class_names[c] for c in present),
+        embedding_layer=classifier_layer(model.model),
+        fitted=FittedHead(data.counts(train), data.counts(val), choice.setting, choice.accuracies[choice.setting]),
+    )
+
+
+def _classifier_input(model: Model) -> Extraction:
+    """What the classifier will see; the image feature, cached by every evaluation, where the two are the same."""
+    network, image_feature = model.model, of_network(model.model, model.device, model.batch_size)
+    if getattr(network, "cls_token", None) is None or network.global_pool == "token":
+        return image_feature
+    return Extraction(
+        lambda images: extract(network, images, model.device, model.batch_size, forward=embed),
+        {**image_feature.identity, "kind": "input of the classifier"},
+    )
+
+
+def _probes(features: torch.Tensor, labels: np.ndarray, n_classes: int) -> Iterator[tuple[float, LinearClassifier]]:
+    """Logistic regressions on standardised features, as classifiers of the features themselves."""
+    mean, scale = (torch.from_numpy(value) for value in standardisation(features.numpy()))
+    for c, standardised in logistic_path((features - mean) / scale, labels, n_classes, _CS):
+        weight = standardised.weight / scale
+        yield c, LinearClassifier(weight, standardised.bias - weight @ mean)
+
+
+def _prototypes(features: torch.Tensor, labels: np.ndarray, n_classes: int) -> Iterator[tuple[float, LinearClassifier]]:
+    """Class means of unit features as weights, for several factors of the cosine."""
+    lengths = features.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    unit, classes = features / lengths, torch.from_numpy(labels)
+    means = torch.stack([unit[classes == c].mean(dim=0) for c in range(n_classes)])
+    directions = means / means.norm(dim=1, keepdim=True).clamp_min(1e-12) / lengths.mean()
+    for factor in _SHARPNESS:
+        yield factor, LinearClassifier(factor * directions, torch.zeros(n_classes))
+
+
+@torch.no_grad()
+def put_head(network: nn.Module, classifier: LinearClassifier) -> None:
+    """Replace a timm model's classifier by a linear one of the features before it, in place.
+
+    Args:
+        classifier: of features (D,) as ``models.layers.embed`` gives them. Distilled models average two classifiers of
+            two tokens, and embed to the tokens' mean: each gets the same weights.
+    """
+    device = next(network.parameters()).device
+    network.reset_classifier(len(classifier.bias))
+    network.to(device).requires_grad_(False)
+    for name in classifier_tensors(network):
+        parameter = network.get_parameter(name)
+        value = classifier.weight if name.endswith("weight") else classifier.bias
+        parameter.copy_(value.reshape(parameter.shape))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says about a scan: its input (1, H, W) uint8, its logits (K,), and the class to explain."""
+
+    model: Model
+    scan: Chosen
+    image: torch.Tensor
+    logits: np.ndarray
+    target: int
+
+    @property
+    def probabilities(self) -> np.ndarray:
+        """(K,) float64."""
+        return softmax(self.logits)
+
+    @property
+    def verdict(self) -> str:
+        """The class that the model calls, with its probability, and whether it is right where the class is known."""
+        best = int(self.logits.argmax())
+        name = self.model.class_names[best]
+        is_wrong = self.scan.label in self.model.class_names and name != self.scan.label
+        return f"{name} {100 * self.probabilities[best]:.0f} %" + (" (wrong)" if is_wrong else "")
+
+    @property
+    def explained(self) -> str:
+        """Name of the class to explain."""
+        return self.model.class_names[self.target]
+
+    def facts(self) -> dict[str, Any]:
+        """For the JSON file."""
+        names = self.model.class_names
+        return {
+            "predicted": names[int(self.logits.argmax())],
+            "explained": self.explained,
+            "logits": dict(zip(names, self.logits.tolist(), strict=True)),
+            "probabilities": dict(zip(names, self.probabilities.tolist(), strict=True)),
+        }
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities of logits (…, K), float64."""
+    return torch.from_numpy(np.asarray(logits, dtype=np.float64)).softmax(dim=-1).numpy()
+
+
+def ask(model: Model, scan: Chosen, target: str = "predicted") -> Answer:
+    """Classify a scan, and settle which class is explained.
+
+    Raises:
+        InputError: the true class of a scan is asked for that has none, or a class that the model does not have.
+    """
+    image, logits = resize(scan.scan, model.input_size), model.logits(scan.scan)
+    if target == "predicted":
+        index = int(logits.argmax())
+    elif target == "true" and scan.label is None:
+        raise InputError(f"{scan.file}: its class is not known; give --target predicted or a class name")
+    else:
+        index = model.class_index(scan.label if target == "true" else target)
+    return Answer(model, scan, image, logits, index)

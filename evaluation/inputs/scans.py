@@ -1,0 +1,78 @@
+"""Which scans an evaluation uses."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from dino_oct.data.index import DatasetConfig
+from dino_oct.data.load import load_scans
+from dino_oct.data.phantom import PhantomConfig
+from dino_oct.data.table import ScanRow, read_rows
+from dino_oct.errors import InputError
+from dino_oct.files import is_same_path
+from dino_oct.provenance import TABLE, trained_on, trained_patients
+from dino_oct.scan_data import ScanData
+from evaluation.config import DatasetOptions, PhantomOptions
+from evaluation.inputs.sources import Source
+
+_SPLITTING = ("split", "split_seed", "val_fraction", "test_fraction")
+Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
+
+
+def open_data(
+    source: "Source | None",
+    data: str | None,
+    dataset: DatasetOptions,
+    phantom: PhantomOptions,
+    say: Callable[[str], None],
+) -> ScanData:
+    """Open the data of an evaluation: the run's own, split as its table says, unless options say otherwise.
+
+    Args:
+        source: the model that is evaluated.
+        say: takes what a reader should know while scans are indexed.
+
+    Raises:
+        InputError: no data named and no run to take them from; or as ``load_scans``.
+    """
+    config = source.config if source else None
+    if data is None and config is None:
+        name = source.name if source else "the model"
+        without = ": there is no config.yaml" if source and Path(name).is_dir() else ""
+        raise InputError(f"{name} is not a run{without}, so it brings no data; give --data DIR or --data phantom")
+    if data is None and config.data != "phantom" and not Path(config.data).is_dir():
+        raise InputError(f"{source.run}/config.yaml: its data are not at {config.data} any more; give --data DIR")
+    data = data or config.data
+    trained_dataset = config.dataset if config else DatasetConfig()
+    trained_phantom = config.phantom if config else PhantomConfig()
+    chosen_phantom = _changed(trained_phantom, phantom)
+    own = config is not None and _same_data(data, config.data)
+    own &= data != "phantom" or chosen_phantom == trained_phantom
+    # Unlabelled folders are not evaluated, but with them the cache that training made serves as it is.
+    further = [folder for folder in trained_dataset.unlabelled if own and Path(folder).is_dir()]
+    settings = dataclasses.replace(_changed(trained_dataset, dataset), unlabelled=further)
+    split_as_run = all(getattr(settings, name) == getattr(trained_dataset, name) for name in _SPLITTING)
+    table = _table_of(source.run) if own and split_as_run else None
+    index, scans = load_scans(data, settings, chosen_phantom, say, table)
+    notes = list(index.notes)
+    if own and split_as_run and table is None:
+        notes.append(f"{source.run} has no table of its scans ({TABLE}), so the splits are made anew from the folder")
+    provenance = trained_patients(index, scans.file_digests, trained_on(source.name)) if source else None
+    if config is not None and provenance is not None and not provenance.is_home:
+        notes.append("other data than the run was trained on: none of these scans is among its training scans")
+    return ScanData(index, scans, settings, provenance, tuple(notes))
+
+
+def _table_of(run: Path) -> list[ScanRow] | None:
+    return read_rows(run / TABLE) if (run / TABLE).is_file() else None
+
+
+def _same_data(data: str, other: str) -> bool:
+    """Whether two ``data`` settings mean the same scans."""
+    return data == other or ("phantom" not in (data, other) and is_same_path(data, other))
+
+
+def _changed(settings: Settings, options: DatasetOptions | PhantomOptions) -> Settings:
+    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    return dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,176 @@
+"""Some scans to look at one by one: image files, or a split's in turns through classes and patients."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dino_oct.data.borders import find_borders, neutralise
+from dino_oct.data.brightness import INVERTED, are_inverted, brightness_features
+from dino_oct.data.cache import recorded_grey_range
+from dino_oct.data.decode import REMARKS, BadScan, GreyRange, Levels, choose_range, decode, given_range, measure_levels
+from dino_oct.data.index import DatasetConfig, index_scans, patient_of
+from dino_oct.errors import InputError
+from dino_oct.files import short_name
+from dino_oct.scan_data import ScanData
+from evaluation.config import DatasetOptions
+from evaluation.inputs.sources import Source
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A scan (H, W) uint8 to look at: its file, patient, and class (None where unknown)."""
+
+    file: str
+    patient: str
+    label: str | None
+    scan: np.ndarray
+
+
+def page_name(i: int, scan: Chosen) -> str:
+    """File name of the page of the ``i``-th chosen scan, as long as a file's may be."""
+    return f"{i + 1:02d}_{short_name(Path(scan.file).stem.replace(' ', '_'))}.png"
+
+
+def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> tuple[list[Chosen], dict[str, Any]]:
+    """Image files, read as the run read its scans unless ``given`` says otherwise, and what a result says about them.
+
+    Raises:
+        InputError: as ``read_scan``.
+    """
+    settings = source.config.dataset if source.config else DatasetConfig()
+    cleaned = settings.neutralise_borders if given.neutralise_borders is None else given.neutralise_borders
+    max_side = settings.max_side if given.max_side is None else given.max_side
+    reading = DatasetConfig(neutralise_borders=cleaned, max_side=max_side)
+    grey_range, notes = _grey_range(files, source, given)
+    scans = []
+    for file in files:
+        scan, remarks = _read(file, reading, grey_range)
+        scans.append(scan)
+        notes += [f"{file}: {remark}" for remark in remarks]
+    if source.run is not None:
+        notes.append("image files: whether the run was trained on these patients is not known")
+    if any(scan.patient == patient_of(scan.file) == scan.file for scan in scans):
+        notes.append("file names without a patient number: each such file counts as one patient")
+    return scans, {
+        "folder": None,
+        "split": None,
+        "synthetic": any(_is_phantom(file) for file in files),
+        "dataset": {
+            "neutralise_borders": cleaned,
+            "max_side": max_side,
+            "grey_range": None if grey_range is None else asdict(grey_range),
+        },
+        "scans": len(scans),
+        "patients": len({scan.patient for scan in scans}),
+        "notes": notes,
+    }
+
+
+def _grey_range(files: Sequence[str], source: Source, given: DatasetOptions) -> tuple[GreyRange | None, list[str]]:
+    """The grey range of deep image files, None where there are none, and whose it is in a note."""
+    measured = [levels for levels in map(measure_levels, files) if levels is not None]
+    if not measured:
+        return None, []
+    if given.grey_range is not None and (as_given := given_range(given.grey_range)):
+        return as_given, [f"grey range of deep images: 0 to {as_given.integers:g}, as given"]
+    if given.grey_range is None and source.config is not None:
+        dataset, data = source.config.dataset, source.config.data
+        if as_set := given_range(dataset.grey_range):
+            return as_set, [f"grey range of deep images: 0 to {as_set.integers:g}, as the run's settings say"]
+        if Path(data).is_dir() and (recorded := recorded_grey_range(index_scans(data, dataset), dataset)):
+            return recorded, [f"grey range of deep images: as in the run's folder, {_values(recorded, measured)}"]
+    own = choose_range(measured)
+    text = f"grey range of deep images: {_values(own, measured)}, decided over these files"
+    if source.run is not None:
+        text += "; what the run's scans had is not known"
+    return own, [f"{text}; --dataset.grey-range sets another"]
+
+
+def _values(grey_range: GreyRange, measured: Sequence[Levels]) -> str:
+    kinds = sorted({levels.kind for levels in measured}, reverse=True)
+    return ", ".join(f"{kind} 0 to {getattr(grey_range, kind):g}" for kind in kinds)
+
+
+def from_split(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -> tuple[list[Chosen], dict[str, Any]]:
+    """``n`` scans of a split by ``take_turns``, and what a result says about them.
+
+    Args:
+        beside: further SOURCEs that are shown with the model.
+
+    Raises:
+        InputError: the split has none.
+    """
+    index = data.index
+    positions = take_turns(index.positions(split), index.labels, index.patients, n)
+    if not positions:
+        raise InputError(f"{index.root}: no scans in the {split} split; give more patients or another --split")
+    scans = [
+        Chosen(index.files[i], str(index.patients[i]), _label(data, i), np.asarray(data.scans[i])) for i in positions
+    ]
+    described = data.summary(chosen=np.array(positions))
+    counts = described.pop("sets")["chosen"]
+    notes = [*data.index.notes, *data.training_notes(np.array(positions), beside)]
+    if len(positions) < n:
+        notes.append(f"the {split} split has {len(positions)} scans only")
+    return scans, {**described, **counts, "split": split, "notes": notes}
+
+
+def take_turns(positions: np.ndarray, labels: np.ndarray, patients: np.ndarray, n: int) -> list[int]:
+    """``n`` positions in turns through the classes; within a class new patients first, else in the given order.
+
+    Args:
+        positions: (M,) into ``labels`` and ``patients`` (N,).
+    """
+    queues = []
+    for c in np.unique(labels[positions]):
+        members = positions[labels[positions] == c].tolist()
+        seen: dict[str, int] = {}
+        rank = []
+        for i in members:
+            rank.append(seen.get(patients[i], 0))
+            seen[patients[i]] = rank[-1] + 1
+        queues.append([members[j] for j in np.argsort(rank, kind="stable")])
+    turns = (queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue))
+    return [int(i) for i, _ in zip(turns, range(n), strict=False)]
+
+
+def read_scan(file: str, settings: DatasetConfig, grey_range: GreyRange | None = None) -> Chosen:
+    """Read one image file as the cache of scans would.
+
+    Args:
+        settings: ``max_side`` and ``neutralise_borders`` are used.
+        grey_range: of a deep image; None where the file is none.
+
+    Raises:
+        InputError: no such file, or not usable as a scan.
+    """
+    return _read(file, settings, grey_range)[0]
+
+
+def _read(file: str, settings: DatasetConfig, grey_range: GreyRange | None) -> tuple[Chosen, list[str]]:
+    """A file as ``read_scan`` reads it, and remarks."""
+    if not Path(file).exists():
+        raise InputError(f"{file}: no such file; give image files, or none to use --split")
+    try:
+        scan, _, flags = decode(file, settings.max_side, grey_range=grey_range)
+    except BadScan as reason:
+        raise InputError(f"{file}: {reason}") from None
+    remarks = [text for remark, text in REMARKS.items() if remark in flags]
+    borders = find_borders(scan)
+    if are_inverted(brightness_features(scan, borders)[None])[0]:
+        remarks.append(INVERTED)
+    if settings.neutralise_borders:
+        scan = neutralise(scan, borders)
+    return Chosen(file, patient_of(file), None, scan), remarks
+
+
+def _is_phantom(file: str) -> bool:
+    return any((folder / "phantom.json").is_file() for folder in Path(file).resolve().parents)
+
+
+def _label(data: ScanData, i: int) -> str | None:
+    label = int(data.index.labels[i])
+    return data.index.class_names[label] if label >= 0 else None

@@ -1,0 +1,1 @@
+"""Maps of what a model looks at, every method behind one door."""

@@ -1,0 +1,470 @@
+"""Maps of several models scored against lesion masks: heads and thresholds from validation, scores on the test."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
+from evaluation.config import ALL_SCORES, ATTENTION
+from evaluation.inputs.model import Model
+from evaluation.maps.methods import candidates, enlarge
+from evaluation.maps.randomisation import STAGES, randomised_correlations, verdict
+from evaluation.maps.rows import Case, MapMaker, RawMaps, Row, list_rows, make_raw, scan_rows
+from evaluation.scores.lesions import SIMPLE, layer_densities, lesion_over_retina
+from evaluation.scores.localization import FILLS, deletion_insertion, holm, iou_at, iou_curve, score_map, tune_threshold
+from evaluation.scores.ranks import rank_correlations, rank_normalise
+
+SCALES = dict.fromkeys(ALL_SCORES, Scale.SCORE) | {
+    "pointing": Scale.SHARE,
+    "enrichment": Scale.RATIO,
+    "lesion_over_retina": Scale.RATIO,
+}
+ALPHA = 0.05  # of p values after Holm's correction
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores of every row on some cases.
+
+    Attributes:
+        rows: R rows; scores: (N, R, S) float64, columns ``ALL_SCORES``; empty: (N, R) bool, maps that were 0.
+        curves: (N, R, T) IoU at every threshold, of validation cases.
+        layers: (N, R, L − 1) or None.
+        correlations: (R, R), mean Spearman correlation between maps of the same scan, of the scans where both vary.
+    """
+
+    rows: list[Row]
+    scores: np.ndarray
+    empty: np.ndarray
+    curves: np.ndarray
+    layers: np.ndarray | None
+    correlations: np.ndarray
+
+    def of(self, cases: np.ndarray) -> "Measured":
+        """The scores of some cases (N,) bool alone."""
+        return dataclasses.replace(self, scores=self.scores[cases], empty=self.empty[cases])
+
+
+@dataclass(frozen=True)
+class Head:
+    """The attention head that validation chose.
+
+    Attributes:
+        position: in ``candidates``; name: of it.
+        score: its mean on the validation cases; scores: of every head, by name.
+    """
+
+    position: int
+    name: str
+    score: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True)
+class SingleScans:
+    """Lesion over retina of single scans: the median, and the share of scans above 1."""
+
+    median_lesion_over_retina: float
+    share_above_1: float
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A row of the leaderboard.
+
+    Attributes:
+        model, kind, method: as ``Row``; candidate: the head that is shown.
+        validation: mean ranking score on the validation cases; threshold: of ``iou_tuned``, chosen there.
+        maps_of_zeros, off_the_retina: test maps with nothing positive, and with nothing on the retina.
+        ms: milliseconds a scan; mb: peak memory of one scan; None where nothing was computed.
+        scores: of ``ALL_SCORES``; classes: class → the same; layers: band between two boundaries → density relative to
+            the retina, where boundaries are known.
+    """
+
+    model: str | None
+    kind: str
+    method: str
+    candidate: str
+    validation: float
+    threshold: float
+    maps_of_zeros: int
+    off_the_retina: int
+    ms: float | None
+    mb: float | None
+    scores: dict[str, Interval]
+    single_scans: SingleScans
+    classes: dict[str, dict[str, Interval]]
+    layers: dict[str, Interval] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PairedDifference:
+    """Ranking score of row a less that of row b on the same cases, with its p value alone and after Holm."""
+
+    a: str
+    b: str
+    difference: Interval
+    p: float
+    p_holm: float
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the two differ, by Holm's correction."""
+        return self.p_holm < ALPHA
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Which rows are best.
+
+    Attributes:
+        equal_to_best: rows that are not shown to be worse; beats_simple_maps: row → whether it is shown to exceed every
+            map without a network.
+        to_simple_maps, between_maps: the comparisons behind them, Holm within each.
+    """
+
+    best: str
+    equal_to_best: list[str]
+    beats_simple_maps: dict[str, bool]
+    to_simple_maps: list[PairedDifference]
+    between_maps: list[PairedDifference]
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """Spearman's correlation (R, R) between the maps of rows."""
+
+    rows: list[str]
+    spearman: np.ndarray
+
+
+@dataclass(frozen=True)
+class Faithfulness:
+    """Deletion and insertion: model → row → ``deletion_FILL`` and ``insertion_FILL``."""
+
+    scans: int
+    patients: int
+    models: dict[str, dict[str, dict[str, Interval]]]
+
+
+@dataclass(frozen=True)
+class Randomised:
+    """Correlation of a method's maps with those after each of ``STAGES``, and what follows."""
+
+    correlation: dict[str, Interval]
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Sanity:
+    """The randomisation test: model → method → result."""
+
+    scans: int
+    patients: int
+    models: dict[str, dict[str, Randomised]]
+
+
+@dataclass(frozen=True)
+class Leaderboard(Ranking):
+    """Rows scored on the test cases, ranked by ``score``; heads: model → its chosen head."""
+
+    score: str
+    heads: dict[str, Head]
+    rows: dict[str, Standing]
+    correlations: Correlations
+    faithfulness: Faithfulness | None
+    sanity: Sanity | None
+
+
+def choose_heads(makers: Sequence[MapMaker], raw: RawMaps, cases: Sequence[Case], score: str) -> dict[str, Head]:
+    """For each model with attention the head of highest mean score on validation cases."""
+    heads = {}
+    for maker in makers:
+        if ATTENTION not in maker.methods:
+            continue
+        names = candidates(maker.model, ATTENTION, maker.settings)
+        scores = np.array(
+            [
+                [all_scores(head, case)[ALL_SCORES.index(score)] for head in enlarge(maps, case.mask.lesion.shape)]
+                for maps, case in zip(raw.maps[maker.name, ATTENTION], cases, strict=True)
+            ]
+        )
+        means = scores.mean(axis=0)
+        best = int(means.argmax())
+        heads[maker.name] = Head(best, names[best], float(means[best]), dict(zip(names, means.tolist(), strict=True)))
+    return heads
+
+
+def all_scores(values: np.ndarray, case: Case, threshold: float | None = None) -> np.ndarray:
+    """``ALL_SCORES`` of a map in the size of the case's mask; ``iou_tuned`` is NaN without a threshold."""
+    lesion, retina = case.mask.lesion, case.mask.retina
+    tuned = np.nan if threshold is None else iou_at(values, lesion, threshold)
+    on_retina = float(values[retina].sum(dtype=np.float64) / max(values.sum(dtype=np.float64), 1e-30))
+    return np.array([*score_map(values, lesion), tuned, on_retina, lesion_over_retina(values, lesion, retina)])
+
+
+def measure(
+    makers: Sequence[MapMaker],
+    raw: RawMaps,
+    heads: dict[str, int],
+    cases: Sequence[Case],
+    thresholds: Sequence[float] | None = None,
+) -> Measured:
+    """Score every row on every case; without thresholds their curves are measured instead."""
+    rows = list_rows(makers)
+    scores, curves, layers, empties, correlations = [], [], [], [], []
+    for case, maps, empty in scan_rows(makers, raw, heads, cases):
+        limits = thresholds if thresholds is not None else [None] * len(rows)
+        scores.append([all_scores(values, case, limit) for values, limit in zip(maps, limits, strict=True)])
+        empties.append(empty)
+        if thresholds is None:
+            curves.append([iou_curve(values, case.mask.lesion) for values in maps])
+        else:
+            correlations.append(rank_correlations([rank_normalise(values) for values in maps]))
+            if case.boundaries is not None:
+                layers.append([layer_densities(values, case.boundaries) for values in maps])
+    return Measured(
+        rows,
+        np.array(scores),
+        np.array(empties),
+        np.array(curves),
+        np.array(layers) if layers else None,
+        _nanmean(np.array(correlations)) if correlations else np.empty((0, 0)),
+    )
+
+
+def _nanmean(values: np.ndarray) -> np.ndarray:
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+
+
+def rate(
+    makers: Sequence[MapMaker],
+    val: Sequence[Case],
+    test: Sequence[Case],
+    score: str,
+    *,
+    layer_names: Sequence[str] = (),
+    faithfulness: int = 0,
+    sanity: int = 0,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> tuple[Leaderboard, RawMaps, np.ndarray]:
+    """The whole leaderboard.
+
+    Args:
+        val, test: cases with a lesion, so that every row has every score on every one of them (a miss scores 0). Heads,
+            thresholds and the best row of each model are chosen on the first.
+        score: of ``ALL_SCORES``, that heads are chosen and rows ranked by.
+        layer_names: of the boundaries, where cases have them.
+        faithfulness, sanity: number of test cases for deletion and insertion, and for weight randomisation; 0: none.
+
+    Returns:
+        The leaderboard, the maps of the test cases, and the ranking score (N, rows) of each of them.
+    """
+    val_raw = make_raw(makers, val)
+    heads = choose_heads(makers, val_raw, val, score)
+    positions = {name: head.position for name, head in heads.items()}
+    on_val = measure(makers, val_raw, positions, val)
+    thresholds = [tune_threshold(on_val.curves[:, r]) for r in range(len(on_val.rows))]
+    raw = make_raw(makers, test, measure=True)
+    on_test = measure(makers, raw, positions, test, thresholds)
+    patients, labels = (np.array([getattr(case, name) for case in test]) for name in ("patient", "label"))
+    resampled, column = PatientBootstrap(patients, bootstrap, seed), ALL_SCORES.index(score)
+    is_off = on_test.scores[..., ALL_SCORES.index("energy_retina")] == 0
+    scores = _intervals(on_test, resampled)
+    of_classes = {
+        name: _intervals(on_test.of(labels == name), PatientBootstrap(patients[labels == name], bootstrap, seed))
+        for name in sorted(set(labels.tolist()))
+    }
+    layers = _layers(on_test, resampled, layer_names)
+    rows = {
+        row.name: Standing(
+            model=row.model,
+            kind=row.kind,
+            method=row.method,
+            candidate=heads[row.model].name if row.method == ATTENTION else "",
+            validation=float(on_val.scores[:, r, column].mean()),
+            threshold=thresholds[r],
+            maps_of_zeros=int(on_test.empty[:, r].sum()),
+            off_the_retina=int((is_off[:, r] & ~on_test.empty[:, r]).sum()),
+            ms=raw.ms.get((row.model, row.method)),
+            mb=raw.mb.get((row.model, row.method)),
+            scores=scores[r],
+            single_scans=_single_scans(on_test.scores[:, r, -1]),
+            classes={name: of_class[r] for name, of_class in of_classes.items()},
+            layers=layers[r],
+        )
+        for r, row in enumerate(on_test.rows)
+    }
+    spread = spread_over_patients(test)
+    leaderboard = Leaderboard(
+        **vars(_compare(on_test, resampled, column)),
+        score=score,
+        heads=heads,
+        rows=rows,
+        correlations=Correlations(list(rows), on_test.correlations),
+        faithfulness=_faithfulness(makers, raw, positions, test, spread[:faithfulness], bootstrap, seed),
+        sanity=_sanity(makers, positions, [test[i] for i in spread[:sanity]], bootstrap, seed),
+    )
+    return leaderboard, raw, on_test.scores[..., column]
+
+
+def spread_over_patients(cases: Sequence[Case]) -> list[int]:
+    """Positions of the cases, a new patient each as long as there are any, in turns through the classes."""
+    seen: dict[tuple[str, str], int] = {}
+    keys = []
+    for i, case in enumerate(cases):
+        turn = seen.get((case.label, case.patient), 0)
+        seen[case.label, case.patient] = turn + 1
+        keys.append((turn, sum(1 for other in cases[:i] if other.label == case.label), case.label, i))
+    return [key[-1] for key in sorted(keys)]
+
+
+def _intervals(measured: Measured, resampled: PatientBootstrap) -> list[dict[str, Interval]]:
+    """``ALL_SCORES`` of each row."""
+    values = resampled.values(lambda weights: weighted_mean(weights, measured.scores))  # (1 + R, rows, scores)
+    return [
+        {name: resampled.interval(values[:, r, s], SCALES[name]) for s, name in enumerate(ALL_SCORES)}
+        for r in range(len(measured.rows))
+    ]
+
+
+def _single_scans(ratio: np.ndarray) -> SingleScans:
+    return SingleScans(float(np.median(ratio)), float((ratio > 1).mean()))
+
+
+def _layers(measured: Measured, resampled: PatientBootstrap, names: Sequence[str]) -> list[dict[str, Interval]]:
+    """Density of each row in each band between two layer boundaries; empty where these are not known."""
+    if measured.layers is None:
+        return [{} for _ in measured.rows]
+    values = resampled.values(lambda weights: weighted_mean(weights, measured.layers))
+    bands = [f"{upper} to {lower}" for upper, lower in pairwise(names)]
+    return [
+        {band: resampled.interval(values[:, r, b], Scale.RATIO) for b, band in enumerate(bands)}
+        for r in range(len(measured.rows))
+    ]
+
+
+def _compare(measured: Measured, resampled: PatientBootstrap, column: int) -> Ranking:
+    """Paired differences of the ranking score: of maps to the simple maps, and between maps; Holm within each."""
+    values = resampled.values(lambda weights: weighted_mean(weights, measured.scores[..., column]))  # (1 + R, rows)
+    names = [row.name for row in measured.rows]
+
+    def family(pairs: list[tuple[int, int]]) -> list[PairedDifference]:
+        p_values = [resampled.p_value(values[:, a] - values[:, b]) for a, b in pairs]
+        # What is undefined (one patient, or no spread) is no evidence.
+        adjusted = holm(np.nan_to_num(p_values, nan=1.0)) if pairs else []
+        differences = [resampled.interval(values[:, a] - values[:, b], Scale.DIFFERENCE) for a, b in pairs]
+        return [
+            PairedDifference(names[a], names[b], difference, p, float(q))
+            for (a, b), difference, p, q in zip(pairs, differences, p_values, adjusted, strict=True)
+        ]
+
+    networks = [r for r, row in enumerate(measured.rows) if row.kind != "reference"]
+    simple = [names.index(name) for name in SIMPLE]
+    to_simple_maps = family([(a, b) for a in networks for b in simple])
+    between_maps = family(list(combinations(networks, 2)))
+    best = names[max(networks, key=lambda r: values[0, r])]
+    separated = {
+        pair.b if pair.a == best else pair.a for pair in between_maps if best in (pair.a, pair.b) and pair.is_shown
+    }
+    return Ranking(
+        best,
+        [names[r] for r in networks if names[r] != best and names[r] not in separated],
+        {
+            names[r]: all(pair.is_shown and pair.difference.point > 0 for pair in to_simple_maps if pair.a == names[r])
+            for r in networks
+        },
+        to_simple_maps,
+        between_maps,
+    )
+
+
+def class_probability(model: Model, target: int) -> Callable[[torch.Tensor], np.ndarray]:
+    """From grey scans (n, 1, H, W) float32 in 0 … 255, of any size, to a class's probability (n,)."""
+    device = model.device
+
+    @torch.inference_mode()
+    def probability(scans: torch.Tensor) -> np.ndarray:
+        images = F.interpolate(scans.to(device), size=tuple(model.input_size), mode="bicubic", antialias=True)
+        logits = model.model(model.prepare(images.clamp(0, 255) / 255))
+        return logits.double().softmax(dim=1)[:, target].cpu().numpy()
+
+    return probability
+
+
+def _faithfulness(
+    makers: Sequence[MapMaker],
+    raw: RawMaps,
+    heads: dict[str, int],
+    cases: Sequence[Case],
+    positions: Sequence[int],
+    bootstrap: int,
+    seed: int,
+) -> Faithfulness | None:
+    """Deletion and insertion AUC for each model, of its own maps and of the maps without a network."""
+    with_classes = [maker for maker in makers if maker.model.class_names]
+    if not positions or not with_classes:
+        return None
+    rows = list_rows(makers)
+    some = [cases[i] for i in positions]
+    part = RawMaps({key: [maps[i] for i in positions] for key, maps in raw.maps.items()}, {}, {})
+    resampled = PatientBootstrap(np.array([case.patient for case in some]), bootstrap, seed)
+    areas: dict[str, dict[str, list]] = {
+        maker.name: {row.name: [] for row in rows if row.model in (maker.name, None)} for maker in with_classes
+    }
+    for case, maps, _ in scan_rows(makers, part, heads, some):
+        for maker in with_classes:
+            probability = class_probability(maker.model, case.targets[maker.name])
+            for row, values in zip(rows, maps, strict=True):
+                if row.model in (maker.name, None):
+                    at_scan = enlarge(values[None], case.scan.shape)[0]
+                    of_fills = [deletion_insertion(probability, case.scan, at_scan, fill) for fill in FILLS]
+                    areas[maker.name][row.name].append(np.ravel(of_fills))
+    names = [f"{what}_{fill}" for fill in FILLS for what in ("deletion", "insertion")]
+    return Faithfulness(
+        len(some),
+        resampled.n_patients,
+        {
+            model: {
+                row: {name: resampled.mean(np.array(of_cases)[:, k], Scale.SCORE) for k, name in enumerate(names)}
+                for row, of_cases in by_row.items()
+            }
+            for model, by_row in areas.items()
+        },
+    )
+
+
+def _sanity(
+    makers: Sequence[MapMaker], heads: dict[str, int], cases: Sequence[Case], bootstrap: int, seed: int
+) -> Sanity | None:
+    """The randomisation test of every method of every model that learnt something."""
+    if not cases:
+        return None
+    resampled = PatientBootstrap(np.array([case.patient for case in cases]), bootstrap, seed)
+    scans = [case.scan for case in cases]
+    trained = [maker for maker in makers if not maker.is_control]
+    sanity = Sanity(len(cases), resampled.n_patients, {})
+    for maker in tqdm(trained, desc="randomised weights", unit="model", disable=None, leave=False):
+        correlations = randomised_correlations(
+            maker.model,
+            maker.methods,
+            {ATTENTION: heads.get(maker.name, 0)},
+            scans,
+            [case.targets[maker.name] for case in cases],
+            maker.settings,
+            seed,
+        )
+        sanity.models[maker.name] = {}
+        for method, values in correlations.items():
+            stages = {stage: resampled.mean(values[:, s], Scale.CORRELATION) for s, stage in enumerate(STAGES)}
+            sanity.models[maker.name][method] = Randomised(stages, verdict(stages[STAGES[-1]]))
+    return sanity

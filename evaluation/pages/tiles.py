@@ -1,0 +1,169 @@
+"""Pages of pictures: scans, maps over scans, and the files that an explanation leaves."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from dino_oct.errors import InputError
+from dino_oct.features import resize
+from dino_oct.files import naming, read_json, remove, replacing
+from dino_oct.scores.text import PHANTOM_NOTICE, write_json
+from evaluation.inputs.selection import Chosen, page_name
+from evaluation.maps.methods import enlarge
+
+_TILE, _WIDEST, _GAP = 220, 420, 8  # pixels: short side of a picture, its longer side at most, between pictures
+_LABEL, _CAPTION, _TITLE, _FOOT = 150, 44, 56, 40  # pixels of margins and captions
+_DPI = 100
+_OUTLINE = (255, 140, 0)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture (H, W, 3) uint8 and its caption, of two lines at most."""
+
+    picture: np.ndarray
+    caption: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """One scan: rows of pictures, each row with a label; arrays for the npz file, facts for the JSON file."""
+
+    chosen: Chosen
+    rows: list[tuple[str, list[Tile]]]
+    arrays: dict[str, np.ndarray]
+    facts: dict[str, Any]
+
+
+def picture_size(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns on a page of a scan of this shape."""
+    scale = min(_TILE / min(shape), _WIDEST / max(shape))
+    return max(round(shape[0] * scale), 1), max(round(shape[1] * scale), 1)
+
+
+def as_picture(scan: np.ndarray) -> np.ndarray:
+    """A grey scan (H, W) as a picture of a page."""
+    return np.repeat(resize(scan, picture_size(scan.shape))[0].numpy()[..., None], 3, axis=-1)
+
+
+def overlay(scan: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The positive part of a map (rows, columns) over a scan (H, W), scaled by its own maximum."""
+    grey = as_picture(scan).astype(np.float32)
+    strength = enlarge(values[None], grey.shape[:2])[0].clip(0)
+    strength = strength / max(float(strength.max()), 1e-12)
+    return _blend(grey, matplotlib.colormaps["inferno"](strength), 0.05 + 0.7 * strength)
+
+
+def signed_overlay(scan: np.ndarray, values: np.ndarray, limit: float) -> np.ndarray:
+    """A signed map (rows, columns) over a scan (H, W): red for +limit, blue for −limit, the scan alone at 0."""
+    grey = as_picture(scan).astype(np.float32)
+    share = (enlarge(values[None], grey.shape[:2])[0] / max(limit, 1e-12)).clip(-1, 1)
+    return _blend(grey, matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * share), 0.85 * np.abs(share) ** 0.7)
+
+
+def outlined(shape: tuple[int, int], image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """An image (h, w) uint8 in the size of a page's scan of ``shape``, with the outline of a mask (h, w)."""
+    picture = np.repeat(resize(image, picture_size(shape))[0].numpy()[..., None], 3, axis=-1)
+    return with_outline(picture, mask, _OUTLINE, 5)
+
+
+def with_outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], width: int = 3) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with the inner edge of a mask (h, w) bool in a colour, about half ``width`` pixels."""
+    inside = F.interpolate(torch.from_numpy(mask)[None, None].float(), size=picture.shape[:2], mode="nearest")
+    edge = inside[0, 0].bool() & (-F.max_pool2d(-inside, width, 1, width // 2) < 0.5)[0, 0]
+    drawn = picture.copy()
+    drawn[edge.numpy()] = colour
+    return drawn
+
+
+def _blend(grey: np.ndarray, colours: np.ndarray, opacity: np.ndarray) -> np.ndarray:
+    opacity = opacity[..., None]
+    return ((1 - opacity) * grey + opacity * 255 * colours[..., :3]).round().clip(0, 255).astype(np.uint8)
+
+
+def draw_page(rows: Sequence[tuple[str, Sequence[Tile]]], title: str, foot: str, file: Path) -> None:
+    """Write rows of pictures as one PNG; all pictures are of one size."""
+    height, width = rows[0][1][0].picture.shape[:2]
+    columns = max(len(tiles) for _, tiles in rows)
+    page_width = max(_LABEL + columns * (width + _GAP), 760)
+    page_height = _TITLE + len(rows) * (height + _CAPTION) + _FOOT
+    figure = plt.figure(figsize=(page_width / _DPI, page_height / _DPI), dpi=_DPI)
+    figure.text(8 / page_width, 1 - 8 / page_height, title, va="top", fontsize=9, parse_math=False)
+    figure.text(8 / page_width, 8 / page_height, foot, va="bottom", fontsize=8, parse_math=False)
+    for i, (label, tiles) in enumerate(rows):
+        bottom = 1 - (_TITLE + (i + 1) * (height + _CAPTION)) / page_height
+        middle = bottom + height / 2 / page_height
+        figure.text(8 / page_width, middle, label, va="center", fontsize=8, parse_math=False, wrap=False)
+        for j, tile in enumerate(tiles):
+            left = _LABEL + j * (width + _GAP)
+            axis = figure.add_axes((left / page_width, bottom, width / page_width, height / page_height))
+            axis.imshow(tile.picture, interpolation="nearest", aspect="auto")
+            axis.set_axis_off()
+            figure.text(
+                (left + width / 2) / page_width,
+                bottom + (height + 4) / page_height,
+                tile.caption,
+                ha="center",
+                va="bottom",
+                fontsize=8,
+                parse_math=False,
+            )
+    with replacing(file) as partial:
+        figure.savefig(partial, dpi=_DPI, format="png")
+    plt.close(figure)
+
+
+def _earlier_pages(folder: Path, name: str) -> list[Path]:
+    """Pages that the result in a folder names; none where there is no result."""
+    try:
+        scans = read_json(folder / f"{name}.json")["scans"]
+        return [folder / Path(scan["page"]).name for scan in scans]
+    except (InputError, KeyError, TypeError):
+        return []
+
+
+def write_pages(result: dict[str, Any], pages: Sequence[Page], subtitle: str, foot: str, folder: Path) -> None:
+    """Write one PNG a scan, ``NAME.npz``, ``NAME.json`` and TensorBoard images into a folder, NAME the evaluation's.
+
+    The arrays of page i are ``scan{i}_…`` in the npz file, and its facts are entry i of the JSON file's ``scans``.
+    """
+    name, arrays, files = result["evaluation"], {}, []
+    notice = f"{PHANTOM_NOTICE} · " if result["data"]["synthetic"] else ""
+    # An earlier evaluation's pages and TensorBoard images would pass for this one's.
+    for old in [*_earlier_pages(folder, name), *(folder / "tensorboard").glob("events.out.tfevents.*")]:
+        remove(old)
+    for i, page in enumerate(pages):
+        files.append(folder / page_name(i, page.chosen))
+        label = f" (true class {page.chosen.label})" if page.chosen.label else ""
+        draw_page(page.rows, f"{notice}{page.chosen.file}{label}\n{subtitle}", foot, files[-1])
+        arrays |= {f"scan{i}_{key}": value for key, value in page.arrays.items()}
+    with naming(folder / "tensorboard"), SummaryWriter(str(folder / "tensorboard")) as writer:
+        for file in files:
+            with Image.open(file, formats=["PNG"]) as image:
+                writer.add_image(f"{name}/{file.stem}", np.asarray(image.convert("RGB")), 0, dataformats="HWC")
+    with replacing(folder / f"{name}.npz") as partial, partial.open("wb") as stream:
+        np.savez(stream, **arrays)
+    result["scans"] = [
+        {
+            "key": f"scan{i}",
+            "file": page.chosen.file,
+            "class": page.chosen.label,
+            "patient": page.chosen.patient,
+            "page": file.name,
+            **page.facts,
+        }
+        for i, (page, file) in enumerate(zip(pages, files, strict=True))
+    ]
+    write_json(result, folder / f"{name}.json")

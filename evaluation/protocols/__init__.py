@@ -1,0 +1,1 @@
+"""The evaluations behind the commands: run, result, text."""

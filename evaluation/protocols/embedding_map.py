@@ -1,0 +1,305 @@
+"""UMAP maps of frozen features, before and after training and beside other models, with numbers from the features.
+
+A map shows; it proves nothing. What is compared (silhouette, k-NN purity) is measured on the features themselves.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.manifold import trustworthiness
+from sklearn.metrics import silhouette_samples
+from tqdm import tqdm
+
+from dino_oct.data.index import UNLABELLED
+from dino_oct.errors import InputError
+from dino_oct.files import private_folder
+from dino_oct.limits import check_settings
+from dino_oct.models import official
+from dino_oct.scan_data import ScanData
+from dino_oct.scores.bootstrap import PatientBootstrap, Scale
+from dino_oct.scores.paired import MODEL, PIXELS, RANDOM, START
+from dino_oct.streams import generator
+from evaluation.config import FEWEST, EmbeddingMapOptions
+from evaluation.inputs.features import extract_features, features_of, same_for_all
+from evaluation.inputs.model import open_model
+from evaluation.inputs.scans import open_data
+from evaluation.inputs.sources import Source, open_source, open_sources
+from evaluation.pages.embedding_figures import AXES_NOTE
+from evaluation.pages.embedding_results import Maps, report, write_results
+from evaluation.protocols.results import of_bootstrap, of_source
+from evaluation.scores.embeddings import (
+    agreement,
+    aligned,
+    chance_purity,
+    most_neighbours,
+    nearest,
+    purity,
+    umap_map,
+)
+
+SCALES = {"silhouette": Scale.CORRELATION, "purity": Scale.PERCENT, "map_purity": Scale.PERCENT}
+MOST_RANKED = 5000  # scans that trustworthiness ranks all distances of: its memory grows with their square
+UNITS = (
+    "purity, map_purity, chance: per cent; silhouette: −1 to 1, cosine; trustworthiness, overlap: 0 to 1; procrustes: "
+    "0 (the same) to 1; silhouette and purity are of the features; map_purity, trustworthiness, overlap, procrustes of "
+    "the maps; intervals: 95 % over patients, each scan's neighbours kept; overlap and procrustes: [mean, lowest, "
+    "highest] over pairs of seeds; differences in the units of their rows, paired"
+)
+
+
+def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[dict[str, Any], Maps]:
+    """Run the whole evaluation, of the first source beside the others.
+
+    Returns:
+        What the JSON file holds (numbers as ``Interval``), and the maps.
+
+    Raises:
+        InputError: too few scans, an animation without a run, a SOURCE given twice, or as ``load_backbone``.
+    """
+    check_settings(options)
+    source, *others = sources
+    if options.animate and source.run is None:
+        raise InputError(f"{source.name}: not a run, so there are no checkpoints to animate; give a run with --model")
+    if reserved := {MODEL, START, RANDOM, PIXELS} & {other.name for other in others}:
+        raise InputError(f"{reserved.pop()}: the name of a row of this evaluation; give the model's path as ./NAME")
+    data = open_data(source, options.data, options.dataset, options.phantom, print)
+    positions, notes = _choose(data, options)
+    patients = data.index.patients[positions]
+    comparable, label_notes = comparable_scans(data.index.labels[positions], patients, data.index.class_names)
+    k, k_notes = _usable_k(options.k, patients, comparable)
+    n_neighbours = min(options.neighbours, len(positions) - 1)
+    if n_neighbours < options.neighbours:
+        notes.append(f"neighbours {options.neighbours}: {n_neighbours} here, for {len(positions)} scans")
+    # Opened before anything is computed, so that a wrong name costs no time.
+    opening = {"image_size": options.image_size, "heads": options.heads}
+    beside = [open_model(other, other.name, **opening) for other in others]
+    extracted = extract_features(open_model(source, MODEL, **opening), options, data, {"scans": positions})
+    features = dict(extracted.by_set["scans"])
+    pixels = {PIXELS: features.pop(PIXELS)} if PIXELS in features else {}
+    for model in beside:
+        features[model.name] = features_of(model, options, data, positions)
+        notes += [note] if (note := same_for_all(model.name, [features[model.name]])) else []
+    features |= pixels
+    weights = {**extracted.weights, **{model.name: model.weights for model in beside}}
+    drawn = {name: _maps_of_seeds(name, of_model, n_neighbours, options) for name, of_model in features.items()}
+    near = {name: nearest(of_model, patients, k) for name, of_model in features.items()} if k else {}
+    maps = Maps(data, positions, comparable, features, drawn, near)
+    trained: dict[str, Any] = {}
+    if options.animate:
+        frames, trained, frame_notes = _over_training(source, options, maps, n_neighbours, k)
+        maps = dataclasses.replace(maps, frames=frames)
+        notes += frame_notes
+    measured = _measure(maps, k, options)
+    notes += [
+        *k_notes,
+        *label_notes,
+        *measured["notes"],
+        *data.training_notes(positions, [other.name for other in others]),
+    ]
+    notes += extracted.notes
+    return {
+        "evaluation": "embedding_map",
+        "model": of_source(source),
+        "weights": weights,
+        "data": {
+            **data.summary(scans=positions),
+            "split": options.split,
+            "shortcut": data.shortcuts(positions[comparable]) if comparable.any() else None,
+        },
+        "settings": {
+            "umap": {"n_neighbors": n_neighbours, "min_dist": options.min_dist, "metric": options.metric},
+            "seeds": list(range(options.seed, options.seed + options.seeds)),
+            "k": k,
+            **extracted.settings,
+            "bootstrap": of_bootstrap(options),
+        },
+        "units": UNITS,
+        "rows": measured["rows"],
+        "differences": measured["differences"],
+        "chance": measured["chance"],
+        "training": trained,
+        "verdicts": [AXES_NOTE + " Compare models by silhouette and purity, which are measured on the features."],
+        "notes": notes,
+    }, maps
+
+
+def comparable_scans(
+    labels: np.ndarray, patients: np.ndarray, class_names: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+    """Scans that silhouette and purity can be measured on, and why others are left out.
+
+    A class needs two patients: a neighbour of the own class and of another patient cannot be found otherwise. No scan
+    is left where fewer than two classes are.
+
+    Args:
+        labels: (N,) positions in ``class_names``, or ``UNLABELLED``; patients: (N,).
+
+    Returns:
+        (N,) bool, and notes.
+    """
+    usable = labels != UNLABELLED
+    without = int((~usable).sum())
+    if without == len(labels):
+        return usable, ["no labels: no silhouette and no purity"]
+    notes = []
+    if without:
+        notes.append(f"{without:,} scans without a class are in the maps, not in silhouette and purity")
+    alone = [c for c in np.unique(labels[usable]).tolist() if len(set(patients[labels == c].tolist())) == 1]
+    if alone:
+        names = ", ".join(class_names[c] for c in alone)
+        notes.append(f"one patient only of {names}: in the maps, not in silhouette and purity")
+        usable &= ~np.isin(labels, alone)
+    if len(np.unique(labels[usable])) < 2:
+        return np.zeros_like(usable), [*notes, "fewer than two classes to compare: no silhouette and no purity"]
+    return usable, notes
+
+
+def _choose(data: ScanData, options: EmbeddingMapOptions) -> tuple[np.ndarray, list[str]]:
+    index = data.index
+    positions = np.arange(len(index)) if options.split == "all" else index.positions(options.split)
+    where = f"{index.root}: {'in all' if options.split == 'all' else f'the {options.split} split has'}"
+    if len(positions) < FEWEST:
+        more = "--phantom.patients or --phantom.scans-per-patient" if data.is_phantom else "more scans"
+        raise InputError(
+            f"{where} {len(positions)} scans; a map needs at least {FEWEST}: give {more}, or another --split"
+        )
+    if len(positions) <= options.max_scans:
+        return positions, []
+    rng = generator("scans of an embedding map", options.seed)
+    drawn = np.sort(rng.choice(positions, options.max_scans, replace=False))
+    return drawn, [f"{options.max_scans:,} of {len(positions):,} scans drawn by seed; --max-scans takes more"]
+
+
+def _usable_k(k: int, patients: np.ndarray, comparable: np.ndarray) -> tuple[int, list[str]]:
+    """k as asked for, or what so many scans and patients allow; 0 with one patient only."""
+    others = min(most_neighbours(groups) for groups in (patients, patients[comparable]) if len(groups))
+    if not others:
+        return 0, []
+    # Trustworthiness is defined for k below half the scans.
+    usable = min(k, others, (len(patients) - 1) // 2)
+    return usable, [f"k {k}: {usable} here, for {len(patients)} scans"] if usable < k else []
+
+
+def _maps_of_seeds(name: str, features: np.ndarray, n_neighbours: int, options: EmbeddingMapOptions) -> np.ndarray:
+    seeds = tqdm(range(options.seed, options.seed + options.seeds), desc=f"UMAP: {name}", disable=None, leave=False)
+    return np.stack([_map(features, seed, n_neighbours, options) for seed in seeds])
+
+
+def _map(
+    features: np.ndarray, seed: int, n_neighbours: int, options: EmbeddingMapOptions, start: np.ndarray | None = None
+):
+    return umap_map(
+        features, seed, n_neighbours=n_neighbours, min_dist=options.min_dist, metric=options.metric, start=start
+    )
+
+
+def checkpoints(run: Path, most: int) -> tuple[dict[str, str], list[str]]:
+    """States of a run in the order of training: name → SOURCE, at most so many; and notes."""
+    folder = run / "checkpoints"
+    steps = {f"step {int(file.stem[5:]):,}": str(file) for file in sorted(folder.glob("step_*.pt"))}
+    notes = []
+    if not steps:
+        notes.append("the run kept no checkpoints on its way (train with --run.keep-every N for more frames)")
+        best = folder / "best_knn.pt"
+        if best.is_file():
+            steps = {f"step {official.read_checkpoint(best)['step']:,}, best k-NN": str(best)}
+    if len(steps) > most - 2:
+        names = list(steps)
+        kept = np.unique(np.linspace(0, len(names) - 1, most - 2).round().astype(int)) if most > 2 else []
+        steps = {names[i]: steps[names[i]] for i in kept}
+    start = {"start": str(folder / "start")} if (folder / "start" / "config.json").is_file() else {}
+    return {**start, **steps, "final": str(run)}, notes
+
+
+def _over_training(
+    source: Source, options: EmbeddingMapOptions, maps: Maps, n_neighbours: int, k: int
+) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
+    """Aligned maps of the run's checkpoints, the purity of the features of each, and notes.
+
+    Each map starts from the one before and is then turned onto it. The order is that of training, so that no early map
+    can inherit groups that the features form only later; AlignedUMAP, which pulls every map towards those before and
+    after it, would let it.
+    """
+    states, notes = checkpoints(source.run, options.frames)
+    known = maps.comparable
+    bootstrap = PatientBootstrap(maps.patients[known], options.bootstrap, options.seed) if known.any() else None
+    frames: dict[str, np.ndarray] = {}
+    measured: dict[str, Any] = {}
+    before, features_before = None, None
+    for name, path in tqdm(states.items(), desc="checkpoints", disable=None, leave=False):
+        model = open_model(open_source(path), name, image_size=options.image_size, heads=options.heads)
+        features = features_of(model, options, maps.data, maps.chosen)
+        if features_before is not None and np.array_equal(features, features_before):
+            continue  # the last step is the final state
+        points = _map(features, options.seed, n_neighbours, options, before)
+        frames[name] = before = points if before is None else aligned(points, before)
+        features_before = features
+        measured[name] = {"weights": model.weights}
+        if bootstrap:
+            measured[name]["purity"] = bootstrap.mean(_purity(features, maps, k), Scale.PERCENT)
+    return frames, measured, notes
+
+
+def _purity(points: np.ndarray, maps: Maps, k: int, metric: str = "cosine") -> np.ndarray:
+    """Purity of the comparable scans, in per cent."""
+    known = maps.comparable
+    near = nearest(points[known], maps.patients[known], k, metric)
+    return 100 * purity(near, maps.labels[known])
+
+
+def _measure(maps: Maps, k: int, options: EmbeddingMapOptions) -> dict[str, Any]:
+    """Rows, paired differences to the model, chance, and notes."""
+    known, notes = maps.comparable, []
+    labels, patients = maps.labels[known], maps.patients[known]
+    rng = generator("scans ranked for trustworthiness", options.seed)
+    ranked = np.sort(rng.permutation(len(known))[:MOST_RANKED])
+    if len(ranked) < len(known):
+        notes.append(f"trustworthiness is of {MOST_RANKED:,} scans drawn by seed")
+    k_ranked = min(k or options.k, (len(ranked) - 1) // 2)
+    bootstrap = PatientBootstrap(patients, options.bootstrap, options.seed) if known.any() else None
+    rows: dict[str, dict[str, Any]] = {}
+    per_scan: dict[str, dict[str, np.ndarray]] = {}
+    for name, features in tqdm(maps.features.items(), desc="measures", disable=None, leave=False):
+        drawn = maps.by_row[name]
+        rows[name] = {}
+        if bootstrap:
+            per_scan[name] = {
+                # Distances of all pairs in blocks of at most 1 GiB: 200 MB for 5,000 scans.
+                "silhouette": silhouette_samples(features[known].astype(float), labels, metric="cosine"),
+                "purity": _purity(features, maps, k),
+                "map_purity": _purity(drawn[0], maps, k, "euclidean"),
+            }
+            rows[name] = {
+                measure: bootstrap.mean(values, SCALES[measure]) for measure, values in per_scan[name].items()
+            }
+        rows[name]["trustworthiness"] = float(
+            trustworthiness(features[ranked], drawn[0][ranked], n_neighbors=k_ranked, metric=options.metric)
+        )
+        if len(drawn) > 1:
+            rows[name]["stability"] = agreement(drawn, k_ranked)
+    return {
+        "rows": rows,
+        "differences": {
+            f"{MODEL} − {name}": {
+                measure: bootstrap.mean(per_scan[MODEL][measure] - values[measure], Scale.DIFFERENCE)
+                for measure in ("silhouette", "purity")
+            }
+            for name, values in per_scan.items()
+            if name != MODEL
+        },
+        "chance": 100 * float(chance_purity(labels, patients).mean()) if bootstrap else None,
+        "notes": notes + (bootstrap.notes() if bootstrap else []),
+    }
+
+
+def run(options: EmbeddingMapOptions) -> None:
+    """Evaluate, print, and write figure, page, coordinates, projector export and JSON."""
+    sources = open_sources(options.sources)
+    result, maps = evaluate(sources, options)
+    folder = private_folder(sources[0].results_folder("embedding_map", options.out))
+    written = write_results(result, maps, folder, options.projector)
+    print(report(result))
+    print(f"written: {', '.join(written)} in {folder}")

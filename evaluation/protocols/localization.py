@@ -1,0 +1,230 @@
+"""Does a map find the lesion? Every method of every model scored against lesion masks, beside maps without a network.
+
+Attention heads and thresholds are chosen on validation patients; scores are of test patients.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from dino_oct.errors import InputError
+from dino_oct.files import private_folder
+from dino_oct.limits import check_settings
+from dino_oct.scan_data import ScanData
+from dino_oct.scores.bootstrap import PatientBootstrap, Scale
+from dino_oct.scores.text import missing_intervals
+from evaluation.config import ATTENTION, LocalizationOptions
+from evaluation.inputs.masks import LesionMasks, read_boundaries
+from evaluation.inputs.model import Model, open_classifiers, open_model
+from evaluation.inputs.scans import open_data
+from evaluation.inputs.selection import Chosen, take_turns
+from evaluation.inputs.sources import Source, open_sources, starting_weights
+from evaluation.maps.chefer import PATENT_NOTICE
+from evaluation.maps.leaderboard import rate
+from evaluation.maps.methods import MapSettings, usable
+from evaluation.maps.rows import Case, MapMaker
+from evaluation.pages.maps import FOOT, page_of_case
+from evaluation.pages.tiles import Page, write_pages
+from evaluation.protocols.localization_text import Area, Localization, ModelFacts, report, statements
+from evaluation.protocols.results import of_bootstrap, of_source
+
+START = "start"
+
+
+def map_makers(models: Sequence[Model], options: LocalizationOptions) -> tuple[list[MapMaker], list[str]]:
+    """The models with the maps that are scored, and notes.
+
+    The first model's starting weights come along for their attention, unless they are among the models.
+
+    Raises:
+        InputError: a method is asked for that no model has.
+    """
+    makers, notes = [], []
+    for model in models:
+        methods, gaps = usable(model, options.methods)
+        makers.append(MapMaker(model, _settings(model, options), tuple(methods), gaps))
+    if not any(maker.methods for maker in makers):
+        raise InputError(next(iter(makers[0].gaps.values())))
+    first = makers[0]
+    if ATTENTION in first.methods and first.kind == "self-supervised":
+        start = starting_weights(first.model.source)
+        if isinstance(start, str):
+            notes.append(start)
+        elif start.name not in {model.source.name for model in models}:
+            makers.insert(1, MapMaker(open_model(start, START), first.settings, (ATTENTION,)))
+    return makers, notes
+
+
+def _settings(model: Model, options: LocalizationOptions) -> MapSettings:
+    side = options.attention_size or model.source.attention_size
+    return MapSettings(side, options.attention_blocks, options.window, options.stride, options.fill)
+
+
+def choose_cases(
+    data: ScanData, masks: LesionMasks, positions: np.ndarray, n: int, makers: Sequence[MapMaker], target: str
+) -> list[Case]:
+    """``n`` of the scans at ``positions`` in turns through classes and patients (0: all), with the class to explain.
+
+    Raises:
+        InputError: a class that a model does not have.
+    """
+    index = data.index
+    if n:
+        positions = np.array(take_turns(positions, index.labels, index.patients, n))
+    names, boundaries = read_boundaries(data)
+    cases = []
+    for i in positions.tolist():
+        label = index.class_names[index.labels[i]] if index.labels[i] >= 0 else ""
+        scan = Chosen(index.files[i], str(index.patients[i]), label or None, np.asarray(data.scans[i]))
+        targets = {maker.name: _target(maker.model, scan, target) for maker in makers}
+        mask = masks.read(i)
+        rows = boundaries.get(index.files[i]) if names else None
+        if rows is not None and rows.shape[1] != mask.lesion.shape[1]:
+            rows = None
+        cases.append(Case(i, index.files[i], label, str(index.patients[i]), scan.scan, mask, rows, targets))
+    return cases
+
+
+def _target(model: Model, scan: Chosen, target: str) -> int:
+    if not model.class_names:
+        return 0  # its methods do not ask for a class
+    if target == "predicted":
+        return int(model.logits(scan.scan).argmax())
+    if scan.label is None:
+        raise InputError(f"{scan.file}: its class is not known; give --target predicted")
+    return model.class_index(scan.label)
+
+
+def evaluate(
+    sources: Sequence[Source],
+    options: LocalizationOptions,
+    data: ScanData | None = None,
+    models: Sequence[Model] = (),
+) -> tuple[Localization, list[Page]]:
+    """Run the whole evaluation.
+
+    Args:
+        data, models: opened before, the models with a classifier; unset: as the options say.
+
+    Returns:
+        The result, and pages to draw.
+
+    Raises:
+        InputError: no masks or no lesions in the validation or the test split, a method that no model has, a class that
+            a model does not have, or as ``open_classifier``.
+    """
+    check_settings(options)
+    if data is None:
+        data = open_data(sources[0], options.data, options.dataset, options.phantom, print)
+    masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values)
+    # Before models are opened: a missing mask costs no time.
+    with_lesion = {split: masks.with_lesion(split) for split in ("val", "test")}
+    models = models or list(open_classifiers(sources, options, data).values())
+    makers, notes = map_makers(models, options)
+    test, val = (
+        choose_cases(data, masks, with_lesion[split], n, makers, options.target)
+        for split, n in (("test", options.n), ("val", -(-options.n // 2)))
+    )
+    names, _ = read_boundaries(data)
+    leaderboard, raw, per_scan = rate(
+        makers,
+        val,
+        test,
+        options.score,
+        layer_names=names,
+        faithfulness=options.faithfulness,
+        sanity=options.sanity,
+        bootstrap=options.bootstrap,
+        seed=options.seed,
+    )
+    resampled = PatientBootstrap(np.array([case.patient for case in test]), options.bootstrap, options.seed)
+    positions = {which: np.array([case.position for case in cases]) for which, cases in (("val", val), ("test", test))}
+    area = Area(
+        *(
+            resampled.mean(np.array([getattr(case.mask, part).mean() for case in test]), Scale.SCORE)
+            for part in ("lesion", "retina")
+        )
+    )
+    result = Localization(
+        **vars(leaderboard),
+        model=of_source(sources[0]),
+        weights={maker.name: maker.model.weights for maker in makers},
+        data={
+            **data.summary(validation=positions["val"], test=positions["test"]),
+            "scans": "those with a lesion",
+            "masks": masks.folder,
+            "retina": "estimated from the scan" if masks.estimates_retina else "from the mask",
+        },
+        models={maker.name: _facts(maker) for maker in makers},
+        settings={
+            **{
+                name: getattr(options, name)
+                for name in ("methods", "target", "score", "n", "window", "stride", "fill", "attention_blocks")
+            },
+            "chosen_on": "val",
+            "bootstrap": of_bootstrap(options),
+        },
+        area=area,
+        notes=[*resampled.notes(), *_patient_notes(data, positions, sources), *notes, *_method_notes(makers, masks)],
+    )
+    result.notes.extend(missing_intervals(result))
+    result.statements.extend(statements(result))
+    networks = [r for r, row in enumerate(result.rows.values()) if row.kind == "map"]
+    median_first = order_by_median([case.label for case in test], per_scan[:, networks].mean(axis=1))
+    pages = [
+        page_of_case(test[i], makers, {key: maps[i] for key, maps in raw.maps.items()}, result.heads)
+        for i in median_first[: options.pages]
+    ]
+    return result, pages
+
+
+def _facts(maker: MapMaker) -> ModelFacts:
+    return ModelFacts(
+        kind=maker.kind,
+        architecture=maker.model.timm_name,
+        input_size=maker.model.input_size,
+        attention_size=maker.settings.attention_size,
+        target=maker.model.target,
+        methods=maker.methods,
+        gaps=maker.gaps,
+    )
+
+
+def _patient_notes(data: ScanData, positions: dict[str, np.ndarray], sources: Sequence[Source]) -> list[str]:
+    notes = [*data.index.notes, *data.training_notes(positions["test"], [source.name for source in sources[1:]])]
+    patients = {which: set(data.index.patients[scans].tolist()) for which, scans in positions.items()}
+    if shared := len(patients["val"] & patients["test"]):
+        notes.append(f"{shared} patients have scans in validation and in test: the choice of heads saw them")
+    return notes
+
+
+def _method_notes(makers: Sequence[MapMaker], masks: LesionMasks) -> list[str]:
+    notes = [f"{maker.name} has no {method}: {reason}" for maker in makers for method, reason in maker.gaps.items()]
+    if any("lrp" in maker.methods for maker in makers):
+        notes.append(PATENT_NOTICE)
+    notes += masks.notes()
+    if masks.estimates_retina:
+        notes.append("masks without retina values: the retina band is estimated from each scan's brightness")
+    return notes + [f"{maker.name}: {maker.kind}, a control" for maker in makers if maker.is_control]
+
+
+def order_by_median(labels: Sequence[str], scores: np.ndarray) -> list[int]:
+    """Positions of scans in turns through the classes, in each from the scan of median score (N,) outwards: neither the
+    best nor the worst come first."""
+    queues = []
+    for label in sorted(set(labels)):
+        members = np.flatnonzero(np.array(labels) == label)
+        ranks = np.argsort(np.argsort(scores[members], kind="stable"), kind="stable")
+        queues.append(members[np.argsort(np.abs(ranks - (len(members) - 1) // 2), kind="stable")].tolist())
+    return [queue[turn] for turn in range(max(map(len, queues))) for queue in queues if turn < len(queue)]
+
+
+def run(options: LocalizationOptions) -> None:
+    """Evaluate, print, and write ``localization.json``, pages, ``localization.npz`` and TensorBoard images."""
+    sources = open_sources(options.sources)
+    result, pages = evaluate(sources, options)
+    folder = private_folder(sources[0].results_folder("localization", options.out))
+    write_pages(vars(result), pages, "test scan of median score of its class", FOOT, folder)
+    print(report(result))
+    count = f"{len(pages)} page{'' if len(pages) == 1 else 's'}"
+    print(f"written: {count}, localization.npz, localization.json and tensorboard/ in {folder}")

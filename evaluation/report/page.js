@@ -1,0 +1,151 @@
+/* What moves on the comparison report: sorting, the scans behind a number, maps of scans, and the case viewer.
+ *
+ * data is part of the results (classes, scans with images, answers, embedding). Names are only ever set as text. */
+function comparisonReport({classes, scans, answers, embedding}) {
+  const unlabelled = classes.length - 1;
+  const byId = (id) => document.getElementById(id);
+  const all = (query, root = document) => [...root.querySelectorAll(query)];
+  const jpeg = (i) => `data:image/jpeg;base64,${scans.image[i]}`;
+
+  function make(tag, parent, className, text) {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    if (text !== undefined) element.textContent = text;
+    parent.append(element);
+    return element;
+  }
+
+  function scanFigure(parent, i, note) {
+    const figure = make("figure", parent, "scan"), image = make("img", figure), words = make("figcaption", figure);
+    const {name, colour} = classes[scans.label[i] < 0 ? unlabelled : scans.label[i]], label = make("span", words, "class");
+    image.decoding = "async";
+    image.alt = `scan ${scans.file[i]}`;
+    image.src = jpeg(i);
+    make("i", label).style.background = colour;
+    label.append(name);
+    words.append(note);
+    figure.title = scans.file[i];
+    make("span", words, "file", scans.file[i].split("/").at(-1));
+    make("span", words, "file", `patient ${scans.patient[i]}`);
+  }
+
+  /* Sorting. Cells without a number stay last; reference rows stay in their own part of the table. */
+  function sortable(table) {
+    const heads = [...[...table.tHead.rows].at(-1).cells];
+    const valueOf = (row, column) => {
+      const cell = row.cells[column], shown = cell.querySelector("[data-class]:not([hidden])") || cell;
+      return shown.dataset.value;
+    };
+    function compare(a, b, sign) {
+      if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
+      const difference = Number(a) - Number(b);
+      return sign * (Number.isNaN(difference) ? a.localeCompare(b, undefined, {numeric: true}) : difference);
+    }
+    function sort(column, direction) {
+      const sign = direction === "ascending" ? 1 : -1;
+      for (const body of table.tBodies) {
+        const rows = [...body.rows];
+        body.append(...rows.sort((a, b) => compare(valueOf(a, column), valueOf(b, column), sign)));
+      }
+      heads.forEach((head, i) => head.setAttribute("aria-sort", i === column ? direction : "none"));
+    }
+    heads.forEach((head, column) => {
+      const button = head.querySelector("button");
+      button.addEventListener("click", () => {
+        const now = head.getAttribute("aria-sort");
+        sort(column, now === "none" ? button.dataset.first : now === "ascending" ? "descending" : "ascending");
+      });
+    });
+    return () => {
+      const column = heads.findIndex((head) => head.getAttribute("aria-sort") !== "none");
+      if (column >= 0) sort(column, heads[column].getAttribute("aria-sort"));
+    };
+  }
+
+  /* The scans behind a number of a confusion matrix. */
+  function confusions(box) {
+    let opener = null;
+    function close(refocus) {
+      box.hidden = true;
+      if (!opener) return;
+      opener.setAttribute("aria-expanded", "false");
+      if (refocus) opener.focus();
+      opener = null;
+    }
+    function open(button) {
+      close(false);
+      opener = button;
+      button.setAttribute("aria-expanded", "true");
+      const {model, true: real, called} = button.dataset, answer = answers[model], name = classes[called].name;
+      const behind = answer.scans.map((scan, i) => ({scan, probability: answer.probability[i], called: answer.called[i]}))
+        .filter((one) => scans.label[one.scan] === Number(real) && one.called === Number(called));
+      box.replaceChildren();
+      const bar = make("div", box, "bar");
+      make("h3", bar, "", `${model}: ${behind.length} × ${classes[real].name} called ${name}`);
+      make("button", bar, "plain-button", "Close").addEventListener("click", () => close(true));
+      const strip = make("div", box, "strip");
+      for (const {scan, probability} of behind) {
+        scanFigure(strip, scan, probability === null ? "" : ` · ${name} ${(100 * probability).toFixed(1)} %`);
+      }
+      box.hidden = false;
+      box.focus({preventScroll: true});
+      box.scrollIntoView({block: "nearest"});
+    }
+    for (const button of all(".confusion button")) {
+      button.setAttribute("aria-expanded", "false");
+      button.addEventListener("click", () => button === opener ? close(true) : open(button));
+    }
+    box.addEventListener("keydown", (event) => { if (event.key === "Escape") close(true); });
+  }
+
+  /* Cases: one is shown, with one of its maps large; another case keeps the model and the method where it has them. */
+  function caseViewer(root) {
+    const cases = all(".case", root), panels = all(".case-panel", root), outline = byId("case-outline");
+    let kept = {};
+    function enlarge(panel, button) {
+      const large = panel.querySelector(".large"), {model, method, words} = kept = button.dataset;
+      all(".grid button", panel).forEach((other) => other.setAttribute("aria-pressed", String(other === button)));
+      large.firstElementChild.src = button.querySelector("img").src;
+      large.setAttribute("aria-label", `${panel.dataset.scan}; ${model}, ${method}`);
+      panel.querySelector(".map-words").textContent = words;
+    }
+    function show(shown) {
+      cases.forEach((button) => button.setAttribute("aria-pressed", String(Number(button.dataset.case) === shown)));
+      panels.forEach((panel, i) => { panel.hidden = i !== shown; });
+      const panel = panels[shown], maps = all(".grid button", panel);
+      const same = maps.find(({dataset}) => dataset.model === kept.model && dataset.method === kept.method) || maps[0];
+      if (same) enlarge(panel, same);
+      outline.disabled = !panel.style.getPropertyValue("--outline");
+      outline.parentElement.title = outline.disabled ? "this scan has no lesion mask" : "";
+    }
+    cases.forEach((button) => button.addEventListener("click", () => show(Number(button.dataset.case))));
+    panels.forEach((panel) => all(".grid button", panel).forEach((button) => {
+      button.addEventListener("click", () => enlarge(panel, button));
+    }));
+    byId("case-opacity").addEventListener("input", ({target}) => root.style.setProperty("--opacity", target.value / 100));
+    outline.addEventListener("change", () => root.classList.toggle("without-outline", !outline.checked));
+    show(0);
+  }
+
+  function maps(root, {k, scans: shown, panels}) {
+    const pick = (column) => shown.map((i) => column[i]);
+    const label = pick(scans.label).map((c) => c < 0 ? unlabelled : c);
+    embeddingMaps(root, {classes: label.includes(unlabelled) ? classes : classes.slice(0, -1), k, heading: "h3",
+      panels: panels.map(({title, near, ...frame}) => ({title, near, frames: [frame]})), scans: {label,
+        file: pick(scans.file), patient: pick(scans.patient), split: pick(scans.split), image: pick(scans.image)}});
+  }
+
+  for (const image of all("img[data-scan]")) image.src = jpeg(image.dataset.scan);
+  for (const table of all("table.sortable")) {
+    const again = sortable(table), chooser = table.id === "league-table" && byId("league-class");
+    if (chooser) chooser.addEventListener("change", () => {
+      for (const cell of all("[data-class]", table)) cell.hidden = cell.dataset.class !== chooser.value;
+      again();
+    });
+  }
+  if (byId("behind")) confusions(byId("behind"));
+  if (byId("maps")) maps(byId("maps"), embedding);
+  if (byId("viewer")) caseViewer(byId("viewer"));
+
+  addEventListener("beforeprint", () => all("details").forEach((one) => { one.open = true; }));
+}

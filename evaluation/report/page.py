@@ -1,0 +1,179 @@
+"""The comparison report as one page that opens offline: the template reads ``Results``, the script only what it moves.
+
+Charts are the SVG figures that also lie beside the page. Gaps are dashes with a lettered reason.
+"""
+
+import itertools
+import re
+import string
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
+from matplotlib import colormaps
+
+from dino_oct.errors import InputError
+from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.class_summary import summary_of_counts
+from dino_oct.scores.text import plain
+from evaluation import pages
+from evaluation.pages.embedding_figures import UNLABELLED_NAME, Mark
+from evaluation.report.results import Media, Results
+
+PAGE_LIMIT = 40_000_000  # bytes; what mail servers and browsers on a tablet still take
+SECTIONS = {
+    "verdict": "Verdict", "warnings": "Warnings", "models": "Models", "confusions": "Confusions",
+    "suspects": "Label errors", "embedding": "Maps of scans", "explanations": "Explanations", "cases": "Cases",
+    "severity": "Severity", "methods": "Methods", "limits": "Limits",
+}  # fmt: skip
+_ACROSS = 6  # models beside each other on a printed page
+
+
+class Number(NamedTuple):
+    """A number as the page shows it, its interval, and what it sorts by."""
+
+    text: str
+    interval: str
+    value: float
+
+
+class Footnotes:
+    """Reasons of gaps, lettered in the order of their first use."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[str, str] = {}
+
+    def letter(self, reason: str) -> str:
+        """The letter of a reason: a, b, … z, aa, ab, …"""
+        return self.reasons.setdefault(reason, _letters(len(self.reasons)))
+
+
+def render(results: Results, media: Media) -> str:
+    """The page as HTML; every name in it is escaped.
+
+    Raises:
+        InputError: the page would be larger than ``PAGE_LIMIT``.
+    """
+    folders = [Path(__file__).parent, Path(pages.__file__).parent]
+    environment = Environment(loader=FileSystemLoader(folders), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["breakable"] = _breakable
+    titles = {Path(figure.file).stem: figure.title for figure in results.figures}
+    methods = (m for case in results.cases for answer in case.models.values() for m in (*answer.maps, *answer.gaps))
+    page = environment.get_template("page.html").render(
+        r=results,
+        media=media,
+        data=_data(results, media),
+        sections=SECTIONS,
+        across=_ACROSS,
+        groups=[list(group) for _, group in itertools.groupby(results.table.columns, lambda column: column.group)],
+        number=number,
+        Footnotes=Footnotes,
+        figures={name: (titles[name], _inline(svg, name, titles[name])) for name, svg in media.figures.items()},
+        summary=lambda confusion: summary_of_counts(confusion.counts, [c.name for c in results.classes]).words,
+        in_any=lambda rows: [c.name for c in results.classes if any(c.name in row for row in rows)],
+        missing=lambda section: _missing(results.gaps, section),
+        reason=lambda model, *names, of=None: _reason(results.models[model].gaps, names, of),
+        map_words=_map_words,
+        methods=list(dict.fromkeys(methods)),
+        inferno=[
+            " ".join(f"{v:.3f}" for v in channel) for channel in colormaps["inferno"](np.linspace(0, 1, 33)).T[:3]
+        ],
+        settings=list(_flat(results.settings)),
+    )
+    size = len(page.encode())
+    if size > PAGE_LIMIT:
+        raise InputError(
+            f"the page would take {size / 1e6:.0f} MB, more than {PAGE_LIMIT / 1e6:.0f} MB: thumbnails of "
+            f"{len(media.thumbnails):,} scans take {sum(map(len, media.thumbnails)) / 1e6:.0f} MB, most of the rest is "
+            f"maps of {len(media.cases)} cases; compare fewer scans, cases or models"
+        )
+    return page
+
+
+def number(value: Interval | float | None, digits: int, scale: float = 1, signed: bool = False) -> Number | None:
+    """A number in words, with its interval if it has one; None where it is undefined."""
+    if not isinstance(value, Interval):
+        value = None if value is None else Interval(value)
+    if value is None or not np.isfinite(value.point):
+        return None
+    point, low, high = (None if end is None else scale * end for end in (value.point, value.low, value.high))
+    form = f"{'+' if signed else ''},.{digits}f"
+    span = "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
+    return Number(f"{point:{form}}".replace("-", "−"), span.replace("-", "−"), point)
+
+
+def _data(results: Results, media: Media) -> dict[str, Any]:
+    """What the scripts read, as JSON; one class more for scans without a label."""
+    embedding = results.embedding
+    if embedding:
+        purities = [number(panel.purity, 1) for panel in embedding.panels]
+        panels = [
+            replace(panel, caption=panel.caption + (f" · {embedding.k}-NN purity {p.text} % {p.interval}" if p else ""))
+            for panel, p in zip(embedding.panels, purities, strict=True)
+        ]
+        embedding = replace(embedding, panels=panels)
+    return plain(
+        {
+            "classes": [*results.classes, Mark(UNLABELLED_NAME, "#888888", "circle")],
+            "scans": {**vars(results.scans), "image": media.thumbnails},
+            "answers": results.answers,
+            "embedding": embedding,
+        }
+    )
+
+
+def _inline(svg: str, name: str, title: str) -> Markup:
+    """A figure of matplotlib as an element of a page: ids of its own, no style for the rest of the page, and a title
+    for who cannot see it."""
+    svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    return Markup(svg.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(title), 1))
+
+
+def _map_words(shown: Any) -> str:
+    """What is known of a map of a case."""
+    ratio, auprc, peak = (number(v, d) for v, d in ((shown.lesion_over_retina, 2), (shown.auprc, 3), (shown.peak, 3)))
+    words = [
+        f"of class {shown.class_}" if shown.class_ else "",
+        f"lesion over retina {ratio.text}" if ratio else "",
+        f"AUPRC {auprc.text}" if auprc else "",
+        f"highest value {shown.peak:.3g}" if peak else "",
+        "{} × {} values".format(*shown.shape),
+    ]
+    return " · ".join(filter(None, words))
+
+
+def _reason(gaps: dict[str, str], names: Iterable[str], value: Any) -> str:
+    """Why a model lacks a number or a map: the first of ``names`` that its gaps tell about."""
+    unknown = "no reason was recorded" if value is None else "the number is undefined on these scans"
+    return next((gaps[name] for name in names if name in gaps), unknown)
+
+
+def _missing(gaps: list[str], section: str) -> str:
+    """Why a whole section is missing."""
+    reasons = [gap.removeprefix(f"{section}:").strip() for gap in gaps if gap.startswith(f"{section}:")]
+    return " ".join(reasons) or "The reason is listed under “Not in this report”."
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after a separator."""
+    return Markup("").join(
+        escape(part) + (Markup("<wbr>") if part in tuple("/_:") else "") for part in re.split("([/_:])", name)
+    )
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _letters(position: int) -> str:
+    before, last = divmod(position, 26)
+    return (_letters(before - 1) if before else "") + string.ascii_lowercase[last]

@@ -1,0 +1,133 @@
+"""What a comparison finds, as one whole of typed parts; ``results.json`` holds its fields."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from dino_oct.scores.classification import Reliability
+from evaluation.report.cases import Case, Pictures
+from evaluation.report.embedding import Embedding
+from evaluation.report.findings import Finding
+from evaluation.report.label_errors import Suspects
+from evaluation.report.leaderboard import League
+from evaluation.report.scans import ScanColumns
+from evaluation.report.severity import Severity
+from evaluation.report.table import Confusion, Evaluations, Table
+from evaluation.report.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """The data of a comparison: name of the folder, whether it is synthetic, and split → ``scans``, ``patients`` and
+    the same of each of its ``classes``, as ``ScanData.describe`` counts them."""
+
+    folder: str
+    synthetic: bool
+    sets: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class ClassFacts:
+    """A class: its name, how figures draw it (a ``Mark``), and whether it calls for urgent referral."""
+
+    name: str
+    colour: str
+    shape: str
+    urgent: bool
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model is.
+
+    Attributes:
+        source: as it was named; sha256: of its weights' file; loaded: what was loaded, in words.
+        gaps: column, group or section of the report → why this model has none.
+        parameters: of the network with its classifier; ms_per_scan: of a pass; input_size: rows and columns.
+        classifier: "own" or "probe"; target: by what it tells classes, in words. The last five are None where no
+            classifier could be opened.
+    """
+
+    source: str
+    kind: str
+    architecture: str
+    sha256: str
+    loaded: str
+    gaps: dict[str, str]
+    parameters: int | None = None
+    ms_per_scan: float | None = None
+    input_size: list[int] | None = None
+    classifier: Literal["own", "probe"] | None = None
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a model's classifier calls some scans (positions in the report's scans), and how probable it finds it."""
+
+    scans: np.ndarray
+    called: np.ndarray
+    probability: np.ndarray
+
+
+@dataclass(frozen=True)
+class FigureFile:
+    """A figure beside the page, relative to the report's folder, and what it shows."""
+
+    file: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that a comparison says. A section that could not be made is None, its reason among the gaps.
+
+    Attributes:
+        command: that made it; commands: of the single evaluations, which print the same numbers.
+        made: the day, as 2026-01-31; notice: that the scans are synthetic.
+        models, confusions, answers: by model.
+        reliability: model → protocol → its reliability diagram.
+        gaps: "section: reason".
+        evaluations: model → protocol → row, as ``table.single_results`` gives them.
+        limits, methods: sentences and paragraphs.
+    """
+
+    evaluation: str
+    title: str
+    command: str
+    commands: list[str]
+    made: str
+    notice: str | None
+    verdict: Verdict
+    warnings: list[Finding]
+    data: DataFacts
+    classes: list[ClassFacts]
+    models: dict[str, ModelFacts]
+    table: Table
+    confusions: dict[str, Confusion]
+    reliability: dict[str, dict[str, Reliability]]
+    answers: dict[str, Answered]
+    suspects: Suspects | None
+    embedding: Embedding | None
+    league: League | None
+    severity: Severity | None
+    cases: list[Case]
+    gaps: list[str]
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    intended_use: str
+    evaluations: Evaluations
+    scans: ScanColumns
+    limits: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
+    figures: list[FigureFile] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Media:
+    """Pictures of the page: of each of ``Results.scans`` a small JPEG (base64), of each case, and name → SVG figure."""
+
+    thumbnails: list[str]
+    cases: list[Pictures]
+    figures: dict[str, str]

@@ -1,0 +1,174 @@
+"""Does an embedding order scans by how much lesion they show? Rank correlations of two predictors without training."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import rankdata
+
+from dino_oct.errors import InputError
+from dino_oct.features import unit
+from dino_oct.files import read_json
+from dino_oct.knn import neighbours
+from dino_oct.scan_data import ScanData
+from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale
+from evaluation.inputs.masks import LesionMasks
+from evaluation.report.answers import Setting
+from evaluation.report.models import Candidate
+
+NEIGHBOURS = 10
+PHANTOM, SHARE = "phantom severity", "share of the scan in the lesion mask"
+_HELP = (
+    "Spearman's rank correlation (1: the same order, 0: none) of the lesion load of test scans that show a lesion with "
+    "two predictors from the frozen features: from_normal, 1 − cosine to the mean unit feature of normal training "
+    f"scans; by_neighbours, mean lesion load of the {NEIGHBOURS} nearest training scans. No model was trained on it."
+)
+
+
+@dataclass(frozen=True)
+class Correlations:
+    """Spearman's rank correlation of lesion load with each predictor, −1 to 1; NaN where it is undefined.
+
+    Attributes:
+        from_normal: with 1 − cosine to the mean unit feature of normal training scans.
+        by_neighbours: with the mean lesion load of the nearest training scans.
+    """
+
+    from_normal: Interval
+    by_neighbours: Interval
+
+
+@dataclass(frozen=True)
+class SeverityRow:
+    """Of one model: over all test scans with a lesion, and by class."""
+
+    all: Correlations
+    classes: dict[str, Correlations]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """The N test scans with a lesion: positions in the report's scans, lesion load, and ``from_normal``, each (N,)."""
+
+    scans: np.ndarray
+    severity: np.ndarray
+    from_normal: np.ndarray
+
+
+@dataclass(frozen=True)
+class Severity:
+    """Whether features order scans by lesion load.
+
+    Attributes:
+        measure: of lesion load; help: what is correlated.
+        rows: by model; scatter: by model, as far as there are normal training scans.
+    """
+
+    measure: str
+    help: str
+    rows: dict[str, SeverityRow]
+    scatter: dict[str, Scatter]
+
+
+def lesion_loads(data: ScanData, positions: np.ndarray, masks: LesionMasks | None) -> tuple[str, np.ndarray]:
+    """What is known about how much lesion some scans show: the measure's name, and (N,) ≥ 0, NaN where unknown.
+
+    Args:
+        masks: given masks; None: those beside the scans, if there are any.
+
+    Raises:
+        InputError: neither severities nor masks.
+    """
+    about = Path(data.index.root) / "phantom.json"
+    if about.is_file() and masks is None:
+        try:
+            severity = {record["file"]: float(record["severity"]) for record in read_json(about)["scans"]}
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{about}: damaged: no severities of scans ({type(error).__name__} {error})") from None
+        return PHANTOM, np.array([severity.get(data.index.files[i], np.nan) for i in positions], dtype=float)
+    masks = masks or LesionMasks(data)
+    shares = [masks.read(int(i)).lesion.mean() if masks.file(int(i)) else np.nan for i in positions]
+    measure = "; ".join([SHARE, *masks.notes()])
+    return measure, np.array(shares, dtype=float)
+
+
+def severity(models: dict[str, Candidate], shared: Setting, masks: LesionMasks | None) -> Severity:
+    """Rank correlations of every model whose features are known.
+
+    Raises:
+        InputError: no lesion loads, or too few scans with a lesion.
+    """
+    measure, of_test = lesion_loads(shared.data, shared.positions["test"], masks)
+    _, of_train = lesion_loads(shared.data, shared.positions["train"], masks)
+    with_lesion = np.flatnonzero(of_test > 0)
+    if len(with_lesion) < 3:
+        raise InputError(f"{len(with_lesion)} test scans with a lesion whose load is known: too few to order")
+    queries = shared.set_of("test")
+    labels, patients, load = queries.labels[with_lesion], queries.patients[with_lesion], of_test[with_lesion]
+    normal = _normal(shared)
+    rows, scatter = {}, {}
+    groups = {"": np.ones(len(with_lesion), dtype=bool)}
+    groups |= {name: labels == c for c, name in enumerate(shared.class_names) if (labels == c).sum() >= 3}
+    for key, model in models.items():
+        try:
+            features = model.features
+        except InputError as reason:
+            model.gaps["severity"] = str(reason)
+            continue
+        predicted = _predict(features["train"], of_train, normal, features["test"][with_lesion])
+        correlations = {
+            name: _correlations(load[inside], {p: v[inside] for p, v in predicted.items()}, patients[inside], shared)
+            for name, inside in groups.items()
+        }
+        rows[key] = SeverityRow(correlations.pop(""), correlations)
+        if "from_normal" in predicted:
+            scatter[key] = Scatter(with_lesion, load, predicted["from_normal"])
+    return Severity(measure, _HELP, rows, scatter)
+
+
+def _normal(shared: Setting) -> np.ndarray:
+    """(N,) bool, training scans of the class NORMAL."""
+    of_class = [c for c, name in enumerate(shared.class_names) if name.casefold() == "normal"]
+    return np.isin(shared.set_of("train").labels, of_class)
+
+
+def _predict(train: np.ndarray, load: np.ndarray, normal: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+    """Each predictor (M,) of the test scans' lesion load, as far as the training scans allow."""
+    predicted = {}
+    if normal.any():
+        centre = unit(unit(train[normal]).mean(axis=0, keepdims=True))
+        predicted["from_normal"] = 1 - (unit(test) @ centre[0]).astype(float)
+    known = np.isfinite(load)
+    if known.sum() >= NEIGHBOURS:
+        _, near = neighbours(train[known], test, NEIGHBOURS)
+        predicted["by_neighbours"] = load[known][near].mean(axis=1)
+    return predicted
+
+
+def _correlations(
+    load: np.ndarray, predicted: dict[str, np.ndarray], patients: np.ndarray, shared: Setting
+) -> Correlations:
+    bootstrap = PatientBootstrap(patients, shared.bootstrap, shared.seed)
+
+    def of(predictor: str) -> Interval:
+        if predictor not in predicted:
+            return Interval(float("nan"))
+        values = bootstrap.values(partial(rank_correlation, a=load, b=predicted[predictor]))
+        return bootstrap.interval(values, Scale.CORRELATION)
+
+    return Correlations(of("from_normal"), of("by_neighbours"))
+
+
+def rank_correlation(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Spearman's correlation for each row of weights (R, N): Pearson's of the ranks among all scans, weighted.
+
+    Returns:
+        (R,); NaN where either does not vary.
+    """
+    x, y = (rankdata(values, method="average") for values in (a, b))
+    total = weights.sum(axis=1, keepdims=True)
+    x, y = (ranks - weights @ ranks[:, None] / total for ranks in (x, y))  # (R, N)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.sqrt((weights * x**2).sum(axis=1) * (weights * y**2).sum(axis=1))
+        return np.where(spread > 1e-9, (weights * x * y).sum(axis=1) / spread, np.nan)

@@ -1,0 +1,198 @@
+"""What a comparison lets one say, in plain sentences: who wins, by how much, on how many patients, and what is not
+shown."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dino_oct.data.cache import cache_root
+from dino_oct.knn import knn_votes
+from dino_oct.scores.bootstrap import Interval, Scale
+from dino_oct.scores.class_summary import Majority, majority, never_recognised, summary_of_counts
+from dino_oct.scores.classification import METRICS, score_all
+from dino_oct.scores.text import show
+from evaluation.inputs.feature_cache import FeatureCache, of_pixels
+from evaluation.report.answers import Answers, Setting
+from evaluation.report.models import Candidate
+from evaluation.report.table import Evaluations, Intervals, Values, protocol_title
+
+SELF, SUPERVISED, START = "self-supervised", "supervised", "starting weights"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who wins, in words and as the number that the words rest on.
+
+    Attributes:
+        headline, sentences: plain English, the headline first.
+        patients, scans: of the test.
+        majority: the most frequent class, and what always naming it scores.
+        difference: accuracy of a − accuracy of b in points, paired; None where a or b is missing.
+        a, b: best self-supervised and best supervised model on validation patients; None where there is none.
+    """
+
+    headline: str
+    sentences: list[str]
+    patients: int
+    scans: int
+    majority: Majority
+    difference: Interval | None
+    a: str | None
+    b: str | None
+
+
+def best_on_validation(scores: dict[str, float | None]) -> str | None:
+    """The model of highest score on validation scans, None where no score is known; ties: the first named."""
+    known = {key: score for key, score in scores.items() if score is not None}
+    return max(known, key=known.__getitem__) if known else None
+
+
+def verdict(
+    models: dict[str, Candidate], answers: dict[str, Answers], values: dict[str, Values],
+    evaluations: Evaluations, ks: tuple[int, ...], temperature: float, shared: Setting,
+) -> Verdict:  # fmt: skip
+    """The best self-supervised model against the best supervised one.
+
+    Args:
+        evaluations: as ``single_results`` gives them.
+    """
+    queries = shared.set_of("test")
+    intervals = Intervals(queries, shared.class_names, shared.bootstrap, shared.seed)
+    patients, scans = len(set(queries.patients.tolist())), len(queries.labels)
+    where = f"{scans:,} test scans of {patients:,} patients"
+    a, b = (
+        best_on_validation({key: answers[key].validation for key, model in models.items() if model.kind == kind})
+        for kind in (SELF, SUPERVISED)
+    )
+    difference, sentences = None, []
+    accuracy = {
+        key: values[key]["classifier_accuracy" if models[key].is_judged_by_own else "linear_accuracy"]
+        for key in (a, b)
+        if key is not None
+    }
+    in_words = {}
+    for key, resamples in accuracy.items():
+        single = evaluations[key]["classifier" if models[key].is_judged_by_own else "linear"]
+        by_class = summary_of_counts(single.confusion, shared.class_names)
+        in_words[key] = f"{show(intervals.of('accuracy', resamples))} % ({by_class.words})"
+    most = majority(queries.labels, shared.class_names)
+    chosen_by = "chosen by balanced accuracy on validation patients, never on the test"
+    if a and b:
+        difference = intervals.of("accuracy", accuracy[a] - accuracy[b], Scale.DIFFERENCE)
+        headline = _headline(a, b, difference, where)
+        sentences += [
+            f"{a} with {_protocol(models[a])}: {in_words[a]} of the test scans right; {b} with "
+            f"{_protocol(models[b])}: {in_words[b]} (95 % intervals by patient).",
+            f"{a} − {b}: {show(difference, signed=True)} points, paired on the same scans of {patients:,} patients. "
+            f"Each is the best of its kind, {chosen_by}.",
+        ]
+        counts = {kind: sum(model.kind == kind for model in models.values()) for kind in (SELF, SUPERVISED)}
+        sentences.append(
+            f"Compared were {counts[SELF]} self-supervised and {counts[SUPERVISED]} supervised, one training each: "
+            "another seed of the training may change the order."
+        )
+    elif a or b:
+        alone, missing = (a, SUPERVISED) if a else (b, SELF)
+        headline = (
+            f"{alone} with {_protocol(models[alone])} classifies {in_words[alone]} of {where} right; there is no "
+            f"{missing} model to compare with."
+        )
+        sentences.append(f"Self-supervised against supervised is NOT shown: no {missing} model was given.")
+    else:
+        headline = (
+            f"No self-supervised and no supervised model is among the {len(models)} compared: no verdict on {where}."
+        )
+    if a:
+        sentences += _knn_sentences(a, models, values, ks, temperature, intervals, shared)
+    for key in accuracy:
+        provenance = models[key].provenance
+        if both := len(provenance.patients & set(queries.patients.tolist())) if provenance else 0:
+            sentences.insert(0, f"NOT a fair test: {key} was trained on scans of {both} of these patients.")
+    sentences.append(
+        f"Always naming {most.name}, the most frequent class, would be right in {most.share:.1f} % of the test scans."
+    )
+    sentences += never_recognised(
+        (f"{key}, {protocol_title(protocol)}", single.never_recognised)
+        for key, by_protocol in evaluations.items()
+        for protocol, single in by_protocol.items()
+    )
+    sentences += [f"Note: {note}." for note in intervals.bootstrap.notes()]
+    if shared.data.is_phantom:
+        headline = f"On phantoms (synthetic scans): {headline}"
+        sentences.append("These are synthetic scans: nothing here says how the models do on patients.")
+    return Verdict(
+        headline=headline[0].upper() + headline[1:] if headline.startswith("the ") else headline,
+        sentences=sentences,
+        patients=patients,
+        scans=scans,
+        majority=most,
+        difference=difference,
+        a=a,
+        b=b,
+    )
+
+
+def _protocol(model: Candidate) -> str:
+    return "its own classifier" if model.is_judged_by_own else "a linear probe on frozen features"
+
+
+def _headline(a: str, b: str, difference: Interval, where: str) -> str:
+    points = f"{abs(difference.point):.1f} points of accuracy"
+    span = "" if difference.low is None else f" (95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
+    lead = "" if difference.low is None else f" (95 % interval {-difference.high:.1f} to {-difference.low:.1f})"
+    if difference.is_above(0):
+        return (
+            f"the self-supervised {a} is better than the supervised {b} by {points}{span.replace('+', '')}, on {where}."
+        )
+    if difference.is_below(0):
+        return f"the supervised {b} is better than the self-supervised {a} by {points}{lead}, on {where}."
+    return (
+        f"A difference between the self-supervised {a} and the supervised {b} is NOT shown: {difference.point:+.1f} "
+        f"points of accuracy{span}, on {where}."
+    )
+
+
+def _knn_sentences(
+    a: str, models: dict[str, Candidate], values: dict[str, Values], ks: tuple[int, ...], temperature: float,
+    intervals: Intervals, shared: Setting,
+) -> list[str]:  # fmt: skip
+    """k-NN of the self-supervised model against raw pixels and its own starting weights."""
+    k = ks[0]
+    if f"knn_{k}" not in values[a]:
+        return []
+    others = {"raw pixels": _pixels(models[a], k, temperature, intervals, shared)}
+    for key, model in models.items():
+        if model.kind == START and model.source.run == models[a].source.run and f"knn_{k}" in values[key]:
+            others[f"its starting weights ({key})"] = values[key][f"knn_{k}"]
+    sentences = []
+    for name, resamples in others.items():
+        difference = intervals.of("accuracy", values[a][f"knn_{k}"] - resamples, Scale.DIFFERENCE)
+        numbers = f"{show(difference, signed=True)} points of k-NN accuracy, k = {k}"
+        if difference.is_above(0):
+            sentences.append(f"{a} beats {name}: {numbers}.")
+        elif difference.is_below(0):
+            sentences.append(f"{a} is WORSE than {name}: {numbers}.")
+        else:
+            sentences.append(f"That {a} beats {name} is NOT shown: {numbers}.")
+    return sentences
+
+
+def _pixels(model: Candidate, k: int, temperature: float, intervals: Intervals, shared: Setting) -> np.ndarray:
+    """Resampled k-NN accuracy of raw pixels at the model's image size, as ``evaluation/knn.py`` measures them."""
+
+    def make() -> dict[str, np.ndarray]:
+        preprocessing = model.model.preprocessing()
+        cache, scans = FeatureCache(cache_root(shared.data.dataset)), shared.data.scans
+        train, test = (
+            cache.get(scans, shared.positions[split], preprocessing, {"": of_pixels()})[""]
+            for split in ("train", "test")
+        )
+        votes = knn_votes(train, shared.set_of("train").labels, test, [k], len(shared.class_names), temperature)
+        return {"votes": votes[k]}
+
+    votes = shared.cache.arrays(f"pixels {model.key}", shared.identity(model, k=k, temperature=temperature), make)[
+        "votes"
+    ]
+    labels = shared.set_of("test").labels
+    scores = intervals.bootstrap.values(lambda weights: score_all(weights, labels, votes))
+    return scores[:, METRICS.index("accuracy")]

@@ -1,0 +1,118 @@
+"""Maps of features in the plane (UMAP), and how well features and maps keep classes and neighbours together."""
+
+import warnings
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+from scipy.spatial import cKDTree, procrustes
+
+from dino_oct.knn import neighbours
+from dino_oct.streams import short_seed_of
+
+
+def umap_map(
+    features: np.ndarray,
+    seed: int,
+    *,
+    n_neighbours: int = 15,
+    min_dist: float = 0.1,
+    metric: str = "euclidean",
+    start: np.ndarray | None = None,
+) -> np.ndarray:
+    """UMAP (McInnes, Healy & Melville 2018) of features in the plane; the defaults are umap-learn's.
+
+    A map belongs to its seed: umap-learn then works on one thread.
+
+    Args:
+        features: (N, D), N at least ``FEWEST`` and above ``n_neighbours``.
+        start: (N, 2) where points start; None: the spectral layout.
+
+    Returns:
+        (N, 2) float32; the axes have no units.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
+        import umap  # here, because importing it takes seconds
+
+        # What follows from a seed, and from groups without a link between them, is in the docstring and on the page.
+        warnings.filterwarnings("ignore", "n_jobs value 1 overridden", UserWarning)
+        warnings.filterwarnings("ignore", r"(?s).*Spectral initialisation failed", UserWarning)
+        mapper = umap.UMAP(
+            n_neighbors=n_neighbours,
+            min_dist=min_dist,
+            metric=metric,
+            random_state=short_seed_of("UMAP", seed),
+            n_jobs=1,
+            init="spectral" if start is None else start,
+        )
+        return mapper.fit_transform(np.asarray(features, dtype=np.float32))
+
+
+def nearest(points: np.ndarray, groups: np.ndarray, k: int, metric: str = "cosine") -> np.ndarray:
+    """The k nearest points of other groups, the nearest first.
+
+    Args:
+        points: (N, D).
+        groups: (N,) a point's own group (its patient) is left out; ``np.arange(N)`` leaves out only the point itself.
+        metric: "cosine", or "euclidean" for points in the plane.
+
+    Returns:
+        (N, k) positions; k must not exceed ``most_neighbours(groups)``.
+    """
+    _, groups, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    search = k + int(counts.max())
+    if metric == "cosine":
+        _, position = neighbours(points, points, search)
+    else:
+        _, position = cKDTree(points).query(points, search)
+    # A stable sort moves the own group's points behind all others, which stay in order.
+    order = np.argsort(groups[position] == groups[:, None], axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(position, order, 1)
+
+
+def most_neighbours(groups: np.ndarray) -> int:
+    """The largest k of ``nearest``: what the largest group leaves over."""
+    return len(groups) - int(np.unique(groups, return_counts=True)[1].max())
+
+
+def purity(near: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Share of each point's neighbours that are of its class: (N,), from ``nearest``'s (N, k) and labels (N,)."""
+    return (labels[near] == labels[:, None]).mean(axis=1)
+
+
+def chance_purity(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """``purity`` to be expected of neighbours drawn at random from other groups: (N,)."""
+    _, labels = np.unique(labels, return_inverse=True)
+    _, groups = np.unique(groups, return_inverse=True)
+    table = np.zeros((groups.max() + 1, labels.max() + 1))
+    np.add.at(table, (groups, labels), 1)
+    same = table.sum(axis=0)[labels] - table[groups, labels]
+    return same / np.maximum(len(labels) - table.sum(axis=1)[groups], 1)
+
+
+def agreement(maps: Sequence[np.ndarray], k: int) -> dict[str, tuple[float, float, float]]:
+    """How far maps (N, 2) of the same points from several seeds agree, over all pairs of them: mean, lowest, highest.
+
+    ``overlap``: of the sets of k nearest points, intersection over union, 1 = the same. ``procrustes``: squared
+    distance left after the best shift, turn, mirror and scale, relative to the map's spread; 0 = the same, 1 = nothing
+    in common.
+    """
+    alone = np.arange(len(maps[0]))
+    near = [np.sort(nearest(one, alone, k, "euclidean"), axis=1) for one in maps]
+    overlaps, distances = [], []
+    for a, b in combinations(range(len(maps)), 2):
+        shared = np.array([len(np.intersect1d(x, y)) for x, y in zip(near[a], near[b], strict=True)])
+        overlaps.append(float((shared / (2 * k - shared)).mean()))
+        distances.append(float(procrustes(maps[a], maps[b])[2]))
+    return {
+        "overlap": (float(np.mean(overlaps)), min(overlaps), max(overlaps)),
+        "procrustes": (float(np.mean(distances)), min(distances), max(distances)),
+    }
+
+
+def aligned(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
+    """A map (N, 2) turned or mirrored and shifted to lie on another one as well as it can; its scale stays."""
+    centred = points - points.mean(axis=0)
+    left, _, right = np.linalg.svd(centred.T @ (onto - onto.mean(axis=0)))
+    return (centred @ (left @ right) + onto.mean(axis=0)).astype(points.dtype)
