@@ -96,6 +96,8 @@ class Text:
                 return "must not hold a NUL character"
             if self.is_new and text != text.encode(errors="replace").decode():
                 return "must be UTF-8"
+            if self.is_new and text and Path(text).name in ("", ".."):
+                return "must name a file or folder of its own"
             parts = [len(part.encode(errors="surrogatepass")) for part in text.split("/")]
             most = _NEW_PART if self.is_new else _LONGEST_PART
             if max(parts) > most:

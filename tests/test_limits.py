@@ -15,7 +15,7 @@ from dino_oct.config import LossConfig, MonitorConfig, OptimConfig, TrainConfig
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
-from dino_oct.limits import Items, Ordered, Range, Text, all_settings, check_settings
+from dino_oct.limits import Items, NewPath, Ordered, Range, Text, all_settings, check_settings
 from evaluation import knn
 from evaluation.inputs.sources import Source
 from evaluation.protocols import knn as protocol
@@ -42,6 +42,7 @@ class Example:
     several: Annotated[tuple[int, ...], Items(1, distinct=True), Range(1)] = (1,)
     name: Annotated[str, Text(1, is_new=True)] = "x"
     path: Path = Path("x")
+    new_path: NewPath = Path("x")
     word: Literal["a", "b"] = "a"
     range_or_auto: Annotated[float | Literal["auto"], Range(above=0)] = "auto"
     a_section: Section = field(default_factory=Section)
@@ -62,6 +63,9 @@ class Example:
         ({"name": ""}, "--name '': must not be empty"),
         ({"name": "é" * 101}, f"--name {'é' * 57}…: must be shorter: 202 bytes, 200 at most"),
         ({"name": "a\udcff"}, r"--name 'a\udcff': must be UTF-8"),
+        ({"name": "."}, "--name .: must name a file or folder of its own"),
+        ({"new_path": Path("")}, "--new-path .: must name a file or folder of its own"),
+        ({"new_path": Path("a/..")}, "--new-path a/..: must name a file or folder of its own"),
         ({"path": Path("x" * 256)}, f"--path {'x' * 57}…: must be shorter: 256 bytes, 255 at most"),
         ({"path": Path("a/" * 2100)}, f"--path {'a/' * 28}a…: must be shorter: 4095 bytes at most"),
         ({"name": "a\0b"}, r"--name 'a\x00b': must not hold a NUL character"),
@@ -81,7 +85,11 @@ def test_one_line_names_the_setting_its_value_and_its_limits(changes, message):
 
 def test_what_is_within_the_limits_passes():
     check_settings(Example())
-    check_settings(Example(10, 1e-300, (1.0, 1.0), (3, 1), "é" * 100, Path("/a" * 2000), "b", 0.1, Section(1, 1.01)))
+    check_settings(
+        Example(
+            10, 1e-300, (1.0, 1.0), (3, 1), "é" * 100, Path("/a" * 2000), Path("é" * 100), "b", 0.1, Section(1, 1.01)
+        )
+    )
 
 
 def test_a_prefix_is_part_of_the_name():

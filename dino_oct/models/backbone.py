@@ -412,9 +412,9 @@ def _create(name: str, num_classes: int, args: dict[str, Any], seed: int, pretra
             if not unknown:
                 raise InputError(f"{name} cannot be built with {args}: {error}") from None
             wanted.pop(unknown[0])
-        except (AssertionError, AttributeError, ValueError, LookupError, RuntimeError) as error:
-            if pretrained:
-                raise  # from the hub
+        except Exception as error:  # whatever an architecture makes of arguments that it was not made for
+            if pretrained or isinstance(error, MemoryError):
+                raise  # from the hub, or of the machine
             raise InputError(f"{name} cannot be built with {args}: {error}") from None
     if type(model) is VisionTransformer:
         model.__class__ = DinoVisionTransformer

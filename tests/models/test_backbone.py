@@ -49,6 +49,16 @@ def test_full_size_official_files(width, depth, patch, name, tmp_path):
         torch.testing.assert_close(model.eval()(image), source.eval()(image))
 
 
+@pytest.mark.parametrize(
+    "args",
+    [{"num_heads": 0}, {"num_heads": 5}, {"patch_size": 0}, {"img_size": 0}],
+    ids=str,
+)
+def test_arguments_that_an_architecture_cannot_take_are_one_line(args):
+    with pytest.raises(InputError, match=r"^vit_tiny_patch16_224 cannot be built with "):
+        load_backbone("random:vit_tiny_patch16_224", model_args=args)
+
+
 def test_a_partial_backbone_is_refused(tmp_path):
     tensors = torch.load(FINAL)
     del tensors["blocks.1.attn.qkv.weight"]
