@@ -70,13 +70,14 @@ def supervised_accuracy(train: torch.Tensor, labels: np.ndarray, test: torch.Ten
     train, test, labels = standardise(train), standardise(test), torch.from_numpy(labels)
     net = small_cnn(int(labels.max()) + 1)
     optimizer = torch.optim.AdamW(net.parameters(), weight_decay=0.05)
-    steps = len(train) // BATCH
+    size = min(BATCH, len(train))
+    steps = len(train) // size
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=epochs * steps)
     for _ in range(epochs):
-        for chosen in torch.randperm(len(train))[: steps * BATCH].view(steps, BATCH):
-            images = train[chosen].flip(3) if torch.rand(1) < 0.5 else train[chosen]
+        for batch in torch.randperm(len(train))[: steps * size].view(steps, size):
+            images = train[batch].flip(3) if torch.rand(1) < 0.5 else train[batch]
             images = images.roll(torch.randint(-8, 9, (2,)).tolist(), (2, 3))
-            loss = F.cross_entropy(net(images), labels[chosen], label_smoothing=0.05)
+            loss = F.cross_entropy(net(images), labels[batch], label_smoothing=0.05)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
