@@ -4,7 +4,7 @@
     ratio: Annotated[tuple[float, float], Range(0.01, 100), Ordered()] = (3 / 4, 4 / 3)
 
 A limit holds for every entry of a tuple or list, and None passes. Without any, a float must be finite, a word one of
-its choices, and a text usable as a path.
+its choices, and a text usable as a path: an entry of a list is not empty, and no text is of blanks alone.
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ class Text:
     def need(self, value: Any) -> str:
         """As ``Range.need``."""
         for text in (str(x) for x in _entries(value) if isinstance(x, (str, Path))):
-            if len(text.strip()) < self.least:
+            if len(text.strip()) < self.least or text.isspace():
                 return "must not be empty"
             if "\0" in text:
                 return "must not hold a NUL character"
@@ -259,7 +259,7 @@ def _implied(hint: Any, metadata: list[Any]) -> list[Any]:
     if float in parts and not any(isinstance(limit, Range) for limit in metadata):
         limits.append(Range())
     if {str, Path} & parts and not any(isinstance(limit, Text) for limit in metadata):
-        limits.append(Text())
+        limits.append(Text(1 if parts & {tuple, list} else 0))
     return limits
 
 
@@ -292,7 +292,7 @@ def _entries(value: Any) -> tuple[Any, ...]:
 
 def _shown(value: Any) -> str:
     """A value as a user gives it, on one line and not too long."""
-    text = " ".join(str(x) for x in _entries(value))
+    text = " ".join(str(x) if str(x).strip() else repr(str(x)) for x in _entries(value))
     text = text if text.isprintable() else repr(text)
     text = text if len(text) <= 60 else f"{text[:57]}…"
     return text or "''"

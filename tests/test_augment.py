@@ -246,7 +246,7 @@ def test_views_keep_tissue_in_sight():
 
 
 @pytest.mark.parametrize(
-    ("min_tissue", "tops", "chosen"),
+    ("min_tissue", "tops", "top"),
     [
         (0.3, (0.0, 0.5, 0.9, 0.99), 44),  # shares 0, 1/6, 7/12, 2/3: the first that suffices
         (0.3, (0.0, 0.5, 0.4, 0.1), 24),  # none suffices: the one with the most
@@ -254,7 +254,7 @@ def test_views_keep_tissue_in_sight():
         (0.0, (0.2, 0.9, 0.99, 0.1), 9),  # nothing asked: the first
     ],
 )
-def test_first_box_with_enough_tissue_is_taken(min_tissue, tops, chosen):
+def test_first_box_with_enough_tissue_is_taken(min_tissue, tops, top):
     scan, tissue = band()  # boxes of half its height
     draws = {
         "area": np.zeros((1, 1, 4)),
@@ -263,7 +263,7 @@ def test_first_box_with_enough_tissue_is_taken(min_tissue, tops, chosen):
         "left": np.zeros((1, 1, 4)),
     }
     boxes = choose_boxes(draws, np.array([scan.shape]), tissue, (0.25, 0.25), (1, 1), min_tissue, on_square=True)
-    assert [int(side[0, 0]) for side in boxes] == [chosen, 0, 48, 64]
+    assert [int(side[0, 0]) for side in boxes] == [top, 0, 48, 64]
 
 
 def test_boxes_that_do_not_fit_are_passed_over_or_cut():

@@ -62,10 +62,10 @@ def test_a_checkpoint_that_holds_what_it_should_not_is_one_line(name, reader, ch
 def test_the_campaign_knows_a_traceback_a_hang_and_a_wrong_answer(campaign, tmp_path):
     """It could not fail otherwise."""
     file = next(file for file in FILES if file.name == "run/metrics.jsonl")
-    said, path = "Traceback (most recent call last):", tmp_path / "metrics.jsonl"
+    stderr, path = "Traceback (most recent call last):", tmp_path / "metrics.jsonl"
     campaign.answers[file.name, 0] = "the weights"
     judge = campaign._verdict
-    assert judge(file, 0, path, Ended(1, None, said)) == "traceback"
+    assert judge(file, 0, path, Ended(1, None, stderr)) == "traceback"
     assert judge(file, 0, path, Ended(None, None, "")) == "hang"
     assert judge(file, 0, path, Ended(0, "other weights", "")).startswith("another result")
     assert judge(file, 0, path, Ended(2, None, "error: something is wrong")) == "a line that does not name the file"

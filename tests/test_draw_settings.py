@@ -21,8 +21,8 @@ def test_every_script_with_a_command_line_is_drawn():
 
 
 def test_every_setting_is_drawn_in_turn():
-    everything = {(one.script, setting.name) for one in commands() for setting in one.settings}
-    drawn = {(one.command.script, setting.name) for one in draws(PARSED, 0) for setting, _ in one.settings}
+    everything = {(command.script, setting.name) for command in commands() for setting in command.settings}
+    drawn = {(draw.command.script, setting.name) for draw in draws(PARSED, 0) for setting, _ in draw.settings}
     assert everything == drawn
 
 
@@ -31,7 +31,7 @@ def test_random_settings_are_accepted_or_refused_in_one_line(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "outer" / "inner")
     names = ("RUN", "FIT", "OUT", "SCANS", "SCAN", "JUNK")
     places = {name: str(tmp_path / "outer" / "inner" / name.lower()) for name in names}
-    refused = sum(refusal(one, one.args(places)) is not None for one in draws(PARSED, 0))
+    refused = sum(refusal(draw, draw.args(places)) is not None for draw in draws(PARSED, 0))
     assert 0.2 * PARSED < refused < 0.8 * PARSED
 
 
@@ -41,9 +41,9 @@ def test_random_settings_run_to_an_end(tmp_path):
     sandbox = Sandbox(tmp_path, limit=120)
     sandbox.prepare()
     begun, verdicts = time.monotonic(), []
-    for one in draws(10_000, seed=0):
-        verdict, outcome = sandbox.judge(one)
-        assert verdict != "fault", f"{one}: {outcome.fault}\n{outcome.text}"
+    for draw in draws(10_000, seed=0):
+        verdict, outcome = sandbox.judge(draw)
+        assert verdict != "fault", f"{draw}: {outcome.fault}\n{outcome.text}"
         verdicts.append(verdict)
         if time.monotonic() - begun > SECONDS:
             break

@@ -88,10 +88,10 @@ def said_by(work, status: int, limit: float = 60) -> str:
     return ended.said
 
 
-def the_error(said: str) -> str:
+def the_error(stderr: str) -> str:
     """The one line of an error."""
-    (line,) = (line for line in said.splitlines() if line.startswith("error"))
-    assert "Traceback" not in said
+    (line,) = (line for line in stderr.splitlines() if line.startswith("error"))
+    assert "Traceback" not in stderr
     return line
 
 
@@ -203,14 +203,14 @@ def test_a_search_on_a_full_disk_ends_instead_of_failing_every_trial(tmp_path):
         with_files_up_to(100_000)
         tuning.search(supervision.load_options(args))
 
-    said = said_by(work, 2)
-    assert the_error(said).startswith("error: disk full: ")
-    assert "trial 1" not in said
+    stderr = said_by(work, 2)
+    assert the_error(stderr).startswith("error: disk full: ")
+    assert "trial 1" not in stderr
     assert not partials(tmp_path / "search")
-    said = said_by(lambda: tuning.search(supervision.load_options(args))["rows"] and None, 0)
-    assert "trial 0, random: " in said, "it goes on with the trial that met the full disk"
-    assert "trial 1, random: " in said
-    assert "failed" not in said
+    stderr = said_by(lambda: tuning.search(supervision.load_options(args))["rows"] and None, 0)
+    assert "trial 0, random: " in stderr, "it goes on with the trial that met the full disk"
+    assert "trial 1, random: " in stderr
+    assert "failed" not in stderr
 
 
 # ---- leftovers -------------------------------------------------------------------------------------------------------
@@ -332,8 +332,8 @@ def test_names_of_files_are_shortened_and_stay_different():
     assert len(set(short)) == len(long)
     assert all(len(os.fsencode(name)) <= 120 for name in short)
     assert files.short_name("CNV-1-1") == "CNV-1-1"
-    one, other = (page_name(0, Chosen(f"val/{name}.png", "p", None, ARRAY)) for name in long[-2:])
-    assert one != other
+    first, other = (page_name(0, Chosen(f"val/{name}.png", "p", None, ARRAY)) for name in long[-2:])
+    assert first != other
 
 
 def test_scans_with_names_of_250_bytes_are_trained_on_and_shown(tmp_path):

@@ -17,7 +17,7 @@ def imports() -> dict[str, set[str]]:
         for package in PACKAGES
         for file in (REPOSITORY / package).rglob("*.py")
     }
-    found = {}
+    arrows = {}
     for name, file in modules.items():
         names = set()
         for node in ast.walk(ast.parse(file.read_text())):
@@ -25,8 +25,8 @@ def imports() -> dict[str, set[str]]:
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom):
                 names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        found[name] = (names & modules.keys()) - {name}
-    return found
+        arrows[name] = (names & modules.keys()) - {name}
+    return arrows
 
 
 def room(module: str) -> str:

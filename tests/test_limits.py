@@ -43,6 +43,8 @@ class Example:
     name: Annotated[str, Text(1, is_new=True)] = "x"
     path: Path = Path("x")
     new_path: NewPath = Path("x")
+    text: str = ""
+    texts: list[str] = field(default_factory=list)
     word: Literal["a", "b"] = "a"
     range_or_auto: Annotated[float | Literal["auto"], Range(above=0)] = "auto"
     a_section: Section = field(default_factory=Section)
@@ -63,6 +65,8 @@ class Example:
         ({"name": ""}, "--name '': must not be empty"),
         ({"name": "é" * 101}, f"--name {'é' * 57}…: must be shorter: 202 bytes, 200 at most"),
         ({"name": "a\udcff"}, r"--name 'a\udcff': must be UTF-8"),
+        ({"text": " "}, "--text ' ': must not be empty"),
+        ({"texts": ["a", ""]}, "--texts a '': must not be empty"),
         ({"name": "."}, "--name .: must name a file or folder of its own"),
         ({"new_path": Path("")}, "--new-path .: must name a file or folder of its own"),
         ({"new_path": Path("a/..")}, "--new-path a/..: must name a file or folder of its own"),
@@ -85,11 +89,9 @@ def test_one_line_names_the_setting_its_value_and_its_limits(changes, message):
 
 def test_what_is_within_the_limits_passes():
     check_settings(Example())
-    check_settings(
-        Example(
-            10, 1e-300, (1.0, 1.0), (3, 1), "é" * 100, Path("/a" * 2000), Path("é" * 100), "b", 0.1, Section(1, 1.01)
-        )
-    )
+    small = Section(1, 1.01)
+    extremes = Example(10, 1e-300, (1.0, 1.0), (3, 1), "é" * 100, Path("/a" * 2000), Path("é" * 100), a_section=small)
+    check_settings(extremes)
 
 
 def test_a_prefix_is_part_of_the_name():

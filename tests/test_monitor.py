@@ -63,12 +63,12 @@ def test_feature_spread_is_1_when_isotropic_and_0_when_collapsed():
     ],
 )  # fmt: skip
 def test_each_failure_has_its_warning_and_remedy(metrics, loss, change, words):
-    found = warnings_of({**HEALTHY, **metrics}, HEALTHY, LN_K, loss, progress=0.5, change=change)
+    warnings = warnings_of({**HEALTHY, **metrics}, HEALTHY, LN_K, loss, progress=0.5, change=change)
     if words is None:
-        assert not found
+        assert not warnings
     else:
-        assert len(found) == 1
-        assert re.search(words, found[0])
+        assert len(warnings) == 1
+        assert re.search(words, warnings[0])
 
 
 def test_a_run_from_scratch_may_start_at_ln_k_and_concentrates_its_attention():
@@ -135,11 +135,11 @@ def test_few_scans_choose_nothing(phantoms):
 
 
 def test_concentration_of_attention():
-    uniform, one = torch.ones(1, 2, 4, 5) / 20, torch.zeros(1, 2, 4, 5)
-    one[:, :, 2, 2] = 0.7
+    uniform, single = torch.ones(1, 2, 4, 5) / 20, torch.zeros(1, 2, 4, 5)
+    single[:, :, 2, 2] = 0.7
     torch.testing.assert_close(attention_concentration(uniform), torch.tensor([[1.0, 12 / 20]]))
-    torch.testing.assert_close(attention_concentration(one), torch.tensor([[0.0, 1 / 20]]))
-    both = attention_concentration(torch.cat([uniform[:, :1], one[:, :1]], dim=1))
+    torch.testing.assert_close(attention_concentration(single), torch.tensor([[0.0, 1 / 20]]))
+    both = attention_concentration(torch.cat([uniform[:, :1], single[:, :1]], dim=1))
     torch.testing.assert_close(both, torch.tensor([[0.5, 13 / 40]]))
 
 

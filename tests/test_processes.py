@@ -27,13 +27,13 @@ def train(record, views, loss, share=slice(None), parts=1):
     return trace, learner.state_dict()
 
 
-def assert_same(one, other):
-    for (loss_a, center_a), (loss_b, center_b) in zip(one[0], other[0], strict=True):
+def assert_same(first, second):
+    for (loss_a, center_a), (loss_b, center_b) in zip(first[0], second[0], strict=True):
         assert loss_a == pytest.approx(loss_b, rel=TOLERANCE)
         assert center_a == pytest.approx(center_b, rel=TOLERANCE)
     for part in ("student", "teacher", "dino_loss"):
-        for name, tensor in one[1][part].items():
-            difference, scale = (tensor - other[1][part][name]).abs(), tensor.abs().max().clamp_min(1e-12)
+        for name, tensor in first[1][part].items():
+            difference, scale = (tensor - second[1][part][name]).abs(), tensor.abs().max().clamp_min(1e-12)
             if name.endswith("qkv.bias"):
                 # The keys' bias has no gradient in exact arithmetic; AdamW scales its rounding noise up to full steps.
                 difference = torch.cat([difference.chunk(3)[0], difference.chunk(3)[2]])

@@ -106,9 +106,9 @@ def test_another_batch_size_goes_on_where_the_scans_were(batch, tmp_path, monkey
         stop_at(4, Learner, patch)
         pretrain(run)
     pretrain(run, "--optim.batch-size", str(batch))
-    said, losses = capsys.readouterr().out, [line for line in lines(run) if "loss" in line]
-    assert "warning: the plan was 4 epochs of 2 steps of 8 scans and is now 4 of" in said
-    assert "32 scans were seen, 2.00 of 4 epochs" in said
+    printed, losses = capsys.readouterr().out, [line for line in lines(run) if "loss" in line]
+    assert "warning: the plan was 4 epochs of 2 steps of 8 scans and is now 4 of" in printed
+    assert "32 scans were seen, 2.00 of 4 epochs" in printed
     assert [line["step"] for line in losses] == list(range(1, 5 + 32 // batch))
     assert losses[-1]["scans_seen"] == 64
     assert losses[-1]["epoch"] == 4
@@ -134,17 +134,17 @@ def test_more_epochs_go_over_without_a_jump_and_a_stop_in_between_changes_nothin
         pretrain(run)
     shutil.copytree(run, twice)
     pretrain(run, "--optim.epochs", "8")
-    said = capsys.readouterr().out
-    assert "the plan was 4 epochs" in said
-    assert "go over to the present settings' within 2 steps" in said
+    printed = capsys.readouterr().out
+    assert "the plan was 4 epochs" in printed
+    assert "go over to the present settings' within 2 steps" in printed
     with monkeypatch.context() as patch:
         stop_at(1, Learner, patch)
         pretrain(twice, "--optim.epochs", "8")
     pretrain(twice, "--optim.epochs", "8")
-    one, two = ([line for line in lines(r) if "loss" in line] for r in (run, twice))
-    assert [line["step"] for line in one] == list(range(1, 17))
-    assert [(line["step"], line["loss"], line["lr"]) for line in one] == [
-        (line["step"], line["loss"], line["lr"]) for line in two
+    whole, stopped = ([line for line in lines(r) if "loss" in line] for r in (run, twice))
+    assert [line["step"] for line in whole] == list(range(1, 17))
+    assert [(line["step"], line["loss"], line["lr"]) for line in whole] == [
+        (line["step"], line["loss"], line["lr"]) for line in stopped
     ]
     assert all(torch.equal(t, state_of(twice)["teacher"][name]) for name, t in state_of(run)["teacher"].items())
 

@@ -41,9 +41,9 @@ def lines(run):
     ]
 
 
-def equal_runs(one, two, part):
-    states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True)[part] for run in (one, two)]
-    assert lines(one) == lines(two)
+def equal_runs(first, second, part):
+    states = [torch.load(run / "checkpoints" / "last.pt", weights_only=True)[part] for run in (first, second)]
+    assert lines(first) == lines(second)
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 

@@ -40,7 +40,7 @@ def is_keyed(value: ast.expr, tree: ast.Module) -> bool:
     """Whether a value is made by ``seed_of`` or its short form, directly or by a variable."""
     if isinstance(value, ast.Name):
         made = [node.value for node in ast.walk(tree) if isinstance(node, ast.Assign) and _assigns(node, value.id)]
-        return bool(made) and all(is_keyed(one, tree) for one in made)
+        return bool(made) and all(is_keyed(value, tree) for value in made)
     return isinstance(value, ast.Call) and called(value) in OURS
 
 
@@ -50,10 +50,10 @@ def _assigns(node: ast.Assign, name: str) -> bool:
 
 def bare(name: str, tree: ast.Module, node: ast.Call) -> bool:
     """Whether a call seeds something by anything else than a stream's key."""
-    given = [*node.args[:1], *(one.value for one in node.keywords if one.arg in ("seed", "key"))]
+    given = [*node.args[:1], *(keyword.value for keyword in node.keywords if keyword.arg in ("seed", "key"))]
     if called(node) in SEEDING | SEEDED:
         return not given or not all(is_keyed(value, tree) for value in given)
-    return any(not is_keyed(one.value, tree) for one in node.keywords if one.arg == "random_state")
+    return any(not is_keyed(keyword.value, tree) for keyword in node.keywords if keyword.arg == "random_state")
 
 
 def test_no_seed_is_used_bare():
@@ -116,10 +116,10 @@ def test_start_control_and_randomised_weights_are_three_networks(seed, tmp_path)
     control = random_control(model, seed).model.state_dict()
     randomised = fresh_weights(model.model, seed)
     networks = [start.state_dict(), control, randomised]
-    for i, one in enumerate(networks):
+    for i, network in enumerate(networks):
         for other in networks[:i]:
             for name in ("patch_embed.proj.weight", "blocks.1.attn.qkv.weight", "blocks.0.mlp.fc1.weight"):
-                correlation = np.corrcoef(one[name].flatten().numpy(), other[name].flatten().numpy())[0, 1]
+                correlation = np.corrcoef(network[name].flatten().numpy(), other[name].flatten().numpy())[0, 1]
                 assert abs(correlation) < 0.1, name
 
 

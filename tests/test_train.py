@@ -42,10 +42,10 @@ def test_run_folder(trained):
 
 
 def test_terminal_says_what_matters(trained):
-    said = (trained / "stdout.txt").read_text()
+    printed = (trained / "stdout.txt").read_text()
     for words in ("PHANTOMS (synthetic scans)", "0 left out", "patients", "head: new, K = 64", "evaluation at step 0/",
                   "start", "pixels", "of ln K 4.16", "tensorboard --logdir"):  # fmt: skip
-        assert words in said, words
+        assert words in printed, words
 
 
 def test_the_best_checkpoint_exists_from_the_first_evaluation(trained):
@@ -155,9 +155,9 @@ def test_processes_and_workers_change_nothing(trained, command, tmp_path):
         "--loss.koleo-weight", 0.1, "--out", tmp_path / "two", processes=2,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    one, two = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
-    assert [line["step"] for line in one] == [line["step"] for line in two]
-    for a, b in zip(one, two, strict=True):
+    single, several = metrics_of(tmp_path / "one"), metrics_of(tmp_path / "two")
+    assert [line["step"] for line in single] == [line["step"] for line in several]
+    for a, b in zip(single, several, strict=True):
         for key in ("loss", "center_norm", "rankme"):
             if key in a:
                 assert a[key] == pytest.approx(b[key], rel=2e-3), (a["step"], key)
