@@ -140,3 +140,19 @@ def test_a_signal_ends_a_command_even_inside_a_callback_of_compiled_code(name, c
     )  # fmt: skip
     assert done.returncode == 128 + getattr(signal, name)
     assert (done.stdout, done.stderr) == ("computing\n", "interrupted\n")
+
+
+AT_EXIT = """
+import atexit, os, signal
+atexit.register(lambda: os.kill(os.getpid(), signal.SIGINT))  # Ctrl-C while a library cleans up
+from dino_oct.cli import one_line_errors
+with one_line_errors():
+    print("done", flush=True)
+"""
+
+
+def test_a_signal_after_the_last_line_ends_a_command_without_a_traceback():
+    done = subprocess.run(
+        [sys.executable, "-c", AT_EXIT], cwd=REPOSITORY, capture_output=True, text=True, timeout=30
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "done\n", "")

@@ -199,7 +199,9 @@ def evaluate(source: Source, options: LinearOptions) -> dict[str, Any]:
     sets = {name: ScanSet(data.index.labels[p], data.index.patients[p]) for name, p in positions.items()}
     train, val, queries = sets.values()
     if len(set(train.labels.tolist())) < 2:
-        raise InputError(f"{data.index.root}: training scans of one class only; give scans of at least two classes")
+        raise InputError(
+            f"{data.index.root}: training scans of one class only; give two or more, or another --dataset.split"
+        )
     default_kind = None if options.protocol == "dino" else IMAGE_FEATURE
     model = open_model(source, MODEL, image_size=options.image_size, heads=options.heads)
     extracted = extract_features(model, options, data, positions, default_kind)

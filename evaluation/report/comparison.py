@@ -69,7 +69,9 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
     index = data.index
     for split in ("train", "test"):
         if len(set(index.labels[positions[split]].tolist())) < 2:
-            raise InputError(f"{index.root}: {split} scans of one class only; give scans of at least two classes")
+            raise InputError(
+                f"{index.root}: {split} scans of one class only; give two or more, or another --dataset.split"
+            )
     check_k(options.k, len(positions["train"]))
     are_given = bool(options.masks or options.lesion_values or options.retina_values)
     masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values) if are_given else None

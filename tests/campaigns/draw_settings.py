@@ -334,16 +334,16 @@ class Outcome:
     fault: str = ""
 
 
-def refusal(one: Draw, args: Sequence[str]) -> str | None:
+def refusal(one: Draw, places: dict[str, str]) -> str | None:
     """Why parsing refuses a draw, in the words of the user; None where it accepts it.
 
     Raises:
         AssertionError: not one line, or one that names neither setting nor value.
     """
     try:
-        one.command.parse(args)
+        one.command.parse(one.args(places))
     except InputError as error:
-        if is_told(one, str(error)):
+        if is_told(one, str(error), places):
             return str(error)
         raise AssertionError(f"{one}: {error}") from None
     return None
@@ -491,7 +491,7 @@ class Sandbox:
         before = os.getcwd()
         os.chdir(self.box)
         try:
-            told = refusal(one, args)
+            told = refusal(one, self.places)
             if told is None and is_heavy(one.command.parse(args)):
                 return "checked", Outcome(None, "")
         except SystemExit:  # a word that asks for help
