@@ -237,6 +237,14 @@ def patch_size(backbone: nn.Module) -> int:
     return int(ratio[0] if isinstance(ratio, (tuple, list)) else ratio)
 
 
+def check_size(size: tuple[int, int], backbone: nn.Module, name: str) -> None:
+    """Raise InputError unless both sides are multiples of the backbone's patch; names the nearest that are."""
+    patch = patch_size(backbone)
+    if any(side % patch or side < patch for side in size):
+        near = " ".join(str(max(round(side / patch), 1) * patch) for side in size)
+        raise InputError(f"{name} {' '.join(map(str, size))} is not a multiple of the patch ({patch} px); use {near}")
+
+
 def save_export(
     backbone: nn.Module,
     folder: str | Path,

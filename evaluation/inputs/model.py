@@ -15,9 +15,9 @@ from torch import nn
 
 from dino_oct.data.cache import cache_root
 from dino_oct.errors import InputError
-from dino_oct.features import check_size, extract, resize
-from dino_oct.models.backbone import classifier_tensors, load_backbone, open_layer_scales, patch_size
-from dino_oct.models.classifier import ZooModel, describe
+from dino_oct.features import extract, resize
+from dino_oct.models.backbone import check_size, classifier_tensors, load_backbone, open_layer_scales, patch_size
+from dino_oct.models.classifier import Classifier, describe_classifier
 from dino_oct.models.frozen import RandomWeights, Weights, freeze, load_frozen
 from dino_oct.models.layers import classifier_layer, embed
 from dino_oct.monitor import MonitorConfig
@@ -54,7 +54,7 @@ class FittedHead:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(ZooModel):
+class Model(Classifier):
     """A network in evaluation mode on the device of evaluations; no parameter needs a gradient.
 
     Attributes:
@@ -164,7 +164,7 @@ def _describe(network: nn.Module, name: str, source: Source, image_size: Sequenc
         patch = patch_size(network)
         rows, columns = network.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]
         image_size = max(rows // patch, 1) * patch, max(columns // patch, 1) * patch
-    classifier = describe(network, name, image_size)
+    classifier = describe_classifier(network, name, image_size)
     network.eval()
     head: Head | None = "own" if network.load_report.classifier == "loaded" else None
     return Model(**vars(classifier), source=source, head=head)

@@ -13,7 +13,7 @@ from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM
 from torch import Tensor, nn
 
 from dino_oct.errors import InputError
-from dino_oct.models.classifier import ZooModel
+from dino_oct.models.classifier import Classifier
 from dino_oct.models.layers import classifier_layer
 from evaluation.config import CamMethod
 
@@ -21,13 +21,13 @@ _FORMULAS = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiRes
 
 
 def gradcam(
-    zoo: ZooModel, images: Tensor, targets: Tensor | None = None, method: CamMethod = "gradcam"
+    classifier: Classifier, images: Tensor, targets: Tensor | None = None, method: CamMethod = "gradcam"
 ) -> tuple[np.ndarray, np.ndarray]:
     """One map for one class of each image. The map of an image does not depend on its batch.
 
     Args:
-        zoo: a classifier, in whatever mode it is; it runs in evaluation mode.
-        images: (B, C, H, W) from ``zoo.prepare``.
+        classifier: in whatever mode it is; it runs in evaluation mode.
+        images: (B, C, H, W) from ``classifier.prepare``.
         targets: (B,) the logits to explain; unset: the largest of each image.
         method: ``gradcam`` (Selvaraju et al. 2017), ``gradcam++`` (Chattopadhay et al. 2018), ``hirescam`` (Draelos &
             Carin 2020), ``eigencam`` (Muhammad & Yeasin 2020; the same for every class).
@@ -40,15 +40,15 @@ def gradcam(
     Raises:
         InputError: a model without a classifier or without a layer for Grad-CAM, or a class that it does not have.
     """
-    if not classifier_layer(zoo.model):
-        raise InputError(f"{zoo.name} has no classifier, so no class to explain; --classifier probe fits one")
-    layer = zoo.gradcam_layer
+    if not classifier_layer(classifier.model):
+        raise InputError(f"{classifier.name} has no classifier, so no class to explain; --classifier probe fits one")
+    layer = classifier.gradcam_layer
     size = tuple(images.shape[-2:])
-    activations, logits = _run_from(zoo.model, layer.name, images)
+    activations, logits = _run_from(classifier.model, layer.name, images)
     if targets is None:
         targets = logits.argmax(dim=1)
     if int(targets.min()) < 0 or int(targets.max()) >= logits.shape[1]:
-        raise InputError(f"class {targets.tolist()}: {zoo.name} has {logits.shape[1]} classes, from 0")
+        raise InputError(f"class {targets.tolist()}: {classifier.name} has {logits.shape[1]} classes, from 0")
     if method == "eigencam":
         gradients = torch.zeros_like(activations)
     else:

@@ -33,8 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from dino_oct.errors import InputError
-from dino_oct.features import check_size
-from dino_oct.models.backbone import patch_size
+from dino_oct.models.backbone import check_size, patch_size
 from evaluation.config import RelevanceMethod
 
 PATENT_NOTICE = "LRP-based relevance (method lrp) is subject to patents; check what your use of it needs"

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_oct.errors import InputError
-from dino_oct.features import check_size, resize
+from dino_oct.features import resize
 from dino_oct.models.attention import check_transformer, cls_attention
-from dino_oct.models.backbone import patch_size
+from dino_oct.models.backbone import check_size, patch_size
 from dino_oct.models.layers import classifier_layer
 from dino_oct.models.network import normalise
 from dino_oct.monitor import fit_short_side
