@@ -104,9 +104,8 @@ def test_the_gradcam_layer_has_maps_that_matter_everywhere(name):
     classifier = small(name)
     classifier.model.eval()
     layer, outputs = classifier.gradcam_layer, []
-    classifier.model.get_submodule(layer.name).register_forward_hook(
-        lambda module, args, output: outputs.append(output)
-    )
+    module = classifier.model.get_submodule(layer.name)
+    module.register_forward_hook(lambda module, args, output: outputs.append(output))
     images = scans(classifier)
     (gradient,) = torch.autograd.grad(classifier.model(images)[:, 1].sum(), outputs[0])
     maps = layer.to_maps(gradient, classifier.input_size)
@@ -122,20 +121,16 @@ def test_maps_lie_as_the_image_does(name):
     classifier = small(name, scale=2)
     classifier.model.eval().double()  # what a random ConvMixer passes on of the change is below float32's rounding
     layer, outputs = classifier.gradcam_layer, []
-    classifier.model.get_submodule(layer.name).register_forward_hook(
-        lambda module, args, output: outputs.append(output)
-    )
+    module = classifier.model.get_submodule(layer.name)
+    module.register_forward_hook(lambda module, args, output: outputs.append(output))
     images = scans(classifier, n=1).double()
     changed = images.clone()
     rows, columns = classifier.input_size
     changed[..., rows * 3 // 4 :, columns * 3 // 4 :] += 5
     with torch.no_grad():
         classifier.model(images), classifier.model(changed)
-    moved = (
-        (layer.to_maps(outputs[1], classifier.input_size) - layer.to_maps(outputs[0], classifier.input_size))
-        .abs()
-        .sum(dim=1)[0]
-    )
+    before, after = (layer.to_maps(output, classifier.input_size) for output in outputs)
+    moved = (after - before).abs().sum(dim=1)[0]
     # Means of the quadrants in reading order: where one maximum lies depends on the weights.
     quadrants = torch.stack([part.mean() for half in moved.tensor_split(2) for part in half.tensor_split(2, dim=1)])
     assert int(quadrants.argmax()) == 3
