@@ -4,7 +4,6 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -12,6 +11,7 @@ import torch
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import check_size, load_backbone
 from dino_oct.models.classifier import Classifier, describe_classifier
+from dino_oct.models.description import ModelArgs
 from dino_oct.models.layers import classifier_layer, gradcam_layer
 from dino_oct.models.vit import DinoVisionTransformer, set_native_size
 from dino_oct.scores.text import table
@@ -27,7 +27,7 @@ def build(
     *,
     image_size: Sequence[int] | None = None,
     pretrained: bool = True,
-    model_args: dict[str, Any] | None = None,
+    model_args: ModelArgs | None = None,
     heads: int | None = None,
     drop_path: float = 0.0,
     seed: int = 0,

@@ -25,6 +25,7 @@ from dino_oct.models.backbone import adopt_description, save_export
 from dino_oct.models.classifier import Classifier
 from dino_oct.models.description import check_description
 from dino_oct.models.frozen import load_frozen
+from dino_oct.models.official import Checkpoint
 from dino_oct.monitor import draw_views
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
@@ -316,7 +317,7 @@ def _train(
     return best.metrics
 
 
-def build_model(config: SupervisedConfig, n_classes: int, state: dict[str, Any] | None) -> Classifier:
+def build_model(config: SupervisedConfig, n_classes: int, state: Checkpoint | None) -> Classifier:
     """The model of a run with its frozen part set.
 
     Args:

@@ -30,6 +30,7 @@ from dino_oct.models.network import normalise
 from evaluation.config import IMAGE_FEATURE, Kind, Precision
 from evaluation.inputs.preprocessing import Preprocessing
 
+Identity = dict[str, Any]  # plain values, as JSON has them: everything that an entry depends on
 Extractor = Callable[[torch.Tensor], np.ndarray]
 _CHUNK = 256
 FEATURES_VERSION = 4  # raise it when resizing or extraction change: older entries are then not found
@@ -67,7 +68,7 @@ class Extraction:
     """A function from images to features, and what identifies it (plain values: weights, kind, precision)."""
 
     extract: Extractor
-    identity: dict[str, Any]
+    identity: Identity
 
 
 def of_network(
@@ -161,11 +162,11 @@ class FeatureCache:
                 self._write(identities[name], features)
         return features_of
 
-    def entry(self, identity: dict[str, Any]) -> Path:
+    def entry(self, identity: Identity) -> Path:
         """Folder of an entry."""
         return self.folder / hashlib.sha256(_canonical(identity).encode()).hexdigest()[:24]
 
-    def _read(self, identity: dict[str, Any]) -> np.ndarray | None:
+    def _read(self, identity: Identity) -> np.ndarray | None:
         folder = self.entry(identity)
         if not os.path.lexists(folder):
             return None
@@ -176,7 +177,7 @@ class FeatureCache:
             print(f"feature cache damaged, extracting again: {folder}: {reason}", file=sys.stderr, flush=True)
             return None
 
-    def _write(self, identity: dict[str, Any], features: np.ndarray) -> None:
+    def _write(self, identity: Identity, features: np.ndarray) -> None:
         folder = self.entry(identity)
         try:
             private_folder(self.folder.parent)
@@ -201,7 +202,7 @@ class FeatureCache:
                 )
 
 
-def _open(folder: Path, identity: dict[str, Any]) -> np.ndarray:
+def _open(folder: Path, identity: Identity) -> np.ndarray:
     """Map an entry; raises ValueError or what reading raises if it is not whole."""
     about = read_json(folder / "about.json")
     features = np.load(check_regular(folder / "features.npy"), mmap_mode="r", allow_pickle=False)
@@ -219,5 +220,5 @@ def _checksum(features: np.ndarray) -> int:
     return zlib.crc32(memoryview(np.ascontiguousarray(features)).cast("B"))
 
 
-def _canonical(identity: dict[str, Any]) -> str:
+def _canonical(identity: Identity) -> str:
     return json.dumps(identity, sort_keys=True, default=str)

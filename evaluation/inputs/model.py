@@ -7,10 +7,12 @@ training scans and put into the network as its timm head: what explains a class 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy.special import softmax
 from torch import nn
 
 from dino_oct.data.cache import cache_root
@@ -22,7 +24,7 @@ from dino_oct.models.frozen import RandomWeights, Weights, freeze, load_frozen
 from dino_oct.models.layers import classifier_layer, embed
 from dino_oct.monitor import MonitorConfig
 from dino_oct.runtime import default_device
-from dino_oct.scan_data import ScanData
+from dino_oct.scan_data import ScanCounts, ScanData
 from dino_oct.scores.paired import RANDOM
 from dino_oct.streams import seed_of
 from evaluation.config import ClassTargetOptions, Head
@@ -47,8 +49,8 @@ class FittedHead:
         val_balanced_accuracy: per cent.
     """
 
-    train: dict[str, Any]
-    val: dict[str, Any]
+    train: ScanCounts
+    val: ScanCounts
     setting: float
     val_balanced_accuracy: float
 
@@ -114,11 +116,14 @@ class Model(Classifier):
         check_size(tuple(image_size or self.input_size), self.model, "image-size")
         return Preprocessing(tuple(image_size or self.input_size), protocol)
 
+    def forward(self, grey: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) of grey images (B, 1, H, W) of the input size, uint8 or in [0, 1]."""
+        return self.model(self.prepare(grey.to(self.device)))
+
     @torch.no_grad()
     def logits(self, scan: np.ndarray) -> np.ndarray:
         """Logits (K,) float64 of a grey scan (H, W) uint8, resized to the input size."""
-        images = resize(scan, self.input_size)[None].to(self.device)
-        return self.model(self.prepare(images))[0].double().cpu().numpy()
+        return self.forward(resize(scan, self.input_size)[None])[0].double().cpu().numpy()
 
     def class_index(self, name: str) -> int:
         """The logit of a class.
@@ -291,10 +296,9 @@ def _probes(features: torch.Tensor, labels: np.ndarray, n_classes: int) -> Itera
 
 def _prototypes(features: torch.Tensor, labels: np.ndarray, n_classes: int) -> Iterator[tuple[float, LinearClassifier]]:
     """Class means of unit features as weights, for several factors of the cosine."""
-    lengths = features.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    unit, classes = features / lengths, torch.from_numpy(labels)
+    unit, classes = F.normalize(features, dim=1), torch.from_numpy(labels)
     means = torch.stack([unit[classes == c].mean(dim=0) for c in range(n_classes)])
-    directions = means / means.norm(dim=1, keepdim=True).clamp_min(1e-12) / lengths.mean()
+    directions = F.normalize(means, dim=1) / features.norm(dim=1).clamp_min(1e-12).mean()
     for factor in _SHARPNESS:
         yield factor, LinearClassifier(factor * directions, torch.zeros(n_classes))
 
@@ -314,6 +318,15 @@ def put_head(network: nn.Module, classifier: LinearClassifier) -> None:
         parameter = network.get_parameter(name)
         value = classifier.weight if name.endswith("weight") else classifier.bias
         parameter.copy_(value.reshape(parameter.shape))
+
+
+class AnswerFacts(TypedDict):
+    """The classes that a model calls and explains, and its logit and probability of each class by name."""
+
+    predicted: str
+    explained: str
+    logits: dict[str, float]
+    probabilities: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -344,7 +357,7 @@ class Answer:
         """Name of the class to explain."""
         return self.model.class_names[self.target]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> AnswerFacts:
         """For the JSON file."""
         names = self.model.class_names
         return {
@@ -353,11 +366,6 @@ class Answer:
             "logits": dict(zip(names, self.logits.tolist(), strict=True)),
             "probabilities": dict(zip(names, self.probabilities.tolist(), strict=True)),
         }
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits (…, K), float64."""
-    return torch.from_numpy(np.asarray(logits, dtype=np.float64)).softmax(dim=-1).numpy()
 
 
 def ask(model: Model, scan: Chosen, target: str = "predicted") -> Answer:

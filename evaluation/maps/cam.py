@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dino_oct.errors import InputError
 from dino_oct.models.classifier import Classifier
-from dino_oct.models.layers import classifier_layer
+from dino_oct.models.layers import GradcamLayer, classifier_layer
 from evaluation.config import CamMethod
 
 _FORMULAS = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "eigencam": EigenCAM}
@@ -40,9 +40,7 @@ def gradcam(
     Raises:
         InputError: a model without a classifier or without a layer for Grad-CAM, or a class that it does not have.
     """
-    if not classifier_layer(classifier.model):
-        raise InputError(f"{classifier.name} has no classifier, so no class to explain; --classifier probe fits one")
-    layer = classifier.gradcam_layer
+    layer = check_gradcam(classifier)
     size = tuple(images.shape[-2:])
     activations, logits = _run_from(classifier.model, layer.name, images)
     if targets is None:
@@ -62,6 +60,18 @@ def gradcam(
         low, high = maps.min(axis=(1, 2), keepdims=True), maps.max(axis=(1, 2), keepdims=True)
         maps = np.where(-low > high, -maps, maps)
     return maps.astype(np.float32), logits.detach().float().cpu().numpy()
+
+
+def check_classifier(classifier: Classifier) -> None:
+    """Raise InputError unless there is a class to explain."""
+    if not classifier_layer(classifier.model):
+        raise InputError(f"{classifier.name} has no classifier, so no class to explain; --classifier probe fits one")
+
+
+def check_gradcam(classifier: Classifier) -> GradcamLayer:
+    """The layer for Grad-CAM; InputError where there is none, or no class to explain."""
+    check_classifier(classifier)
+    return classifier.gradcam_layer
 
 
 def _run_from(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from torch import nn
 from dino_oct.models.backbone import classifier_tensors, load_backbone, open_layer_scales
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.streams import seed_of
+from evaluation.config import ATTENTION
 from evaluation.inputs.model import Model
 from evaluation.maps.methods import MapSettings, make_maps
 from evaluation.scores.ranks import rank_correlations, rank_normalise
@@ -26,7 +27,7 @@ LIMIT = 0.5  # mean correlation with every layer randomised above which a map is
 def randomised_correlations(
     model: Model,
     methods: Sequence[str],
-    heads: dict[str, int],
+    head: int,
     scans: Sequence[np.ndarray],
     targets: Sequence[int],
     settings: MapSettings,
@@ -35,7 +36,7 @@ def randomised_correlations(
     """Correlation of each map with the one after each of ``STAGES``.
 
     Args:
-        heads: method → its candidate; others take their first.
+        head: candidate that is taken of attention.
         seed: of the fresh weights.
 
     Returns:
@@ -47,7 +48,7 @@ def randomised_correlations(
     def maps() -> dict[str, list[np.ndarray]]:
         return {
             name: [
-                rank_normalise(candidates[heads.get(name, 0)])
+                rank_normalise(candidates[head if name == ATTENTION else 0])
                 for candidates in make_maps(model, name, scans, targets, settings)
             ]
             for name in methods

@@ -152,9 +152,9 @@ def test_white_borders_are_neutralised_as_in_the_cache(scan_file):
     scan[:, :20] = 255
     Image.fromarray(scan).save(scan_file)
     data = chosen_scans.DatasetConfig()
-    assert chosen_scans.read_scan(str(scan_file), data).scan[:, :16].max() < 240
+    assert chosen_scans.read_scan(str(scan_file), data)[0].scan[:, :16].max() < 240
     data.neutralise_borders = False
-    assert np.array_equal(chosen_scans.read_scan(str(scan_file), data).scan, scan)
+    assert np.array_equal(chosen_scans.read_scan(str(scan_file), data)[0].scan, scan)
 
 
 def test_a_real_scan(tmp_path, capsys):

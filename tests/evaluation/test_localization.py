@@ -16,6 +16,7 @@ from evaluation.config import ALL_SCORES, DatasetOptions, PhantomOptions
 from evaluation.inputs.masks import LesionMasks, Mask
 from evaluation.inputs.scans import open_data
 from evaluation.maps.leaderboard import (
+    SCALES,
     Correlations,
     Measured,
     PairedDifference,
@@ -25,7 +26,6 @@ from evaluation.maps.leaderboard import (
     Standing,
     _compare,
     _intervals,
-    _single_scans,
     all_scores,
     measure,
     spread_over_patients,
@@ -119,8 +119,8 @@ def test_one_good_map_and_nine_misses_score_a_tenth_of_the_good_one():
         found = measure([net], RawMaps(maps, {}, {}), {}, cases, [0.5] * 6)
         assert np.isfinite(found.scores).all()
         assert found.rows[0].name == "net: gradcam"
-        scores = _intervals(found, PatientBootstrap(np.array([case.patient for case in cases]), 50))[0]
-        single = _single_scans(found.scores[:, 0, -1])
+        scores = _intervals(found.scores, PatientBootstrap(np.array([case.patient for case in cases]), 50), SCALES)[0]
+        single = SingleScans.of(found.scores[:, 0, -1])
         assert scores["lesion_over_retina"].point == pytest.approx(score["lesion_over_retina"] / 10)
         assert single.median_lesion_over_retina == 0
         assert single.share_above_1 == 0.1
@@ -143,7 +143,7 @@ def measured(per_row: list[float], n: int = 24, seed: int = 0) -> tuple[Measured
     rows = [Row(f"m: {i}", "map", str(i), "m") for i in range(len(per_row))]
     rows += [Row(name, "reference", name) for name in CONTROLS]
     empty = np.zeros((n, len(rows)), bool)
-    found = Measured(rows, scores, empty, np.empty(0), None, np.empty((0, 0)))
+    found = Measured(rows, scores, empty, np.empty(0), np.empty(0), np.empty(0))
     return found, PatientBootstrap(np.arange(n) // 2, 500)
 
 
