@@ -230,6 +230,16 @@ def open_layer_scales(model: nn.Module) -> None:
                 parameter.fill_(1.0)
 
 
+def random_twin(model: nn.Module, seed: int, num_classes: int = 0) -> nn.Module:
+    """A model of the same architecture and images with random weights, as ``open_layer_scales`` leaves them."""
+    hub_config = model.hub_config
+    source = f"random:{hub_config['architecture']}"
+    twin = load_backbone(source, model_args=hub_config["model_args"], num_classes=num_classes, seed=seed)
+    open_layer_scales(twin)
+    twin.pretrained_cfg = {**twin.pretrained_cfg, **hub_config["pretrained_cfg"]}
+    return twin
+
+
 def patch_size(backbone: nn.Module) -> int:
     """Pixels per side of a patch token (a convolutional stem's stride included); 1 for models without patches."""
     embed = getattr(backbone, "patch_embed", None)

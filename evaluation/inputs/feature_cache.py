@@ -167,15 +167,19 @@ class FeatureCache:
         return self.folder / hashlib.sha256(_canonical(identity).encode()).hexdigest()[:24]
 
     def _read(self, identity: Identity) -> np.ndarray | None:
+        """An entry, mapped; None where there is none, and, with a line, where it is not whole."""
         folder = self.entry(identity)
         if not os.path.lexists(folder):
             return None
         try:
-            return _open(folder, identity)
+            features = np.load(check_regular(folder / "features.npy"), mmap_mode="r", allow_pickle=False)
+            if features.dtype == np.float32 and read_json(folder / "about.json") == _about(identity, features):
+                return features
+            reason = "its description or its checksum does not agree"
         except Exception as error:  # damaged headers make numpy raise almost anything
             reason = " ".join(str(error).split())
-            print(f"feature cache damaged, extracting again: {folder}: {reason}", file=sys.stderr, flush=True)
-            return None
+        print(f"feature cache damaged, extracting again: {folder}: {reason}", file=sys.stderr, flush=True)
+        return None
 
     def _write(self, identity: Identity, features: np.ndarray) -> None:
         folder = self.entry(identity)
@@ -186,8 +190,7 @@ class FeatureCache:
                 share_as(self.folder, self.folder.parent, write=True)
             with scratch_folder(folder) as building:
                 np.save(building / "features.npy", features)
-                about = {"identity": identity, "shape": features.shape, "crc32": _checksum(features)}
-                (building / "about.json").write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")
+                (building / "about.json").write_text(json.dumps(_about(identity, features), indent=1), encoding="utf-8")
                 share_as(building, self.folder)
                 remove(folder)  # a damaged one; or another process's, which holds the same
                 with contextlib.suppress(FileExistsError):
@@ -202,22 +205,11 @@ class FeatureCache:
                 )
 
 
-def _open(folder: Path, identity: Identity) -> np.ndarray:
-    """Map an entry; raises ValueError or what reading raises if it is not whole."""
-    about = read_json(folder / "about.json")
-    features = np.load(check_regular(folder / "features.npy"), mmap_mode="r", allow_pickle=False)
-    if _canonical(about["identity"]) != _canonical(identity):
-        raise ValueError("it describes other features")
-    if list(features.shape) != about["shape"] or features.dtype != np.float32 or len(features) != identity["scans"]:
-        raise ValueError(f"shape {features.shape} {features.dtype}, expected {about['shape']} float32")
-    if _checksum(features) != about["crc32"]:
-        raise ValueError("its checksum does not agree")
-    return features
-
-
-def _checksum(features: np.ndarray) -> int:
-    # The whole content at more than 1 GB/s: a probe of some rows would let a damaged one pass.
-    return zlib.crc32(memoryview(np.ascontiguousarray(features)).cast("B"))
+def _about(identity: Identity, features: np.ndarray) -> dict[str, Any]:
+    """What an entry says of itself, as JSON gives it back."""
+    # Of the whole content, at more than 1 GB/s: a probe of some rows would let a damaged one pass.
+    crc32 = zlib.crc32(memoryview(np.ascontiguousarray(features)).cast("B"))
+    return {"identity": json.loads(_canonical(identity)), "shape": list(features.shape), "crc32": crc32}
 
 
 def _canonical(identity: Identity) -> str:

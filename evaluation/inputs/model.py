@@ -18,7 +18,7 @@ from torch import nn
 from dino_oct.data.cache import cache_root
 from dino_oct.errors import InputError
 from dino_oct.features import extract, resize
-from dino_oct.models.backbone import check_size, classifier_tensors, load_backbone, open_layer_scales, patch_size
+from dino_oct.models.backbone import check_size, classifier_tensors, patch_size, random_twin
 from dino_oct.models.classifier import Classifier, describe_classifier
 from dino_oct.models.frozen import RandomWeights, Weights, freeze, load_frozen
 from dino_oct.models.layers import classifier_layer, embed
@@ -184,12 +184,8 @@ def random_control(model: Model, seed: int) -> Model | str:
         return "no row for random weights: the run started from random weights, so the starting weights are that row"
     if model.is_random:
         return "no row for random weights: the model itself has random weights"
-    hub = model.model.hub_config
-    source = Source(f"random:{hub['architecture']}")
-    network = load_backbone(source.name, model_args=hub["model_args"], seed=seed_of("random control", seed))
-    open_layer_scales(network)
-    network.pretrained_cfg = {**network.pretrained_cfg, **hub["pretrained_cfg"]}  # the same mean and std
-    network = freeze(network, source.name, model.device)
+    source = Source(f"random:{model.timm_name}")
+    network = freeze(random_twin(model.model, seed_of("random control", seed)), source.name, model.device)
     network.weights = RandomWeights(**vars(network.weights), seed=seed)
     return _describe(network, RANDOM, source, model.input_size)
 

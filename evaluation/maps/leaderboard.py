@@ -189,13 +189,9 @@ def choose_heads(makers: Sequence[MapMaker], raw: RawMaps, cases: Sequence[Case]
         if ATTENTION not in maker.methods:
             continue
         names = candidates(maker.model, ATTENTION, maker.settings)
-        scores = np.array(
-            [
-                [all_scores(head, case)[ALL_SCORES.index(score)] for head in enlarge(maps, case.mask.lesion.shape)]
-                for maps, case in zip(raw.maps[maker.name, ATTENTION], cases, strict=True)
-            ]
-        )
-        means = scores.mean(axis=0)
+        of_cases = zip(raw.maps[maker.name, ATTENTION], cases, strict=True)
+        scores = [[all_scores(head, case) for head in enlarge(maps, case.mask.lesion.shape)] for maps, case in of_cases]
+        means = np.mean(scores, axis=0)[:, ALL_SCORES.index(score)]
         best = int(means.argmax())
         heads[maker.name] = Head(best, names[best], float(means[best]), dict(zip(names, means.tolist(), strict=True)))
     return heads
@@ -325,10 +321,6 @@ def _intervals(values: np.ndarray, resampled: PatientBootstrap, scales: dict[str
         {name: resampled.interval(mean, scale) for mean, (name, scale) in zip(of_row.T, scales.items(), strict=False)}
         for of_row in means.swapaxes(0, 1)
     ]
-
-
-def _single_scans(ratio: np.ndarray) -> SingleScans:
-    return SingleScans(float(np.median(ratio)), float((ratio > 1).mean()))
 
 
 def _compare(measured: Measured, resampled: PatientBootstrap, column: int) -> Ranking:

@@ -137,18 +137,12 @@ class Hider:
 
 def pixel_means(windows: np.ndarray, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """For each pixel the mean of the values (M, K) of the windows over it: (K, H, W) float64."""
-    top, left, height, width = windows.T
-    sums = np.zeros((values.shape[1] + 1, size[0] + 1, size[1] + 1))
-    values = np.concatenate([values, np.ones((len(values), 1))], axis=1).T
-    for rows, columns, sign in (
-        (top, left, 1),
-        (top + height, left + width, 1),
-        (top + height, left, -1),
-        (top, left + width, -1),
-    ):
-        np.add.at(sums, (slice(None), rows, columns), sign * values)
-    sums = sums.cumsum(axis=1).cumsum(axis=2)[:, :-1, :-1]
-    return sums[:-1] / np.maximum(np.round(sums[-1]), 1)
+    sums, counts = np.zeros((values.shape[1], *size)), np.zeros(size)
+    for (top, left, height, width), value in zip(windows, values, strict=True):
+        window = slice(top, top + height), slice(left, left + width)
+        sums[(slice(None), *window)] += value[:, None, None]
+        counts[window] += 1
+    return sums / np.maximum(counts, 1)
 
 
 def _gaussian(n: int, sigma: float) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dino_oct.models.backbone import classifier_tensors, load_backbone, open_layer_scales
+from dino_oct.models.backbone import classifier_tensors, random_twin
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.streams import seed_of
 from evaluation.config import ATTENTION
@@ -85,15 +85,9 @@ def verdict(correlation: Interval) -> str:
 def fresh_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     """A state of the same architecture as timm initialises it, running statistics included, with LayerScale 1; no run
     starts from it."""
-    hub, classes = model.hub_config, model.num_classes if classifier_tensors(model) else 0
-    fresh_model = load_backbone(
-        f"random:{hub['architecture']}",
-        model_args=hub["model_args"],
-        num_classes=classes,
-        seed=seed_of("randomised weights", seed),
-    )
-    open_layer_scales(fresh_model)
-    fresh, like = fresh_model.state_dict(), model.state_dict()
+    classes = model.num_classes if classifier_tensors(model) else 0
+    fresh = random_twin(model, seed_of("randomised weights", seed), classes).state_dict()
+    like = model.state_dict()
     return {name: fresh[name].to(tensor.device, tensor.dtype) for name, tensor in like.items()}
 
 

@@ -19,9 +19,8 @@ def mass_mask(attention: np.ndarray, mass: float) -> np.ndarray:
     flat = attention.reshape(len(attention), -1).astype(np.float64)
     order = np.argsort(-flat, axis=1, kind="stable")
     held = np.cumsum(np.take_along_axis(flat, order, axis=1), axis=1)
-    mask = np.zeros(flat.shape, dtype=bool)
-    for row, ranks, sums in zip(mask, order, held, strict=True):
-        row[ranks[: np.searchsorted(sums, mass * sums[-1]) + 1]] = True
+    mask = np.ones(flat.shape, dtype=bool)
+    np.put_along_axis(mask, order[:, 1:], held[:, :-1] < mass * held[:, -1:], axis=1)
     return mask.reshape(attention.shape)
 
 
