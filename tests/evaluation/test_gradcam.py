@@ -127,7 +127,7 @@ def test_maps_of_a_cnn_are_the_librarys_before_it_normalises_them(method, librar
         # The library's eigencam leaves the sign to chance.
         signs = (1, -1) if method == "eigencam" else (1,)
         scaled = [scale_cam_image(scale_cam_image(np.maximum(sign * ours, 0)[None], (128, 96)))[0] for sign in signs]
-        assert min(np.abs(one - theirs).max() for one in scaled) < 1e-4
+        assert min(np.abs(ours - theirs).max() for ours in scaled) < 1e-4
 
 
 def test_an_image_alone_has_the_map_it_has_in_a_batch_and_nothing_is_left_behind():
