@@ -89,21 +89,14 @@ def extract_features(
 
 
 def features_of(model: Model, options: FeatureOptions, data: ScanData, positions: np.ndarray) -> np.ndarray:
-    """Features (N, D) float32 of one model alone, at its own image size unless the options name one.
-
-    Raises:
-        InputError: as ``extract_features``.
-    """
+    """Features (N, D) float32 of one model alone, at its own image size unless the options name one; raises as
+    ``extract_features``."""
     alone = dataclasses.replace(options, controls=False)
     return extract_features(model, alone, data, {"": positions}).by_set[""][MODEL]
 
 
 def same_for_all(row: str, features: Sequence[np.ndarray]) -> str:
-    """What to say of a row whose features (N, D) hardly differ between scans; empty where they do.
-
-    Args:
-        features: of several sets of scans.
-    """
+    """What to say of a row whose features (N, D), of several sets, hardly differ between scans; empty where they do."""
     directions = unit(np.concatenate([np.asarray(part, np.float64) for part in features]))
     if len(directions) < 2 or np.sqrt(((directions - directions.mean(axis=0)) ** 2).sum(axis=1).mean()) > SAME:
         return ""

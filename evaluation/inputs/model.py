@@ -108,13 +108,11 @@ class Model(Classifier):
         return f"cosine to class prototypes, × {self.fitted.setting:.3g} ({accuracy})"
 
     def preprocessing(self, image_size: Sequence[int] | None = None, protocol: str = "squash") -> Preprocessing:
-        """How its images are made; unset: of its input size.
-
-        Raises:
-            InputError: a size that is no multiple of the patch, or not square where the protocol crops squares.
-        """
-        check_size(tuple(image_size or self.input_size), self.model, "image-size")
-        return Preprocessing(tuple(image_size or self.input_size), protocol)
+        """How its images are made, unset: of its input size; InputError for a size that is no multiple of the patch, or
+        not square where the protocol crops squares."""
+        size = tuple(image_size or self.input_size)
+        check_size(size, self.model, "image-size")
+        return Preprocessing(size, protocol)
 
     def forward(self, grey: torch.Tensor) -> torch.Tensor:
         """Logits (B, K) of grey images (B, 1, H, W) of the input size, uint8 or in [0, 1]."""
@@ -126,11 +124,7 @@ class Model(Classifier):
         return self.forward(resize(scan, self.input_size)[None])[0].double().cpu().numpy()
 
     def class_index(self, name: str) -> int:
-        """The logit of a class.
-
-        Raises:
-            InputError: no such class.
-        """
+        """The logit of a class; InputError where there is no such class."""
         if name not in self.class_names:
             raise InputError(f"class {name}: {self.name} has {', '.join(self.class_names[:20])}")
         return self.class_names.index(name)
@@ -167,8 +161,7 @@ def open_model(
 def _describe(network: nn.Module, name: str, source: Source, image_size: Sequence[int] | None) -> Model:
     if not image_size:
         patch = patch_size(network)
-        rows, columns = network.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]
-        image_size = max(rows // patch, 1) * patch, max(columns // patch, 1) * patch
+        image_size = tuple(max(side // patch, 1) * patch for side in network.pretrained_cfg["input_size"][-2:])
     classifier = describe_classifier(network, name, image_size)
     network.eval()
     head: Head | None = "own" if network.load_report.classifier == "loaded" else None
@@ -193,19 +186,14 @@ def random_control(model: Model, seed: int) -> Model | str:
 def open_classifiers(
     sources: Sequence[Source], options: ClassTargetOptions, data: ScanData | None = None
 ) -> dict[str, Model]:
-    """The models of some sources as classifiers, by their short names.
-
-    Raises:
-        InputError: a source given twice, or as ``open_model`` and ``as_classifier``.
-    """
-    models = {}
-    for name, source in zip(short_names(sources), sources, strict=True):
-        model = open_model(
-            source, name, image_size=options.image_size, heads=options.heads,
-            with_classifier=options.classifier in (None, "own"),
-        )  # fmt: skip
-        models[name] = as_classifier(model, options, data)
-    return models
+    """The models of some sources as classifiers, by their short names; raises as ``short_names``, ``open_model`` and
+    ``as_classifier``."""
+    opening = {"image_size": options.image_size, "heads": options.heads}
+    has_own = options.classifier in (None, "own")
+    return {
+        name: as_classifier(open_model(source, name, **opening, with_classifier=has_own), options, data)
+        for name, source in zip(short_names(sources), sources, strict=True)
+    }
 
 
 def as_classifier(model: Model, options: ClassTargetOptions, data: ScanData | None = None) -> Model:
@@ -365,11 +353,8 @@ class Answer:
 
 
 def ask(model: Model, scan: Chosen, target: str = "predicted") -> Answer:
-    """Classify a scan, and settle which class is explained.
-
-    Raises:
-        InputError: the true class of a scan is asked for that has none, or a class that the model does not have.
-    """
+    """Classify a scan, and settle which class is explained (``predicted``, ``true`` or a name); InputError where the
+    scan or the model has no such class."""
     image, logits = resize(scan.scan, model.input_size), model.logits(scan.scan)
     if target == "predicted":
         index = int(logits.argmax())

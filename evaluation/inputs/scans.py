@@ -46,14 +46,14 @@ def open_data(
     data = data or config.data
     trained_dataset = config.dataset if config else DatasetConfig()
     trained_phantom = config.phantom if config else PhantomConfig()
-    chosen_phantom = _changed(trained_phantom, phantom)
+    chosen_phantom = changed(trained_phantom, phantom)
     own = config is not None and (
         data == config.data if "phantom" in (data, config.data) else is_same_path(data, config.data)
     )
     own &= data != "phantom" or chosen_phantom == trained_phantom
     # Unlabelled folders are not evaluated, but with them the cache that training made serves as it is.
     further = [folder for folder in trained_dataset.unlabelled if own and Path(folder).is_dir()]
-    settings = dataclasses.replace(_changed(trained_dataset, dataset), unlabelled=further)
+    settings = dataclasses.replace(changed(trained_dataset, dataset), unlabelled=further)
     split_as_run = all(getattr(settings, name) == getattr(trained_dataset, name) for name in _SPLITTING)
     has_table = own and split_as_run and (source.run / TABLE).is_file()
     table = read_rows(source.run / TABLE) if has_table else None
@@ -67,6 +67,7 @@ def open_data(
     return ScanData(index, scans, settings, provenance, tuple(notes))
 
 
-def _changed(settings: Settings, options: DatasetOptions | PhantomOptions) -> Settings:
+def changed(settings: Settings, options: DatasetOptions | PhantomOptions) -> Settings:
+    """Settings with the options that are given in their place."""
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})

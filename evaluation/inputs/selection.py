@@ -16,6 +16,7 @@ from dino_oct.errors import InputError
 from dino_oct.files import short_name
 from dino_oct.scan_data import DataSummary, ScanData
 from evaluation.config import DatasetOptions
+from evaluation.inputs.scans import changed
 from evaluation.inputs.sources import Source
 
 
@@ -35,15 +36,9 @@ def page_name(i: int, scan: Chosen) -> str:
 
 
 def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> tuple[list[Chosen], DataSummary]:
-    """Image files, read as the run read its scans unless ``given`` says otherwise, and what a result says about them.
-
-    Raises:
-        InputError: as ``read_scan``.
-    """
-    settings = source.config.dataset if source.config else DatasetConfig()
-    cleaned = settings.neutralise_borders if given.neutralise_borders is None else given.neutralise_borders
-    max_side = settings.max_side if given.max_side is None else given.max_side
-    reading = DatasetConfig(neutralise_borders=cleaned, max_side=max_side)
+    """Image files, read as the run read its scans unless ``given`` says otherwise, and what a result says about them;
+    raises as ``read_scan``."""
+    reading = changed(source.config.dataset if source.config else DatasetConfig(), given)
     grey_range, notes = _grey_range(files, source, given)
     scans = []
     for file in files:
@@ -59,8 +54,8 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
         "split": None,
         "synthetic": any(_is_phantom(file) for file in files),
         "dataset": {
-            "neutralise_borders": cleaned,
-            "max_side": max_side,
+            "neutralise_borders": reading.neutralise_borders,
+            "max_side": reading.max_side,
             "grey_range": None if grey_range is None else asdict(grey_range),
         },
         "scans": len(scans),
@@ -95,14 +90,8 @@ def _values(grey_range: GreyRange, measured: Sequence[Levels]) -> str:
 
 
 def from_split(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -> tuple[list[Chosen], DataSummary]:
-    """``n`` scans of a split by ``take_turns``, and what a result says about them.
-
-    Args:
-        beside: further SOURCEs that are shown with the model.
-
-    Raises:
-        InputError: the split has none.
-    """
+    """``n`` scans of a split by ``take_turns``, and what a result says about them and the training of the model and of
+    the SOURCEs ``beside`` it; InputError where the split has none."""
     index = data.index
     positions = take_turns(index.positions(split), index.labels, index.patients, n)
     if not positions:

@@ -74,21 +74,13 @@ def occlude(
 
 
 def windows_of(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
-    """Windows (M, 4) that cover an image, row by row: top, left, height, width.
-
-    Raises:
-        InputError: a window that does not fit, or a stride that leaves gaps.
-    """
+    """Windows (M, 4) that cover an image, row by row: top, left, height, width; raises as ``occlude``."""
     starts = []
     for side, length, step in zip(size, window, stride, strict=True):
         if not 1 <= length <= side:
-            raise InputError(
-                f"window {' '.join(map(str, window))}: must be from 1 px to the image's {size[0]} {size[1]}"
-            )
+            raise InputError(f"window {window[0]} {window[1]}: must be from 1 px to the image's {size[0]} {size[1]}")
         if not 1 <= step <= length:
-            raise InputError(
-                f"stride {' '.join(map(str, stride))}: must be from 1 px to the window, or pixels are missed"
-            )
+            raise InputError(f"stride {stride[0]} {stride[1]}: must be from 1 px to the window, or pixels are missed")
         starts.append(sorted({*range(0, side - length + 1, step), side - length}))
     return np.array([(row, column, *window) for row, column in product(*starts)])
 

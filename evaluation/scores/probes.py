@@ -240,10 +240,7 @@ def sgd_epochs(
         seed: of the first weights (std 0.01) and of the order of scans.
 
     Yields:
-        Epoch (from 1) and the classifier after it.
-
-    Raises:
-        InputError: scans of fewer than two classes.
+        Epoch (from 1) and the classifier after it; InputError for scans of fewer than two classes.
     """
     present, target = _present(labels, features.device)
     random = torch.Generator().manual_seed(seed_of("linear probe by SGD", seed))
