@@ -26,7 +26,7 @@ from dino_oct.features import extract, pixel_features
 from dino_oct.files import check_regular, private_folder, read_json, remove, scratch_folder, share_as
 from dino_oct.models.attention import linear_probe_features
 from dino_oct.models.backbone import patch_size
-from dino_oct.models.network import normalise
+from dino_oct.models.network import cls_feature
 from evaluation.config import IMAGE_FEATURE, Kind, Precision
 from evaluation.inputs.preprocessing import Preprocessing
 
@@ -84,15 +84,14 @@ def of_network(
     """
     backbone = network if precision == "fp32" else _in_bf16(network, device)
 
+    def forward(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
+        return (
+            cls_feature(backbone, images) if kind == IMAGE_FEATURE else linear_probe_features(backbone, images, *kind)
+        )
+
     def run(images: torch.Tensor) -> np.ndarray:
         at_once = _bounded(batch_size, backbone, images.shape[-2:]) if precision == "bf16" else batch_size
-        if kind == IMAGE_FEATURE:
-            return extract(backbone, images, device, at_once)
-        rows = []
-        for batch in images.split(at_once):
-            ready = normalise(batch.to(device), backbone).to(next(backbone.parameters()).dtype)
-            rows.append(linear_probe_features(backbone, ready, *kind).float().cpu())
-        return torch.cat(rows).numpy()
+        return extract(backbone, images, device, at_once, forward=forward)
 
     config = backbone.pretrained_cfg
     identity = {

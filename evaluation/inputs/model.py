@@ -329,12 +329,15 @@ class Answer:
         return softmax(self.logits)
 
     @property
+    def called(self) -> str:
+        """Name of the most probable class."""
+        return self.model.class_names[int(self.logits.argmax())]
+
+    @property
     def verdict(self) -> str:
         """The class that the model calls, with its probability, and whether it is right where the class is known."""
-        best = int(self.logits.argmax())
-        name = self.model.class_names[best]
-        is_wrong = self.scan.label in self.model.class_names and name != self.scan.label
-        return f"{name} {100 * self.probabilities[best]:.0f} %" + (" (wrong)" if is_wrong else "")
+        is_wrong = self.scan.label in self.model.class_names and self.called != self.scan.label
+        return f"{self.called} {100 * self.probabilities.max():.0f} %" + (" (wrong)" if is_wrong else "")
 
     @property
     def explained(self) -> str:
@@ -345,7 +348,7 @@ class Answer:
         """For the JSON file."""
         names = self.model.class_names
         return {
-            "predicted": names[int(self.logits.argmax())],
+            "predicted": self.called,
             "explained": self.explained,
             "logits": dict(zip(names, self.logits.tolist(), strict=True)),
             "probabilities": dict(zip(names, self.probabilities.tolist(), strict=True)),

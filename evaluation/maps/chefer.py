@@ -257,14 +257,10 @@ def _follow(seen: _Seen, method: RelevanceMethod) -> Tensor:
     lrp = _Lrp(seen) if method == "lrp" else None
     for block, attention in reversed(list(zip(seen.blocks, seen.attentions, strict=True))):
         factors = lrp.down(block, attention) if lrp else map(attention.weights, attention.heads)
-        gained = gained + _step(seen.start + gained, _edges(attention, factors))
+        gradients = map(attention.gradient_at_weights, attention.heads)
+        edges = (gradient.mul_(factor).clamp_(min=0) for factor, gradient in zip(factors, gradients, strict=True))
+        gained = gained + _step(seen.start + gained, edges)
     return gained
-
-
-def _edges(attention: _Attention, factors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """(∂y/∂A ⊙ factor)⁺ head by head, (B, N, N) each."""
-    for head, factor in enumerate(factors):
-        yield attention.gradient_at_weights(head).mul_(factor).clamp_(min=0)
 
 
 def _step(row: Tensor, edges: Iterable[Tensor]) -> Tensor:
