@@ -84,10 +84,7 @@ def of_network(
     """
     backbone = network if precision == "fp32" else _in_bf16(network, device)
 
-    def forward(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        return (
-            cls_feature(backbone, images) if kind == IMAGE_FEATURE else linear_probe_features(backbone, images, *kind)
-        )
+    forward = cls_feature if kind == IMAGE_FEATURE else lambda *args: linear_probe_features(*args, *kind)
 
     def run(images: torch.Tensor) -> np.ndarray:
         at_once = _bounded(batch_size, backbone, images.shape[-2:]) if precision == "bf16" else batch_size
