@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from dino_oct import processes
-from dino_oct.models.network import cls_feature, normalise
+from dino_oct.models.network import cls_feature, evaluating, normalise
 
 _BATCH, _CHUNK = 64, 256  # scans per forward pass, and in memory at a time
 
@@ -50,22 +50,18 @@ def extract(
     Returns:
         (N, D) float32, the same on every process.
     """
-    training = backbone.training
-    backbone.eval()
     n, workers = len(images), processes.count()
     rank = torch.distributed.get_rank() if workers > 1 else 0
     # Equal shares, as gathering needs; the last rows of a short share repeat and are cut off.
     share = -(-n // workers)
     mine = torch.arange(rank * share, (rank + 1) * share).clamp_max(n - 1)
     rows = []
-    try:
+    with evaluating(backbone):
         for positions in mine.split(batch_size):
             before_batch()
             batch = normalise(images[positions].to(device), backbone).to(next(backbone.parameters()).dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 rows.append(forward(backbone, batch).float())
-    finally:
-        backbone.train(training)
     return processes.gather_rows(torch.cat(rows))[:n].cpu().numpy()
 
 

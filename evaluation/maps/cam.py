@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dino_oct.errors import InputError
 from dino_oct.models.classifier import Classifier
 from dino_oct.models.layers import GradcamLayer, classifier_layer
+from dino_oct.models.network import evaluating
 from evaluation.config import CamMethod
 
 _FORMULAS = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "eigencam": EigenCAM}
@@ -84,12 +85,9 @@ def _run_from(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tens
         return recorded[0].clone()  # a layer that works in place may follow
 
     hook = model.get_submodule(name).register_forward_hook(start_here)
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():  # which also takes back the hook's change
+        with evaluating(model), torch.no_grad():  # which also takes back the hook's change
             logits = model(images)
     finally:
         hook.remove()
-        model.train(training)
     return recorded[0], logits

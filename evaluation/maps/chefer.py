@@ -34,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import check_size, patch_size
+from dino_oct.models.network import evaluating
 from evaluation.config import RelevanceMethod
 
 PATENT_NOTICE = "LRP-based relevance (method lrp) is subject to patents; check what your use of it needs"
@@ -197,17 +198,13 @@ def _look(
 
     # Weights without gradients: the graph then leads to attention outputs alone and keeps no inputs for weights.
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    training, watch, explained = model.training, _Watch(plain_values=method == "lrp"), method != "rollout"
-    model.eval()
-    try:
-        with ExitStack() as hooks, watch, torch.set_grad_enabled(explained):
-            if explained:
-                hooks.callback(model.blocks[start_layer].register_forward_pre_hook(begin_graph).remove)
-            for module in _needed_for_lrp(model, start_layer) if method == "lrp" else ():
-                hooks.callback(module.register_forward_hook(keep).remove)
-            logits = functional_call(model, weights, (images,))
-    finally:
-        model.train(training)
+    watch, explained = _Watch(plain_values=method == "lrp"), method != "rollout"
+    with ExitStack() as hooks, evaluating(model), watch, torch.set_grad_enabled(explained):
+        if explained:
+            hooks.callback(model.blocks[start_layer].register_forward_pre_hook(begin_graph).remove)
+        for module in _needed_for_lrp(model, start_layer) if method == "lrp" else ():
+            hooks.callback(module.register_forward_hook(keep).remove)
+        logits = functional_call(model, weights, (images,))
     attentions = watch.calls[start_layer:]
     if len(watch.calls) != len(model.blocks):
         raise InputError(
