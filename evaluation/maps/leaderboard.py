@@ -307,10 +307,10 @@ def rate(
 
 def spread_over_patients(cases: Sequence[Case]) -> list[int]:
     """Positions of the cases, a new patient each as long as there are any, in turns through the classes."""
-    seen, keys = Counter(), []
+    earlier, keys = Counter(), []  # scans of a class, and of a patient in it
     for i, case in enumerate(cases):
-        keys.append((seen[case.label, case.patient], seen[case.label], case.label, i))
-        seen.update([(case.label, case.patient), case.label])
+        keys.append((earlier[case.label, case.patient], earlier[case.label], case.label, i))
+        earlier.update([(case.label, case.patient), case.label])
     return [i for *_, i in sorted(keys)]
 
 

@@ -150,10 +150,10 @@ def test_an_image_alone_has_the_map_that_it_has_in_a_batch(kind, method):
 def test_lrp_neither_makes_nor_loses_relevance(kind):
     """From the logit, whose relevance is 1, through every block, for each image of a batch."""
     model, images = (part.double() for part in example(kind))
-    seen = relevance_maps._look(model, images, [0, 1, 2], "lrp", 0)
+    passes = relevance_maps._run(model, images, [0, 1, 2], "lrp", 0)
     with torch.no_grad():
-        walk = relevance_maps._Lrp(seen)
-        for block, attention in reversed(list(zip(seen.blocks, seen.attentions, strict=True))):
+        walk = relevance_maps._Lrp(passes)
+        for block, attention in reversed(list(zip(passes.blocks, passes.attentions, strict=True))):
             np.testing.assert_allclose(walk.relevance.sum(dim=(1, 2)).numpy(), 1, rtol=1e-6)
             for _ in walk.down(block, attention):
                 pass
