@@ -1,6 +1,6 @@
-"""Image features of a frozen backbone, and what they say about its health."""
+"""What a network gives for grey scans: features, class probabilities; and what features say about its health."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -9,9 +9,9 @@ from PIL import Image
 from torch import nn
 
 from dino_oct import processes
-from dino_oct.errors import InputError
-from dino_oct.models.backbone import patch_size
-from dino_oct.models.network import cls_feature, normalise
+from dino_oct.models.network import cls_feature, evaluating, normalise
+
+_BATCH, _CHUNK = 64, 256  # scans per forward pass, and in memory at a time
 
 
 def resize(scan: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
@@ -28,14 +28,6 @@ def resize(scan: np.ndarray, size: tuple[int, int]) -> torch.Tensor:
 def resize_all(scans: Iterable[np.ndarray], size: tuple[int, int]) -> torch.Tensor:
     """Scans to one tensor (N, 1, rows, columns) uint8."""
     return torch.stack([resize(scan, size) for scan in scans])
-
-
-def check_size(size: tuple[int, int], backbone: nn.Module, name: str) -> None:
-    """Raise InputError unless both sides are multiples of the backbone's patch; names the nearest that are."""
-    patch = patch_size(backbone)
-    if any(side % patch or side < patch for side in size):
-        near = " ".join(str(max(round(side / patch), 1) * patch) for side in size)
-        raise InputError(f"{name} {' '.join(map(str, size))} is not a multiple of the patch ({patch} px); use {near}")
 
 
 @torch.no_grad()
@@ -58,23 +50,42 @@ def extract(
     Returns:
         (N, D) float32, the same on every process.
     """
-    training = backbone.training
-    backbone.eval()
     n, workers = len(images), processes.count()
     rank = torch.distributed.get_rank() if workers > 1 else 0
     # Equal shares, as gathering needs; the last rows of a short share repeat and are cut off.
     share = -(-n // workers)
     mine = torch.arange(rank * share, (rank + 1) * share).clamp_max(n - 1)
     rows = []
-    try:
+    with evaluating(backbone):
         for positions in mine.split(batch_size):
             before_batch()
             batch = normalise(images[positions].to(device), backbone).to(next(backbone.parameters()).dtype)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 rows.append(forward(backbone, batch).float())
-    finally:
-        backbone.train(training)
     return processes.gather_rows(torch.cat(rows))[:n].cpu().numpy()
+
+
+def predict(
+    model: nn.Module,
+    images: torch.Tensor,
+    device: torch.device,
+    bf16: bool = False,
+    before_batch: Callable[[], None] = lambda: None,
+) -> np.ndarray:
+    """Class probabilities (N, C) float64 of grey images (N, 1, H, W) uint8, shared out over the processes; see
+    ``extract``."""
+    logits = extract(
+        model, images, device, _BATCH, bf16, forward=lambda network, batch: network(batch), before_batch=before_batch
+    )
+    return torch.from_numpy(logits).double().softmax(dim=1).numpy()
+
+
+def predict_scans(
+    model: nn.Module, scans: Sequence[np.ndarray], positions: np.ndarray, size: tuple[int, int], device: torch.device
+) -> np.ndarray:
+    """As ``predict``, of the scans at ``positions`` resized to ``size`` (rows, columns), a few in memory at a time."""
+    chunks = [positions[start : start + _CHUNK] for start in range(0, len(positions), _CHUNK)]
+    return np.concatenate([predict(model, resize_all((scans[i] for i in chunk), size), device) for chunk in chunks])
 
 
 def unit(features: np.ndarray) -> np.ndarray:

@@ -16,13 +16,12 @@ from dino_oct.config import TrainConfig
 from dino_oct.data.load import load_scans, scan_settings
 from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_epoch
 from dino_oct.errors import InputError
-from dino_oct.features import check_size
 from dino_oct.learner import Learner, NotFiniteError, Schedules
 from dino_oct.limits import check_settings
-from dino_oct.models.backbone import save_export
-from dino_oct.models.build import build_networks
+from dino_oct.models.backbone import check_size, save_export
 from dino_oct.models.network import normalise_views
 from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, draw_views, warnings_of
+from dino_oct.networks import build_networks
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
 from dino_oct.runlog import RunLog, evaluation_line

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -14,6 +14,41 @@ from dino_oct.errors import InputError
 from dino_oct.provenance import TRAINED_ON, TrainedPatients, trained_on, trained_patients
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.text import PHANTOM_NOTICE
+
+
+class ScanCounts(TypedDict, total=False):
+    """Numbers of scans and of their patients; ``classes``: of each class, where these are counted."""
+
+    scans: int
+    patients: int
+    classes: dict[str, "ScanCounts"]
+
+
+class Shortcut(TypedDict):
+    """How well some features without the retina tell classes: balanced accuracy beside chance, in per cent."""
+
+    features: str
+    balanced_accuracy: Interval
+    chance: float
+
+
+class DataSummary(TypedDict, total=False):
+    """What a result says about its scans.
+
+    ``folder`` and ``split`` are None for image files; ``notice`` is what phantoms bear; ``dataset``: settings of
+    reading and splitting; ``sets``: counts of each named set, or those of the one set (``ScanCounts``) in their place.
+    """
+
+    folder: Path | None
+    synthetic: bool
+    notice: str | None
+    dataset: dict[str, Any]
+    split: str | None
+    sets: dict[str, ScanCounts]
+    scans: int
+    patients: int
+    classes: dict[str, ScanCounts]
+    notes: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -54,7 +89,7 @@ class ScanData:
             raise InputError(f"{root}: no labelled scans in the {split} split; give more patients or another split")
         return positions
 
-    def counts(self, positions: np.ndarray) -> dict[str, Any]:
+    def counts(self, positions: np.ndarray) -> ScanCounts:
         """Scans and patients, in all and of each class."""
         labels, patients = self.index.labels[positions], self.index.patients[positions]
         by_class = {
@@ -92,7 +127,7 @@ class ScanData:
             )
         return notes
 
-    def shortcuts(self, positions: np.ndarray) -> list[dict[str, Any]] | None:
+    def shortcuts(self, positions: np.ndarray) -> list[Shortcut] | None:
         """How well size, white border or brightness alone tell the classes of these scans (``data.shortcut``).
 
         Balanced accuracy and its 95 % interval by patient, in per cent. None for phantoms, whose size and gain do
@@ -116,7 +151,7 @@ class ScanData:
             for result in results
         ] or None
 
-    def summary(self, **positions: np.ndarray) -> dict[str, Any]:
+    def summary(self, **positions: np.ndarray) -> DataSummary:
         """What goes into a result: folder, kind, split settings, and counts of each named set of scans."""
         kept = ("split", "split_seed", "val_fraction", "test_fraction", "neutralise_borders", "grey_range")
         return {

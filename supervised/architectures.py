@@ -4,15 +4,14 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 
 from dino_oct.errors import InputError
-from dino_oct.features import check_size
-from dino_oct.models.backbone import load_backbone
-from dino_oct.models.classifier import ZooModel, describe
+from dino_oct.models.backbone import check_size, load_backbone
+from dino_oct.models.classifier import Classifier, describe_classifier
+from dino_oct.models.description import ModelArgs
 from dino_oct.models.layers import classifier_layer, gradcam_layer
 from dino_oct.models.vit import DinoVisionTransformer, set_native_size
 from dino_oct.scores.text import table
@@ -28,11 +27,11 @@ def build(
     *,
     image_size: Sequence[int] | None = None,
     pretrained: bool = True,
-    model_args: dict[str, Any] | None = None,
+    model_args: ModelArgs | None = None,
     heads: int | None = None,
     drop_path: float = 0.0,
     seed: int = 0,
-) -> ZooModel:
+) -> Classifier:
     """Build a classifier to train.
 
     Args:
@@ -58,7 +57,7 @@ def build(
         check_size(tuple(image_size), model, f"{name}: image size")
         set_native_size(model, tuple(image_size))
         model.hub_config["model_args"]["img_size"] = list(image_size)
-    return describe(model, name, image_size)
+    return describe_classifier(model, name, image_size)
 
 
 def find(name: str, pretrained: bool = True) -> tuple[str, str]:

@@ -14,13 +14,14 @@ from jinja2 import Environment, FileSystemLoader
 from optuna.trial import FrozenTrial, TrialState
 
 from dino_oct.files import write_whole
+from dino_oct.scan_data import ScanCounts
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import ClassSummary
 from dino_oct.scores.text import PHANTOM_NOTICE, plain, show, table, write_json
 from dino_oct.streams import short_seed_of
 from supervised.architectures import find
 from supervised.search_figures import draw_figure3, draw_importance
-from supervised.trials import Row
+from supervised.trials import Drawn, Row
 
 _SHORT = {"optim.batch_size": "batch", "optim.optimizer": "optimiser", "optim.weight_decay": "decay"}
 _FEW_TRIALS = 30  # below them, importance says little
@@ -45,7 +46,7 @@ class Board:
     rows: list[Row]
     is_phantom: bool
     folder: str
-    sets: dict[str, dict[str, Any]]
+    sets: dict[str, ScanCounts]
     notes: list[str]
     settings: dict[str, Any]
 
@@ -128,7 +129,7 @@ def make_row(trial: FrozenTrial, rank: int | None, run: Path, tested: dict[str, 
     )
 
 
-def settings_line(settings: dict[str, Any]) -> str:
+def settings_line(settings: Drawn) -> str:
     """Settings in a few words."""
 
     def shown(value: Any) -> str:

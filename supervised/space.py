@@ -19,6 +19,7 @@ from dino_oct.errors import InputError
 from dino_oct.limits import all_settings
 from supervised.architectures import find
 from supervised.config import SupervisedConfig, read_space_file
+from supervised.trials import Drawn
 
 # Trials are compared by their validation, so none may choose its own; where and how they run is the search's affair.
 _FIXED = ("config", "data", "out", "resume", "test", "dataset.", "phantom.", "run.")
@@ -37,9 +38,9 @@ class Space:
     distributions: dict[str, BaseDistribution]
     given: dict[str, Any]
 
-    def suggest(self, trial: Trial, base: SupervisedConfig) -> dict[str, Any]:
+    def suggest(self, trial: Trial, base: SupervisedConfig) -> Drawn:
         """Draw the settings of a trial that mean something together; those drawn before stay as they are."""
-        drawn: dict[str, Any] = {}
+        drawn: Drawn = {}
         for name, distribution in self.distributions.items():
             if not _applies(name, drawn, base):
                 continue
@@ -89,7 +90,7 @@ def read_space(file: str | Path, models: Sequence[str], base: SupervisedConfig) 
     return Space(distributions, given)
 
 
-def settings_of(base: SupervisedConfig, drawn: dict[str, Any]) -> SupervisedConfig:
+def settings_of(base: SupervisedConfig, drawn: Drawn) -> SupervisedConfig:
     """The base with drawn settings in place, read and checked as on a command line.
 
     Raises:
@@ -104,7 +105,7 @@ def is_source(model: str) -> bool:
     return find(model)[1] == model
 
 
-def _applies(name: str, drawn: dict[str, Any], base: SupervisedConfig) -> bool:
+def _applies(name: str, drawn: Drawn, base: SupervisedConfig) -> bool:
     if name == "init":
         return not is_source(drawn["model"])
     if name == "optim.momentum":

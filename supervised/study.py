@@ -18,7 +18,6 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, OptunaError, UpdateFinishedTrialError
@@ -257,7 +256,7 @@ class SharedStudy:
         state: TrialState,
         value: float | None = None,
         reason: str = "",
-        outcome: dict[str, Any] | None = None,
+        outcome: dict[str, float] | None = None,
     ) -> None:
         """Record what became of a trial."""
         trial.set_user_attr("outcome", outcome or {})

@@ -17,14 +17,15 @@ from dino_oct.augment import SingleCrop
 from dino_oct.data.load import load_scans, scan_settings
 from dino_oct.data.sampler import StepSampler, shares, steps_per_epoch
 from dino_oct.errors import InputError
-from dino_oct.features import resize_all
+from dino_oct.features import predict, predict_scans, resize_all
 from dino_oct.files import private_folder
 from dino_oct.learner import NotFiniteError
 from dino_oct.limits import check_settings
 from dino_oct.models.backbone import adopt_description, save_export
-from dino_oct.models.classifier import ZooModel, predict, predict_scans
+from dino_oct.models.classifier import Classifier
 from dino_oct.models.description import check_description
 from dino_oct.models.frozen import load_frozen
+from dino_oct.models.official import Checkpoint
 from dino_oct.monitor import draw_views
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
@@ -148,13 +149,14 @@ def _train(
         )
         return state["best"]["metrics"]
     with accelerator.local_main_process_first(), checkpoint.restoring(resume_file):  # it downloads, the others read
-        zoo = build_model(config, len(names), state)
-    trained = sum(p.numel() for p in zoo.model.parameters() if p.requires_grad)
+        classifier = build_model(config, len(names), state)
+    trained = sum(p.numel() for p in classifier.model.parameters() if p.requires_grad)
     say(
-        f"{zoo.name} ({zoo.timm_name}): {zoo.model.load_report} · {trained / 1e6:.2f} M of "
-        f"{sum(p.numel() for p in zoo.model.parameters()) / 1e6:.2f} M parameters learn · images {zoo.input_size[0]} px"
+        f"{classifier.name} ({classifier.timm_name}): {classifier.model.load_report} · {trained / 1e6:.2f} M of "
+        f"{sum(p.numel() for p in classifier.model.parameters()) / 1e6:.2f} M parameters learn · "
+        f"images {classifier.input_size[0]} px"
     )
-    learner = ClassifierLearner(zoo.model, config.optim, steps, n_steps_per_epoch, len(names), accelerator)
+    learner = ClassifierLearner(classifier.model, config.optim, steps, n_steps_per_epoch, len(names), accelerator)
     best, losses, rate, is_judged = Best(), [], {}, False
     if state:
         with checkpoint.restoring(resume_file):
@@ -186,7 +188,7 @@ def _train(
     last_step = progress.last_step
 
     # ---- views -----------------------------------------------------------------------------------------------------
-    augment = SingleCrop(config.augment, zoo.input_size[0], config.seed, device)
+    augment = SingleCrop(config.augment, classifier.input_size[0], config.seed, device)
     training_scans = LabelledScans(scans, train_index, index.labels[train_index], config.seed, config.optim.balanced)
     sampler = StepSampler(
         len(train_index), config.optim.batch_size, config.optim.accumulate, config.seed, progress.position,
@@ -197,10 +199,10 @@ def _train(
     def micro_batch(items: list[tuple]) -> tuple[torch.Tensor, torch.Tensor]:
         pixels, tissue, slots, epochs, labels = zip(*items, strict=True)
         views = augment(pixels, np.stack(tissue), slots, epochs[0])
-        return zoo.prepare(views), torch.tensor(labels, device=device)
+        return classifier.prepare(views), torch.tensor(labels, device=device)
 
     # ---- validation ------------------------------------------------------------------------------------------------
-    val_images = resize_all((scans[i] for i in val_index), zoo.input_size)
+    val_images = resize_all((scans[i] for i in val_index), classifier.input_size)
 
     def evaluate(seconds: float) -> bool:
         """Judge on the validation patients; the same numbers go to the terminal, metrics.jsonl and TensorBoard.
@@ -315,7 +317,7 @@ def _train(
     return best.metrics
 
 
-def build_model(config: SupervisedConfig, n_classes: int, state: dict[str, Any] | None) -> ZooModel:
+def build_model(config: SupervisedConfig, n_classes: int, state: Checkpoint | None) -> Classifier:
     """The model of a run with its frozen part set.
 
     Args:
@@ -331,18 +333,20 @@ def build_model(config: SupervisedConfig, n_classes: int, state: dict[str, Any] 
         size = hub["pretrained_cfg"]["input_size"][-2:]
         source = f"random:{hub['architecture']}"
         try:
-            zoo = build(source, n_classes, image_size=size, model_args=hub["model_args"], **shape)
+            classifier = build(source, n_classes, image_size=size, model_args=hub["model_args"], **shape)
         except InputError as error:
             raise InputError(f"{state['file']}: {error}") from None
-        adopt_description(zoo.model, hub)
+        adopt_description(classifier.model, hub)
     else:
         size = (network.image_size,) * 2 if network.image_size else None
         pretrained, args = config.init == "pretrained", network.timm_args()
-        zoo = build(config.model, n_classes, image_size=size, pretrained=pretrained, model_args=args, **shape)
-    if zoo.input_size[0] != zoo.input_size[1]:
-        raise InputError(f"{zoo.name} takes images of {zoo.input_size} px; give one side with --network.image-size")
-    set_trainable(zoo.model, network.trained_part())
-    return zoo
+        classifier = build(config.model, n_classes, image_size=size, pretrained=pretrained, model_args=args, **shape)
+    if classifier.input_size[0] != classifier.input_size[1]:
+        raise InputError(
+            f"{classifier.name} takes images of {classifier.input_size} px; give one side with --network.image-size"
+        )
+    set_trainable(classifier.model, network.trained_part())
+    return classifier
 
 
 def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], names: Sequence[str]) -> str:

@@ -1,9 +1,10 @@
 """One trial of a search, as the leaderboard and its figures show it."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from dino_oct.scores.bootstrap import Interval
+
+Drawn = dict[str, bool | int | float | str]  # setting → the value that was drawn
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Row:
     best_epoch: int | None
     seconds: float
     device: str
-    settings: dict[str, Any]
+    settings: Drawn
     run: str
     reason: str
     attempts: int

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dino_oct.models.backbone import load_backbone, save_export
-from dino_oct.models.build import build_networks
+from dino_oct.networks import build_networks
 from dino_oct.streams import generator, seed_of, short_seed_of
 from evaluation.inputs.model import open_model, random_control
 from evaluation.inputs.sources import Source

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dino_oct.cores import usable_cores
 from dino_oct.data.borders import border_features, find_borders, neutralise
 from dino_oct.data.brightness import INVERTED, are_inverted, brightness_features
+from dino_oct.data.cores import usable_cores
 from dino_oct.data.decode import (
     REMARKS,
     BadScan,

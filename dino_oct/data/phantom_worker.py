@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dino_oct.cores import usable_cores
+from dino_oct.data.cores import usable_cores
 from dino_oct.data.phantom_draw import draw_phantom
 
 JPEG_QUALITY = 95

@@ -18,7 +18,7 @@ from torch import nn
 from dino_oct.errors import InputError
 from dino_oct.files import check_regular, read_json, write_whole
 from dino_oct.models import formats, official
-from dino_oct.models.description import check_arguments, check_description, describe_images
+from dino_oct.models.description import ModelArgs, ModelDescription, check_arguments, check_description, describe_images
 from dino_oct.models.network import in_channels
 from dino_oct.models.vit import DinoVisionTransformer
 from dino_oct.streams import seed_of
@@ -76,7 +76,7 @@ def load_backbone(
     source: str,
     *,
     num_classes: int | None = 0,
-    model_args: dict[str, Any] | None = None,
+    model_args: ModelArgs | None = None,
     heads: int | None = None,
     drop_path: float = 0.0,
     seed: int = 0,
@@ -210,7 +210,7 @@ def load_into(model: nn.Module, tensors: official.Tensors, source: str, keep: Co
     return LoadReport(source, len(wanted), missing, unexpected)
 
 
-def adopt_description(model: nn.Module, hub_config: dict[str, Any]) -> None:
+def adopt_description(model: nn.Module, hub_config: ModelDescription) -> None:
     """Take over a description's images, class names and scans (of ``check_description``), for a model built anew."""
     model.pretrained_cfg = {**model.pretrained_cfg, **hub_config["pretrained_cfg"]}
     model.hub_config["pretrained_cfg"] = {**model.hub_config["pretrained_cfg"], **hub_config["pretrained_cfg"]}
@@ -230,11 +230,29 @@ def open_layer_scales(model: nn.Module) -> None:
                 parameter.fill_(1.0)
 
 
+def random_twin(model: nn.Module, seed: int, num_classes: int = 0) -> nn.Module:
+    """A model of the same architecture and images with random weights, as ``open_layer_scales`` leaves them."""
+    hub_config = model.hub_config
+    source = f"random:{hub_config['architecture']}"
+    twin = load_backbone(source, model_args=hub_config["model_args"], num_classes=num_classes, seed=seed)
+    open_layer_scales(twin)
+    twin.pretrained_cfg = {**twin.pretrained_cfg, **hub_config["pretrained_cfg"]}
+    return twin
+
+
 def patch_size(backbone: nn.Module) -> int:
     """Pixels per side of a patch token (a convolutional stem's stride included); 1 for models without patches."""
     embed = getattr(backbone, "patch_embed", None)
     ratio = embed.feat_ratio() if hasattr(embed, "feat_ratio") else 1
     return int(ratio[0] if isinstance(ratio, (tuple, list)) else ratio)
+
+
+def check_size(size: tuple[int, int], backbone: nn.Module, name: str) -> None:
+    """Raise InputError unless both sides are multiples of the backbone's patch; names the nearest that are."""
+    patch = patch_size(backbone)
+    if any(side % patch or side < patch for side in size):
+        near = " ".join(str(max(round(side / patch), 1) * patch) for side in size)
+        raise InputError(f"{name} {' '.join(map(str, size))} is not a multiple of the patch ({patch} px); use {near}")
 
 
 def save_export(
@@ -265,7 +283,7 @@ def save_export(
     write_whole(folder / "config.json", json.dumps(config, indent=1))
 
 
-def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: dict[str, Any], seed: int) -> nn.Module:
+def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: ModelArgs, seed: int) -> nn.Module:
     _check_name(name)
     config = timm.get_pretrained_cfg(name) if pretrained else None
     in_source = config.num_classes if config else 0
@@ -294,7 +312,7 @@ def _check_name(name: str) -> None:
         raise InputError(f"timm has no model '{name}'" + (f"; similar: {', '.join(close)}" if close else ""))
 
 
-def _from_named_file(name: str, file: Path, num_classes: int | None, args: dict[str, Any], seed: int) -> nn.Module:
+def _from_named_file(name: str, file: Path, num_classes: int | None, args: ModelArgs, seed: int) -> nn.Module:
     """A timm architecture with the weights of a file in any format that timm reads for it."""
     _check_name(name)
     model = _create(name, 0, args, seed)
@@ -311,7 +329,7 @@ def _from_named_file(name: str, file: Path, num_classes: int | None, args: dict[
     return _finish(model, name.split(".")[0], args, report)
 
 
-def _from_file(path: Path, num_classes: int | None, args: dict[str, Any], heads: int | None, seed: int) -> nn.Module:
+def _from_file(path: Path, num_classes: int | None, args: ModelArgs, heads: int | None, seed: int) -> nn.Module:
     checkpoint = official.read_checkpoint(path)
     hub_config = checkpoint.get("hub_config")  # the trainers' own checkpoints say how to rebuild their model
     if hub_config:
@@ -345,7 +363,7 @@ def _load_network(
     return replace(report, taken=network.prefix, left_out=(*left_out, *network.left_out))
 
 
-def _from_folder(folder: Path, num_classes: int | None, args: dict[str, Any], seed: int) -> nn.Module:
+def _from_folder(folder: Path, num_classes: int | None, args: ModelArgs, seed: int) -> nn.Module:
     export = next((f for f in (folder, folder / "export") if (f / "config.json").is_file()), None)
     if export is None:
         raise InputError(f"{folder}: neither a run folder nor an export (no export/config.json in it)")
@@ -356,11 +374,11 @@ def _from_folder(folder: Path, num_classes: int | None, args: dict[str, Any], se
 
 
 def _rebuild(
-    hub_config: dict[str, Any],
+    hub_config: ModelDescription,
     tensors: official.Tensors,
     source: str,
     num_classes: int | None,
-    args: dict[str, Any],
+    args: ModelArgs,
     seed: int,
     taken: str = "",
 ) -> nn.Module:
@@ -397,7 +415,7 @@ def _fate(in_source: bool, in_model: bool) -> str:
     return "new" if in_model else "left out" if in_source else ""
 
 
-def _create(name: str, num_classes: int, args: dict[str, Any], seed: int, pretrained: bool = False) -> nn.Module:
+def _create(name: str, num_classes: int, args: ModelArgs, seed: int, pretrained: bool = False) -> nn.Module:
     """timm.create_model, random weights drawn by seed; transformers get a dynamic image size and DINO's positions."""
     check_arguments(name, args, name)
     wanted = {**_IF_KNOWN, **_own_defaults(name), **args}
@@ -425,12 +443,12 @@ def _create(name: str, num_classes: int, args: dict[str, Any], seed: int, pretra
     return model
 
 
-def _own_defaults(architecture: str) -> dict[str, Any]:
+def _own_defaults(architecture: str) -> ModelArgs:
     """What differs from timm's defaults: DINOv3's image feature is CLS, as its authors use it."""
     return {"global_pool": "token"} if re.search(r"_dinov3(_|\.|$)", architecture.split(".")[0]) else {}
 
 
-def _finish(model: nn.Module, architecture: str, args: dict[str, Any], report: LoadReport) -> nn.Module:
+def _finish(model: nn.Module, architecture: str, args: ModelArgs, report: LoadReport) -> nn.Module:
     rebuild = {k: v for k, v in {**_own_defaults(architecture), **args}.items() if k != "drop_path_rate"}
     if isinstance(model, VisionTransformer) or hasattr(model, "dynamic_img_size"):
         rebuild["dynamic_img_size"] = True

@@ -1,20 +1,19 @@
-"""A timm model as a classifier of OCT scans: what to know about it, and its class probabilities."""
+"""A timm model as a classifier of OCT scans, and what to know about it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
 from dino_oct.errors import InputError
-from dino_oct.features import check_size, extract, resize_all
-from dino_oct.models.layers import GradcamLayer, classifier_layer, embed, gradcam_layer, run_without_computing
+from dino_oct.models.backbone import check_size
+from dino_oct.models.layers import GradcamLayer, classifier_layer, gradcam_layer, run_without_computing
 from dino_oct.models.network import in_channels, normalise
 
 
 @dataclass(frozen=True)
-class ZooModel:
+class Classifier:
     """A classifier of OCT scans, and what to know about it.
 
     Attributes:
@@ -22,7 +21,7 @@ class ZooModel:
             ``load_backbone`` gives them; it takes the normalised images that ``prepare`` makes, and gives logits.
         name: in the paper, or as it was asked for; timm_name: the architecture.
         input_size: rows and columns of its images, in pixels.
-        embedding_layer: the layer whose input ``embed`` gives, the classifier.
+        embedding_layer: the classifier, whose input is what ``models.layers.embed`` gives.
         class_names: of the logits, if they are known.
     """
 
@@ -37,10 +36,6 @@ class ZooModel:
         """Grey images (B, 1, H, W), uint8 or in [0, 1], to the model's normalised channels (B, C, H, W)."""
         return normalise(grey, self.model)
 
-    def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """The vector before the classifier, (B, D), of images from ``prepare``."""
-        return embed(self.model, images)
-
     @property
     def gradcam_layer(self) -> GradcamLayer:
         """The layer for Grad-CAM.
@@ -51,8 +46,12 @@ class ZooModel:
         return gradcam_layer(self.model)
 
 
-def describe(model: nn.Module, name: str, image_size: Sequence[int] | None = None) -> ZooModel:
-    """A model of ``load_backbone`` as a member of the zoo, in training mode; arguments as in ``build``.
+def describe_classifier(model: nn.Module, name: str, image_size: Sequence[int] | None = None) -> Classifier:
+    """A model of ``load_backbone`` as a classifier, in training mode.
+
+    Args:
+        name: as ``Classifier`` has it.
+        image_size: rows and columns of its images; unset: those of the weights.
 
     Raises:
         InputError: images that the model cannot take.
@@ -63,7 +62,7 @@ def describe(model: nn.Module, name: str, image_size: Sequence[int] | None = Non
     channels = in_channels(model)
     model.pretrained_cfg = {**model.pretrained_cfg, "input_size": [channels, *size]}
     model.hub_config["pretrained_cfg"]["input_size"] = [channels, *size]
-    return ZooModel(
+    return Classifier(
         model.train(),
         name,
         model.hub_config["architecture"],
@@ -82,29 +81,3 @@ def _check_takes(model: nn.Module, name: str, size: tuple[int, int]) -> None:
         own = " ".join(map(str, model.pretrained_cfg["input_size"][-2:]))
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{name}: images of {size[0]} {size[1]} px do not fit ({reason}); use its own {own}") from None
-
-
-_BATCH, _CHUNK = 64, 256  # scans per forward pass, and in memory at a time
-
-
-def predict(
-    model: nn.Module,
-    images: torch.Tensor,
-    device: torch.device,
-    bf16: bool = False,
-    before_batch: Callable[[], None] = lambda: None,
-) -> np.ndarray:
-    """Class probabilities (N, C) float64 of grey images (N, 1, H, W) uint8, shared out over the processes; see
-    ``features.extract``."""
-    logits = extract(
-        model, images, device, _BATCH, bf16, forward=lambda network, batch: network(batch), before_batch=before_batch
-    )
-    return torch.from_numpy(logits).double().softmax(dim=1).numpy()
-
-
-def predict_scans(
-    model: nn.Module, scans: Sequence[np.ndarray], positions: np.ndarray, size: tuple[int, int], device: torch.device
-) -> np.ndarray:
-    """As ``predict``, of the scans at ``positions`` resized to ``size`` (rows, columns), a few in memory at a time."""
-    chunks = [positions[start : start + _CHUNK] for start in range(0, len(positions), _CHUNK)]
-    return np.concatenate([predict(model, resize_all((scans[i] for i in chunk), size), device) for chunk in chunks])

@@ -8,14 +8,47 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 import timm
 from timm.models import model_entrypoint
 from torch import nn
 
 from dino_oct.errors import InputError
+
+ModelArgs = dict[str, Any]  # arguments of a timm architecture: numbers, words, lists of these
+
+
+class ImageDescription(TypedDict, total=False):
+    """How images are made ready, timm's ``pretrained_cfg``: ``mean`` and ``std`` of each channel, ``input_size``
+    (channels, rows, columns), and what else timm's loader reads. Only the first two are always there."""
+
+    mean: list[float]
+    std: list[float]
+    input_size: list[int]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+    num_classes: int
+    classifier: str | Sequence[str]
+
+
+class ModelDescription(TypedDict, total=False):
+    """What rebuilds a network, in timm's hub format: an export's ``config.json``, a checkpoint's ``hub_config``.
+
+    ``num_classes`` is the classifier's, 0 without. Not always there are ``num_features``, ``label_names`` (the classes)
+    and ``scans`` (what was done to scans before they became images, which timm does not know).
+    """
+
+    architecture: str
+    num_classes: int
+    num_features: int
+    model_args: ModelArgs
+    pretrained_cfg: ImageDescription
+    label_names: list[str]
+    scans: dict[str, Any]
+
 
 # How timm makes a scan ready, in its own terms: the whole scan, resized to the input size.
 IMAGES = {"interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "squash"}
@@ -30,7 +63,7 @@ def check_architecture(name: Any, source: str) -> str:
     return name
 
 
-def check_arguments(architecture: str, args: Any, source: str) -> dict[str, Any]:
+def check_arguments(architecture: str, args: Any, source: str) -> ModelArgs:
     """Return arguments of an architecture.
 
     Raises:
@@ -78,7 +111,7 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return value is None or isinstance(value, bool) or (isinstance(value, (int, float)) and abs(value) <= _LARGEST)
 
 
-def check_description(hub_config: Any, source: str) -> dict[str, Any]:
+def check_description(hub_config: Any, source: str) -> ModelDescription:
     """Return an export's description (``config.json``, or a checkpoint's ``hub_config``) with what is read of it.
 
     Raises:
@@ -87,7 +120,7 @@ def check_description(hub_config: Any, source: str) -> dict[str, Any]:
     if not isinstance(hub_config, dict) or "architecture" not in hub_config:
         raise InputError(f"{source}: not a model description (it names no architecture)")
     architecture = check_architecture(hub_config["architecture"], source)
-    described = {
+    described: ModelDescription = {
         "architecture": architecture,
         "num_classes": _count(hub_config.get("num_classes", 0), "num_classes", source),
         "model_args": check_arguments(architecture, hub_config.get("model_args") or {}, source),
@@ -106,7 +139,7 @@ def check_description(hub_config: Any, source: str) -> dict[str, Any]:
     return described
 
 
-def _check_images(config: Any, source: str) -> dict[str, Any]:
+def _check_images(config: Any, source: str) -> ImageDescription:
     """mean, std, and input size of ``pretrained_cfg``; what else timm has there is not read from a file."""
     if not isinstance(config, dict):
         raise InputError(f"{source}: it has no pretrained_cfg, so its mean and std are not known; export it again")
@@ -142,8 +175,8 @@ def _count(value: Any, name: str, source: str) -> int:
 
 
 def describe_images(
-    config: dict[str, Any], channels: int, num_classes: int, classifier: Sequence[str] | str | None
-) -> dict[str, Any]:
+    config: Mapping[str, Any], channels: int, num_classes: int, classifier: Sequence[str] | str | None
+) -> ImageDescription:
     """timm's ``pretrained_cfg`` of a network: everything that ``timm.data.create_transform`` and its loader read.
 
     A network of one channel gets the mean over the channels of ``mean`` and ``std``.

@@ -17,7 +17,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dino_oct.errors import InputError
-from dino_oct.models.official import Tensors
+from dino_oct.models.description import ModelArgs
+from dino_oct.models.official import Checkpoint, Tensors
 
 _PATCHES = "patch_embed.proj.weight"
 # Sizes of timm's transformers by (width, depth, heads).
@@ -67,11 +68,11 @@ class Architecture:
     """A timm architecture, its arguments, and what of it no tensor tells (one line each)."""
 
     name: str
-    args: dict[str, Any]
+    args: ModelArgs
     assumed: tuple[str, ...]
 
 
-def stored_network(checkpoint: dict[str, Any], known: Collection[str] = (_PATCHES,)) -> StoredNetwork | None:
+def stored_network(checkpoint: Checkpoint, known: Collection[str] = (_PATCHES,)) -> StoredNetwork | None:
     """Find a network in a file, in whatever wrappers and prefixes frameworks have put it.
 
     Args:
@@ -109,7 +110,7 @@ def stored_network(checkpoint: dict[str, Any], known: Collection[str] = (_PATCHE
     return StoredNetwork(tensors, prefix.rstrip("."), tuple(left_out), tuple(unexpected))
 
 
-def unwrapped(checkpoint: dict[str, Any]) -> StoredNetwork:
+def unwrapped(checkpoint: Checkpoint) -> StoredNetwork:
     """A file of which no name is known, for timm to translate: what all its names share is taken for a wrapper."""
     flat = dict(_flatten(checkpoint))
     network = {name: t for name, t in flat.items() if not any(map(_BESIDE.fullmatch, name.split(".")[:1]))}
@@ -146,7 +147,7 @@ def _unshared(other: str, prefix: str) -> str:
 
 
 def infer_transformer(
-    network: StoredNetwork | None, heads: int | None, file: Path, args: dict[str, Any], names: Collection[str]
+    network: StoredNetwork | None, heads: int | None, file: Path, args: ModelArgs, names: Collection[str]
 ) -> Architecture:
     """The timm architecture of a vision transformer in a file, from the names and shapes of its tensors.
 
@@ -172,7 +173,7 @@ def infer_transformer(
     depth = 1 + max(int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name))
     is_dinov3 = "storage_tokens" in tensors or ("pos_embed" not in tensors and "blocks.0.gamma_1" in tensors)
     heads, assumed = _heads(tensors, width, heads, file)
-    model_args: dict[str, Any] = {"patch_size": patch[0] if patch[0] == patch[1] else patch}
+    model_args: ModelArgs = {"patch_size": patch[0] if patch[0] == patch[1] else patch}
     if channels != 3:
         model_args["in_chans"] = channels
     model_args |= {"embed_dim": width, "depth": depth, "num_heads": heads}
@@ -204,7 +205,7 @@ def _heads(tensors: Tensors, width: int, heads: int | None, file: Path) -> tuple
     return count, (f"heads: {count} assumed, {width // count} channels each; --heads (--model.heads) says otherwise",)
 
 
-def _vit(tensors: Tensors, model_args: dict[str, Any], file: Path, args: dict[str, Any]) -> str:
+def _vit(tensors: Tensors, model_args: ModelArgs, file: Path, args: ModelArgs) -> str:
     """Name and further arguments of timm's VisionTransformer."""
     width, sizes = model_args["embed_dim"], (model_args["embed_dim"], model_args["depth"], model_args["num_heads"])
     in_blocks = {name.split(".", 2)[2] for name in tensors if name.startswith("blocks.")}
@@ -275,7 +276,7 @@ def _vit(tensors: Tensors, model_args: dict[str, Any], file: Path, args: dict[st
     return name
 
 
-def _dinov3(tensors: Tensors, model_args: dict[str, Any], file: Path, args: dict[str, Any]) -> str:
+def _dinov3(tensors: Tensors, model_args: ModelArgs, file: Path, args: ModelArgs) -> str:
     """Name and further arguments of timm's Eva, which has DINOv3's rotary positions."""
     first = "blocks.0."
     registers = _first(tensors, "storage_tokens", "reg_token")

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import classifier_tensors, patch_size
-from dino_oct.models.network import in_channels
+from dino_oct.models.network import evaluating, in_channels
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
 
@@ -99,13 +99,9 @@ def _last_feature_map(model: nn.Module) -> GradcamLayer:
 
 def run_without_computing(model: nn.Module, size: tuple[int, int]) -> None:
     """Pass one image of this size (rows, columns) through a model in shapes only, for its hooks and its complaints."""
-    training = model.training
-    model.eval()  # BatchNorm would keep what it never saw
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            model(torch.empty(1, in_channels(model), *size, device=next(model.parameters()).device))
-    finally:
-        model.train(training)
+    # In training mode BatchNorm would keep what it never saw.
+    with evaluating(model), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        model(torch.empty(1, in_channels(model), *size, device=next(model.parameters()).device))
 
 
 def classifier_layer(model: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """Backbone and head as one network over many crops, and the door where grey scans become model input."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import nn
@@ -27,6 +28,17 @@ def normalise(grey: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
 def normalise_views(views: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
     """Views of one size, (n, B, 1, H, W) in [0, 1], to model input (n, B, C, H, W)."""
     return normalise(views.flatten(0, 1), backbone).unflatten(0, views.shape[:2])
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode; at the end in the mode that it had."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def in_channels(backbone: nn.Module) -> int:

@@ -23,6 +23,7 @@ from dino_oct.errors import InputError
 from dino_oct.files import check_regular, replacing
 
 Tensors = dict[str, torch.Tensor]
+Checkpoint = dict[str, Any]  # of a file: tensors, numbers, words, and dicts and lists of these
 
 # What the public files hold beside tensors: the run's arguments and numpy scalars (in the optimizer's groups), under
 # numpy's module names before and after 2.0. Nothing else may be named by a file.
@@ -38,7 +39,7 @@ _ALLOWED = [
 _DIGEST = "sha256"  # entry of a safetensors file's metadata
 
 
-def read_checkpoint(file: str | Path) -> dict[str, Any]:
+def read_checkpoint(file: str | Path) -> Checkpoint:
     """Read a ``.pth``/``.pt`` or ``.safetensors`` file onto the CPU; only tensors and the release's plain types.
 
     Every record of a ``.pth``/``.pt`` file is checked against the CRC that ``torch.save`` wrote with it (files from
@@ -110,28 +111,25 @@ def _unsupported(error: Exception) -> str:
     return next((line.strip()[:200] for line in str(error).splitlines() if "Unsupported" in line), "unsupported type")
 
 
-def is_full(checkpoint: dict[str, Any]) -> bool:
+def is_full(checkpoint: Checkpoint) -> bool:
     """Whether a checkpoint has student and teacher with DINO's heads, not a backbone alone."""
     networks = (checkpoint.get(which) for which in ("student", "teacher"))
     return all(isinstance(n, dict) and any(str(k).endswith("head.last_layer.weight_v") for k in n) for n in networks)
 
 
-def network_tensors(checkpoint: dict[str, Any], which: str) -> Tensors:
+def network_tensors(checkpoint: Checkpoint, which: str) -> Tensors:
     """``backbone.*`` and ``head.*`` of the ``student`` or ``teacher`` of a full file, wrappers' prefixes removed."""
-    tensors = {}
-    for name, tensor in checkpoint[which].items():
-        name = name.removeprefix("module.").removeprefix("_orig_mod.")
-        tensors[name] = tensor
-    return tensors
+    network = checkpoint[which]
+    return {name.removeprefix("module.").removeprefix("_orig_mod."): tensor for name, tensor in network.items()}
 
 
-def backbone_tensors(checkpoint: dict[str, Any], which: str = "teacher") -> Tensors:
+def backbone_tensors(checkpoint: Checkpoint, which: str = "teacher") -> Tensors:
     """The backbone's tensors of a full file under timm's names."""
     tensors = network_tensors(checkpoint, which)
     return {name.removeprefix("backbone."): t for name, t in tensors.items() if name.startswith("backbone.")}
 
 
-def full_checkpoint(student: Tensors, teacher: Tensors, center: torch.Tensor, **rest: Any) -> dict[str, Any]:
+def full_checkpoint(student: Tensors, teacher: Tensors, center: torch.Tensor, **rest: Any) -> Checkpoint:
     """Assemble a full file in the official key format from ``backbone.*``/``head.*`` tensors."""
     return {
         "student": {f"module.{name}": tensor for name, tensor in student.items()},

@@ -26,10 +26,11 @@ from dino_oct.features import extract, pixel_features
 from dino_oct.files import check_regular, private_folder, read_json, remove, scratch_folder, share_as
 from dino_oct.models.attention import linear_probe_features
 from dino_oct.models.backbone import patch_size
-from dino_oct.models.network import normalise
+from dino_oct.models.network import cls_feature
 from evaluation.config import IMAGE_FEATURE, Kind, Precision
 from evaluation.inputs.preprocessing import Preprocessing
 
+Identity = dict[str, Any]  # plain values, as JSON has them: everything that an entry depends on
 Extractor = Callable[[torch.Tensor], np.ndarray]
 _CHUNK = 256
 FEATURES_VERSION = 4  # raise it when resizing or extraction change: older entries are then not found
@@ -67,7 +68,7 @@ class Extraction:
     """A function from images to features, and what identifies it (plain values: weights, kind, precision)."""
 
     extract: Extractor
-    identity: dict[str, Any]
+    identity: Identity
 
 
 def of_network(
@@ -83,15 +84,11 @@ def of_network(
     """
     backbone = network if precision == "fp32" else _in_bf16(network, device)
 
+    forward = cls_feature if kind == IMAGE_FEATURE else lambda *args: linear_probe_features(*args, *kind)
+
     def run(images: torch.Tensor) -> np.ndarray:
         at_once = _bounded(batch_size, backbone, images.shape[-2:]) if precision == "bf16" else batch_size
-        if kind == IMAGE_FEATURE:
-            return extract(backbone, images, device, at_once)
-        rows = []
-        for batch in images.split(at_once):
-            ready = normalise(batch.to(device), backbone).to(next(backbone.parameters()).dtype)
-            rows.append(linear_probe_features(backbone, ready, *kind).float().cpu())
-        return torch.cat(rows).numpy()
+        return extract(backbone, images, device, at_once, forward=forward)
 
     config = backbone.pretrained_cfg
     identity = {
@@ -161,22 +158,26 @@ class FeatureCache:
                 self._write(identities[name], features)
         return features_of
 
-    def entry(self, identity: dict[str, Any]) -> Path:
+    def entry(self, identity: Identity) -> Path:
         """Folder of an entry."""
         return self.folder / hashlib.sha256(_canonical(identity).encode()).hexdigest()[:24]
 
-    def _read(self, identity: dict[str, Any]) -> np.ndarray | None:
+    def _read(self, identity: Identity) -> np.ndarray | None:
+        """An entry, mapped; None where there is none, and, with a line, where it is not whole."""
         folder = self.entry(identity)
         if not os.path.lexists(folder):
             return None
         try:
-            return _open(folder, identity)
+            features = np.load(check_regular(folder / "features.npy"), mmap_mode="r", allow_pickle=False)
+            if features.dtype == np.float32 and read_json(folder / "about.json") == _about(identity, features):
+                return features
+            reason = "its description or its checksum does not agree"
         except Exception as error:  # damaged headers make numpy raise almost anything
             reason = " ".join(str(error).split())
-            print(f"feature cache damaged, extracting again: {folder}: {reason}", file=sys.stderr, flush=True)
-            return None
+        print(f"feature cache damaged, extracting again: {folder}: {reason}", file=sys.stderr, flush=True)
+        return None
 
-    def _write(self, identity: dict[str, Any], features: np.ndarray) -> None:
+    def _write(self, identity: Identity, features: np.ndarray) -> None:
         folder = self.entry(identity)
         try:
             private_folder(self.folder.parent)
@@ -185,8 +186,7 @@ class FeatureCache:
                 share_as(self.folder, self.folder.parent, write=True)
             with scratch_folder(folder) as building:
                 np.save(building / "features.npy", features)
-                about = {"identity": identity, "shape": features.shape, "crc32": _checksum(features)}
-                (building / "about.json").write_text(json.dumps(about, indent=1, default=str), encoding="utf-8")
+                (building / "about.json").write_text(json.dumps(_about(identity, features), indent=1), encoding="utf-8")
                 share_as(building, self.folder)
                 remove(folder)  # a damaged one; or another process's, which holds the same
                 with contextlib.suppress(FileExistsError):
@@ -201,23 +201,12 @@ class FeatureCache:
                 )
 
 
-def _open(folder: Path, identity: dict[str, Any]) -> np.ndarray:
-    """Map an entry; raises ValueError or what reading raises if it is not whole."""
-    about = read_json(folder / "about.json")
-    features = np.load(check_regular(folder / "features.npy"), mmap_mode="r", allow_pickle=False)
-    if _canonical(about["identity"]) != _canonical(identity):
-        raise ValueError("it describes other features")
-    if list(features.shape) != about["shape"] or features.dtype != np.float32 or len(features) != identity["scans"]:
-        raise ValueError(f"shape {features.shape} {features.dtype}, expected {about['shape']} float32")
-    if _checksum(features) != about["crc32"]:
-        raise ValueError("its checksum does not agree")
-    return features
+def _about(identity: Identity, features: np.ndarray) -> dict[str, Any]:
+    """What an entry says of itself, as JSON gives it back."""
+    # Of the whole content, at more than 1 GB/s: a probe of some rows would let a damaged one pass.
+    crc32 = zlib.crc32(memoryview(np.ascontiguousarray(features)).cast("B"))
+    return {"identity": json.loads(_canonical(identity)), "shape": list(features.shape), "crc32": crc32}
 
 
-def _checksum(features: np.ndarray) -> int:
-    # The whole content at more than 1 GB/s: a probe of some rows would let a damaged one pass.
-    return zlib.crc32(memoryview(np.ascontiguousarray(features)).cast("B"))
-
-
-def _canonical(identity: dict[str, Any]) -> str:
+def _canonical(identity: Identity) -> str:
     return json.dumps(identity, sort_keys=True, default=str)

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from torch import nn
@@ -13,12 +13,21 @@ from dino_oct.features import unit
 from dino_oct.models.frozen import Weights
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.paired import MODEL, PIXELS, RANDOM, START
-from evaluation.config import IMAGE_FEATURE, EvaluationOptions, FeatureOptions, Kind
+from evaluation.config import IMAGE_FEATURE, EvaluationOptions, FeatureOptions, Kind, Precision, Protocol
 from evaluation.inputs.feature_cache import FeatureCache, of_network, of_pixels
 from evaluation.inputs.model import Model, open_model, random_control
 from evaluation.inputs.sources import starting_weights
 
 SAME = 1e-3  # root mean square distance of unit features from their mean below which scans are told apart by rounding
+
+
+class FeatureSettings(TypedDict):
+    """How features were made: image size (rows, columns), preprocessing, ``Kind`` with its name, and precision."""
+
+    image_size: tuple[int, int]
+    preprocessing: Protocol
+    features: dict[str, bool | int]
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class FrozenFeatures:
 
     by_set: dict[str, dict[str, np.ndarray]]
     weights: dict[str, Weights]
-    settings: dict[str, Any]
+    settings: FeatureSettings
     notes: list[str]
 
 
@@ -80,21 +89,14 @@ def extract_features(
 
 
 def features_of(model: Model, options: FeatureOptions, data: ScanData, positions: np.ndarray) -> np.ndarray:
-    """Features (N, D) float32 of one model alone, at its own image size unless the options name one.
-
-    Raises:
-        InputError: as ``extract_features``.
-    """
+    """Features (N, D) float32 of one model alone, at its own image size unless the options name one; raises as
+    ``extract_features``."""
     alone = dataclasses.replace(options, controls=False)
     return extract_features(model, alone, data, {"": positions}).by_set[""][MODEL]
 
 
 def same_for_all(row: str, features: Sequence[np.ndarray]) -> str:
-    """What to say of a row whose features (N, D) hardly differ between scans; empty where they do.
-
-    Args:
-        features: of several sets of scans.
-    """
+    """What to say of a row whose features (N, D), of several sets, hardly differ between scans; empty where they do."""
     directions = unit(np.concatenate([np.asarray(part, np.float64) for part in features]))
     if len(directions) < 2 or np.sqrt(((directions - directions.mean(axis=0)) ** 2).sum(axis=1).mean()) > SAME:
         return ""

@@ -61,8 +61,7 @@ class LesionMasks:
                 f"{self.folder}: no such folder of lesion masks; give one with --masks DIR (DIR/SPLIT/CLASS/NAME.png), "
                 "or use phantoms, which have them (--data phantom)"
             )
-        both = set(lesion_values) & set(retina_values)
-        if both:
+        if both := set(lesion_values) & set(retina_values):
             raise InputError(f"mask value {both.pop()} is given for the lesion and for the retina; give it once")
         self._has_given_values = bool(lesion_values or retina_values)
         self.lesion_values = tuple(lesion_values) or ((LESION,) if data.is_phantom else ())
@@ -74,11 +73,7 @@ class LesionMasks:
         return not self.retina_values
 
     def file(self, i: int) -> Path | None:
-        """The mask file of scan ``i``; None where there is none.
-
-        Raises:
-            InputError: the file would be another scan's mask as well.
-        """
+        """The mask file of scan ``i``, None where there is none; InputError if it would be another scan's as well."""
         place = next((place for place in _places(self.data.index.files[i]) if (self.folder / place).is_file()), None)
         if place is None:
             return None
@@ -100,20 +95,12 @@ class LesionMasks:
 
     @cached_property
     def values(self) -> frozenset[int]:
-        """Every value in the masks of these scans.
-
-        Raises:
-            InputError: as ``read_values`` and ``file``.
-        """
+        """Every value in the masks of these scans; raises as ``read_values`` and ``file``."""
         files = {file for i in range(len(self.data.index)) if (file := self.file(i)) is not None}
         return frozenset(value for file in sorted(files) for value in np.unique(read_values(file)).tolist())
 
     def notes(self) -> list[str]:
-        """What a reader must know about the meaning of the values: one line, or none.
-
-        Raises:
-            InputError: as ``values``.
-        """
+        """What a reader must know about the meaning of the values: one line, or none; raises as ``values``."""
         if self.lesion_values or len(counted := sorted(self.values - {0} - set(self.retina_values))) < 2:
             return []
         shown = ", ".join(map(str, counted[:_LISTED])) + (f", … ({len(counted)} values)" if counted[_LISTED:] else "")
@@ -145,34 +132,25 @@ class LesionMasks:
                 f"{file}: a mask of {values.shape[0]} × {values.shape[1]} px for a scan of {size[0]} × {size[1]}; give "
                 "masks in the size of their scans (nearest neighbour keeps labels), or remove this one"
             )
-        if not self._has_given_values and not self.data.is_phantom and self.values | {0} == _PHANTOM_VALUES:
+        is_phantom, is_given = self.data.is_phantom, self._has_given_values
+        if not is_given and not is_phantom and self.values | {0} == _PHANTOM_VALUES:
             raise InputError(
                 f"{self.folder}: its masks hold 0, {RETINA} and {LESION} like those of phantoms, where {RETINA} is the "
                 f"retina, but these scans are no phantoms; give --lesion-values {LESION} --retina-values {RETINA}, or "
                 f"--lesion-values {RETINA} {LESION} if both are lesions"
             )
-        if (
-            self.data.is_phantom
-            and not self._has_given_values
-            and (wrong := sorted(set(np.unique(values).tolist()) - _PHANTOM_VALUES))
-        ):
+        if not is_given and is_phantom and (wrong := sorted(set(np.unique(values).tolist()) - _PHANTOM_VALUES)):
             raise InputError(
                 f"{file}: value {wrong[0]} in a mask; expected 0 outside, {RETINA} retina, {LESION} lesion"
             )
-        if self.lesion_values:
-            lesion = np.isin(values, self.lesion_values)
-        else:
-            lesion = (values != 0) & ~np.isin(values, self.retina_values)
-        if self.retina_values:
-            return Mask(lesion, lesion | np.isin(values, self.retina_values))
-        return Mask(lesion, lesion | _nearest(tissue_mask(np.asarray(scan)), values.shape))
+        retina = np.isin(values, self.retina_values)
+        lesion = np.isin(values, self.lesion_values) if self.lesion_values else (values != 0) & ~retina
+        if self.estimates_retina:
+            retina = _nearest(tissue_mask(np.asarray(scan)), values.shape)
+        return Mask(lesion, lesion | retina)
 
     def with_lesion(self, split: str) -> np.ndarray:
-        """Positions of the scans of a split whose mask has lesion pixels.
-
-        Raises:
-            InputError: there is none.
-        """
+        """Positions of the scans of a split whose mask has lesion pixels; InputError where there is none."""
         positions = [int(i) for i in self.data.index.positions(split) if self.file(int(i)) is not None]
         if not positions:
             raise InputError(
@@ -190,11 +168,7 @@ class LesionMasks:
 
 
 def read_values(file: Path) -> np.ndarray:
-    """Labels of a one-channel or palette PNG, (H, W) int.
-
-    Raises:
-        InputError: unreadable, or in colours.
-    """
+    """Labels of a one-channel or palette PNG, (H, W) int; InputError if it is unreadable or in colours."""
     try:
         with open_image(file) as image:
             values = np.asarray(upright(image)[0]).astype(np.int64)

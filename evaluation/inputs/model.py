@@ -7,22 +7,24 @@ training scans and put into the network as its timm head: what explains a class 
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy.special import softmax
 from torch import nn
 
 from dino_oct.data.cache import cache_root
 from dino_oct.errors import InputError
-from dino_oct.features import check_size, extract, resize
-from dino_oct.models.backbone import classifier_tensors, load_backbone, open_layer_scales, patch_size
-from dino_oct.models.classifier import ZooModel, describe
+from dino_oct.features import extract, resize
+from dino_oct.models.backbone import check_size, classifier_tensors, patch_size, random_twin
+from dino_oct.models.classifier import Classifier, describe_classifier
 from dino_oct.models.frozen import RandomWeights, Weights, freeze, load_frozen
 from dino_oct.models.layers import classifier_layer, embed
 from dino_oct.monitor import MonitorConfig
 from dino_oct.runtime import default_device
-from dino_oct.scan_data import ScanData
+from dino_oct.scan_data import ScanCounts, ScanData
 from dino_oct.scores.paired import RANDOM
 from dino_oct.streams import seed_of
 from evaluation.config import ClassTargetOptions, Head
@@ -47,14 +49,14 @@ class FittedHead:
         val_balanced_accuracy: per cent.
     """
 
-    train: dict[str, Any]
-    val: dict[str, Any]
+    train: ScanCounts
+    val: ScanCounts
     setting: float
     val_balanced_accuracy: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model(ZooModel):
+class Model(Classifier):
     """A network in evaluation mode on the device of evaluations; no parameter needs a gradient.
 
     Attributes:
@@ -106,26 +108,23 @@ class Model(ZooModel):
         return f"cosine to class prototypes, × {self.fitted.setting:.3g} ({accuracy})"
 
     def preprocessing(self, image_size: Sequence[int] | None = None, protocol: str = "squash") -> Preprocessing:
-        """How its images are made; unset: of its input size.
+        """How its images are made, unset: of its input size; InputError for a size that is no multiple of the patch, or
+        not square where the protocol crops squares."""
+        size = tuple(image_size or self.input_size)
+        check_size(size, self.model, "image-size")
+        return Preprocessing(size, protocol)
 
-        Raises:
-            InputError: a size that is no multiple of the patch, or not square where the protocol crops squares.
-        """
-        check_size(tuple(image_size or self.input_size), self.model, "image-size")
-        return Preprocessing(tuple(image_size or self.input_size), protocol)
+    def forward(self, grey: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) of grey images (B, 1, H, W) of the input size, uint8 or in [0, 1]."""
+        return self.model(self.prepare(grey.to(self.device)))
 
     @torch.no_grad()
     def logits(self, scan: np.ndarray) -> np.ndarray:
         """Logits (K,) float64 of a grey scan (H, W) uint8, resized to the input size."""
-        images = resize(scan, self.input_size)[None].to(self.device)
-        return self.model(self.prepare(images))[0].double().cpu().numpy()
+        return self.forward(resize(scan, self.input_size)[None])[0].double().cpu().numpy()
 
     def class_index(self, name: str) -> int:
-        """The logit of a class.
-
-        Raises:
-            InputError: no such class.
-        """
+        """The logit of a class; InputError where there is no such class."""
         if name not in self.class_names:
             raise InputError(f"class {name}: {self.name} has {', '.join(self.class_names[:20])}")
         return self.class_names.index(name)
@@ -162,9 +161,8 @@ def open_model(
 def _describe(network: nn.Module, name: str, source: Source, image_size: Sequence[int] | None) -> Model:
     if not image_size:
         patch = patch_size(network)
-        rows, columns = network.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]
-        image_size = max(rows // patch, 1) * patch, max(columns // patch, 1) * patch
-    classifier = describe(network, name, image_size)
+        image_size = tuple(max(side // patch, 1) * patch for side in network.pretrained_cfg["input_size"][-2:])
+    classifier = describe_classifier(network, name, image_size)
     network.eval()
     head: Head | None = "own" if network.load_report.classifier == "loaded" else None
     return Model(**vars(classifier), source=source, head=head)
@@ -179,12 +177,8 @@ def random_control(model: Model, seed: int) -> Model | str:
         return "no row for random weights: the run started from random weights, so the starting weights are that row"
     if model.is_random:
         return "no row for random weights: the model itself has random weights"
-    hub = model.model.hub_config
-    source = Source(f"random:{hub['architecture']}")
-    network = load_backbone(source.name, model_args=hub["model_args"], seed=seed_of("random control", seed))
-    open_layer_scales(network)
-    network.pretrained_cfg = {**network.pretrained_cfg, **hub["pretrained_cfg"]}  # the same mean and std
-    network = freeze(network, source.name, model.device)
+    source = Source(f"random:{model.timm_name}")
+    network = freeze(random_twin(model.model, seed_of("random control", seed)), source.name, model.device)
     network.weights = RandomWeights(**vars(network.weights), seed=seed)
     return _describe(network, RANDOM, source, model.input_size)
 
@@ -192,19 +186,14 @@ def random_control(model: Model, seed: int) -> Model | str:
 def open_classifiers(
     sources: Sequence[Source], options: ClassTargetOptions, data: ScanData | None = None
 ) -> dict[str, Model]:
-    """The models of some sources as classifiers, by their short names.
-
-    Raises:
-        InputError: a source given twice, or as ``open_model`` and ``as_classifier``.
-    """
-    models = {}
-    for name, source in zip(short_names(sources), sources, strict=True):
-        model = open_model(
-            source, name, image_size=options.image_size, heads=options.heads,
-            with_classifier=options.classifier in (None, "own"),
-        )  # fmt: skip
-        models[name] = as_classifier(model, options, data)
-    return models
+    """The models of some sources as classifiers, by their short names; raises as ``short_names``, ``open_model`` and
+    ``as_classifier``."""
+    opening = {"image_size": options.image_size, "heads": options.heads}
+    has_own = options.classifier in (None, "own")
+    return {
+        name: as_classifier(open_model(source, name, **opening, with_classifier=has_own), options, data)
+        for name, source in zip(short_names(sources), sources, strict=True)
+    }
 
 
 def as_classifier(model: Model, options: ClassTargetOptions, data: ScanData | None = None) -> Model:
@@ -291,10 +280,9 @@ def _probes(features: torch.Tensor, labels: np.ndarray, n_classes: int) -> Itera
 
 def _prototypes(features: torch.Tensor, labels: np.ndarray, n_classes: int) -> Iterator[tuple[float, LinearClassifier]]:
     """Class means of unit features as weights, for several factors of the cosine."""
-    lengths = features.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    unit, classes = features / lengths, torch.from_numpy(labels)
+    unit, classes = F.normalize(features, dim=1), torch.from_numpy(labels)
     means = torch.stack([unit[classes == c].mean(dim=0) for c in range(n_classes)])
-    directions = means / means.norm(dim=1, keepdim=True).clamp_min(1e-12) / lengths.mean()
+    directions = F.normalize(means, dim=1) / features.norm(dim=1).clamp_min(1e-12).mean()
     for factor in _SHARPNESS:
         yield factor, LinearClassifier(factor * directions, torch.zeros(n_classes))
 
@@ -316,6 +304,15 @@ def put_head(network: nn.Module, classifier: LinearClassifier) -> None:
         parameter.copy_(value.reshape(parameter.shape))
 
 
+class AnswerFacts(TypedDict):
+    """The classes that a model calls and explains, and its logit and probability of each class by name."""
+
+    predicted: str
+    explained: str
+    logits: dict[str, float]
+    probabilities: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a model says about a scan: its input (1, H, W) uint8, its logits (K,), and the class to explain."""
@@ -332,40 +329,35 @@ class Answer:
         return softmax(self.logits)
 
     @property
+    def called(self) -> str:
+        """Name of the most probable class."""
+        return self.model.class_names[int(self.logits.argmax())]
+
+    @property
     def verdict(self) -> str:
         """The class that the model calls, with its probability, and whether it is right where the class is known."""
-        best = int(self.logits.argmax())
-        name = self.model.class_names[best]
-        is_wrong = self.scan.label in self.model.class_names and name != self.scan.label
-        return f"{name} {100 * self.probabilities[best]:.0f} %" + (" (wrong)" if is_wrong else "")
+        is_wrong = self.scan.label in self.model.class_names and self.called != self.scan.label
+        return f"{self.called} {100 * self.probabilities.max():.0f} %" + (" (wrong)" if is_wrong else "")
 
     @property
     def explained(self) -> str:
         """Name of the class to explain."""
         return self.model.class_names[self.target]
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> AnswerFacts:
         """For the JSON file."""
         names = self.model.class_names
         return {
-            "predicted": names[int(self.logits.argmax())],
+            "predicted": self.called,
             "explained": self.explained,
             "logits": dict(zip(names, self.logits.tolist(), strict=True)),
             "probabilities": dict(zip(names, self.probabilities.tolist(), strict=True)),
         }
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits (…, K), float64."""
-    return torch.from_numpy(np.asarray(logits, dtype=np.float64)).softmax(dim=-1).numpy()
-
-
 def ask(model: Model, scan: Chosen, target: str = "predicted") -> Answer:
-    """Classify a scan, and settle which class is explained.
-
-    Raises:
-        InputError: the true class of a scan is asked for that has none, or a class that the model does not have.
-    """
+    """Classify a scan, and settle which class is explained (``predicted``, ``true`` or a name); InputError where the
+    scan or the model has no such class."""
     image, logits = resize(scan.scan, model.input_size), model.logits(scan.scan)
     if target == "predicted":
         index = int(logits.argmax())

@@ -19,10 +19,7 @@ class Preprocessing:
 
     ``squash`` resizes rows and columns each to its size and keeps the whole retina. ``dino`` is the DINO paper's
     way with photographs (Caron et al. 2021): short side to 256/224 of the crop, then the central square; it cuts off
-    both ends of wide scans.
-
-    Raises:
-        InputError: ``dino`` with a size that is not square.
+    both ends of wide scans, and takes a square size alone (InputError).
     """
 
     size: tuple[int, int]

@@ -8,7 +8,7 @@ from typing import TypeVar
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.load import load_scans
 from dino_oct.data.phantom import PhantomConfig
-from dino_oct.data.table import ScanRow, read_rows
+from dino_oct.data.table import read_rows
 from dino_oct.errors import InputError
 from dino_oct.files import is_same_path
 from dino_oct.provenance import TABLE, trained_on, trained_patients
@@ -21,7 +21,7 @@ Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 
 
 def open_data(
-    source: "Source | None",
+    source: Source | None,
     data: str | None,
     dataset: DatasetOptions,
     phantom: PhantomOptions,
@@ -46,14 +46,17 @@ def open_data(
     data = data or config.data
     trained_dataset = config.dataset if config else DatasetConfig()
     trained_phantom = config.phantom if config else PhantomConfig()
-    chosen_phantom = _changed(trained_phantom, phantom)
-    own = config is not None and _same_data(data, config.data)
+    chosen_phantom = changed(trained_phantom, phantom)
+    own = config is not None and (
+        data == config.data if "phantom" in (data, config.data) else is_same_path(data, config.data)
+    )
     own &= data != "phantom" or chosen_phantom == trained_phantom
     # Unlabelled folders are not evaluated, but with them the cache that training made serves as it is.
     further = [folder for folder in trained_dataset.unlabelled if own and Path(folder).is_dir()]
-    settings = dataclasses.replace(_changed(trained_dataset, dataset), unlabelled=further)
+    settings = dataclasses.replace(changed(trained_dataset, dataset), unlabelled=further)
     split_as_run = all(getattr(settings, name) == getattr(trained_dataset, name) for name in _SPLITTING)
-    table = _table_of(source.run) if own and split_as_run else None
+    has_table = own and split_as_run and (source.run / TABLE).is_file()
+    table = read_rows(source.run / TABLE) if has_table else None
     index, scans = load_scans(data, settings, chosen_phantom, say, table)
     notes = list(index.notes)
     if own and split_as_run and table is None:
@@ -64,15 +67,7 @@ def open_data(
     return ScanData(index, scans, settings, provenance, tuple(notes))
 
 
-def _table_of(run: Path) -> list[ScanRow] | None:
-    return read_rows(run / TABLE) if (run / TABLE).is_file() else None
-
-
-def _same_data(data: str, other: str) -> bool:
-    """Whether two ``data`` settings mean the same scans."""
-    return data == other or ("phantom" not in (data, other) and is_same_path(data, other))
-
-
-def _changed(settings: Settings, options: DatasetOptions | PhantomOptions) -> Settings:
+def changed(settings: Settings, options: DatasetOptions | PhantomOptions) -> Settings:
+    """Settings with the options that are given in their place."""
     given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})

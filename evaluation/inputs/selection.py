@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,8 +14,9 @@ from dino_oct.data.decode import REMARKS, BadScan, GreyRange, Levels, choose_ran
 from dino_oct.data.index import DatasetConfig, index_scans, patient_of
 from dino_oct.errors import InputError
 from dino_oct.files import short_name
-from dino_oct.scan_data import ScanData
+from dino_oct.scan_data import DataSummary, ScanData
 from evaluation.config import DatasetOptions
+from evaluation.inputs.scans import changed
 from evaluation.inputs.sources import Source
 
 
@@ -34,20 +35,14 @@ def page_name(i: int, scan: Chosen) -> str:
     return f"{i + 1:02d}_{short_name(Path(scan.file).stem.replace(' ', '_'))}.png"
 
 
-def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> tuple[list[Chosen], dict[str, Any]]:
-    """Image files, read as the run read its scans unless ``given`` says otherwise, and what a result says about them.
-
-    Raises:
-        InputError: as ``read_scan``.
-    """
-    settings = source.config.dataset if source.config else DatasetConfig()
-    cleaned = settings.neutralise_borders if given.neutralise_borders is None else given.neutralise_borders
-    max_side = settings.max_side if given.max_side is None else given.max_side
-    reading = DatasetConfig(neutralise_borders=cleaned, max_side=max_side)
+def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> tuple[list[Chosen], DataSummary]:
+    """Image files, read as the run read its scans unless ``given`` says otherwise, and what a result says about them;
+    raises as ``read_scan``."""
+    reading = changed(source.config.dataset if source.config else DatasetConfig(), given)
     grey_range, notes = _grey_range(files, source, given)
     scans = []
     for file in files:
-        scan, remarks = _read(file, reading, grey_range)
+        scan, remarks = read_scan(file, reading, grey_range)
         scans.append(scan)
         notes += [f"{file}: {remark}" for remark in remarks]
     if source.run is not None:
@@ -59,8 +54,8 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
         "split": None,
         "synthetic": any(_is_phantom(file) for file in files),
         "dataset": {
-            "neutralise_borders": cleaned,
-            "max_side": max_side,
+            "neutralise_borders": reading.neutralise_borders,
+            "max_side": reading.max_side,
             "grey_range": None if grey_range is None else asdict(grey_range),
         },
         "scans": len(scans),
@@ -94,15 +89,9 @@ def _values(grey_range: GreyRange, measured: Sequence[Levels]) -> str:
     return ", ".join(f"{kind} 0 to {getattr(grey_range, kind):g}" for kind in kinds)
 
 
-def from_split(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -> tuple[list[Chosen], dict[str, Any]]:
-    """``n`` scans of a split by ``take_turns``, and what a result says about them.
-
-    Args:
-        beside: further SOURCEs that are shown with the model.
-
-    Raises:
-        InputError: the split has none.
-    """
+def from_split(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -> tuple[list[Chosen], DataSummary]:
+    """``n`` scans of a split by ``take_turns``, and what a result says about them and the training of the model and of
+    the SOURCEs ``beside`` it; InputError where the split has none."""
     index = data.index
     positions = take_turns(index.positions(split), index.labels, index.patients, n)
     if not positions:
@@ -127,18 +116,15 @@ def take_turns(positions: np.ndarray, labels: np.ndarray, patients: np.ndarray, 
     queues = []
     for c in np.unique(labels[positions]):
         members = positions[labels[positions] == c].tolist()
-        seen: dict[str, int] = {}
-        rank = []
-        for i in members:
-            rank.append(seen.get(patients[i], 0))
-            seen[patients[i]] = rank[-1] + 1
-        queues.append([members[j] for j in np.argsort(rank, kind="stable")])
-    turns = (queue[turn] for turn in range(max(map(len, queues), default=0)) for queue in queues if turn < len(queue))
-    return [int(i) for i, _ in zip(turns, range(n), strict=False)]
+        of_patient = patients[members].tolist()
+        turns = [of_patient[:j].count(patient) for j, patient in enumerate(of_patient)]
+        queues.append([members[j] for j in np.argsort(turns, kind="stable")])
+    in_turns = chain.from_iterable(zip_longest(*queues))
+    return list(islice((i for i in in_turns if i is not None), n))
 
 
-def read_scan(file: str, settings: DatasetConfig, grey_range: GreyRange | None = None) -> Chosen:
-    """Read one image file as the cache of scans would.
+def read_scan(file: str, settings: DatasetConfig, grey_range: GreyRange | None = None) -> tuple[Chosen, list[str]]:
+    """Read one image file as the cache of scans would, and remark on it.
 
     Args:
         settings: ``max_side`` and ``neutralise_borders`` are used.
@@ -147,11 +133,6 @@ def read_scan(file: str, settings: DatasetConfig, grey_range: GreyRange | None =
     Raises:
         InputError: no such file, or not usable as a scan.
     """
-    return _read(file, settings, grey_range)[0]
-
-
-def _read(file: str, settings: DatasetConfig, grey_range: GreyRange | None) -> tuple[Chosen, list[str]]:
-    """A file as ``read_scan`` reads it, and remarks."""
     if not Path(file).exists():
         raise InputError(f"{file}: no such file; give image files, or none to use --split")
     try:

@@ -84,11 +84,7 @@ class Source:
 
 
 def newest_run(folder: Path = RUNS) -> Path:
-    """The run under ``folder`` whose ``metrics.jsonl`` was written last.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The run under ``folder`` whose ``metrics.jsonl`` was written last; InputError where there is none."""
     logs = [file for file in folder.rglob("metrics.jsonl") if run_of(str(file.parent)) == file.parent]
     if not logs:
         raise InputError(
@@ -135,11 +131,8 @@ def read_run(run: Path) -> RunSettings:
 
 
 def open_sources(names: Sequence[str]) -> list[Source]:
-    """The sources of an evaluation, the model that is evaluated first; without a name the newest run.
-
-    Raises:
-        InputError: one given twice; or as ``open_source``.
-    """
+    """The sources of an evaluation, the model that is evaluated first; without a name the newest run. Raises as
+    ``open_source`` and ``short_names``."""
     sources = [open_source(name) for name in names] or [open_source(None)]
     short_names(sources)
     return sources
@@ -158,11 +151,8 @@ def starting_weights(source: Source) -> Source | str:
 
 
 def short_names(sources: Sequence[Source]) -> list[str]:
-    """A name for each source that a table has room for: the run's where these are unique.
-
-    Raises:
-        InputError: a source given twice.
-    """
+    """A name for each source that a table has room for, the run's where these are unique; InputError for a source that
+    is given twice."""
     given = [source.name for source in sources]
     if len(set(given)) < len(given):
         raise InputError(f"{' '.join(given)}: a source is given twice")

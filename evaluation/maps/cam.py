@@ -13,21 +13,22 @@ from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, HiResCAM
 from torch import Tensor, nn
 
 from dino_oct.errors import InputError
-from dino_oct.models.classifier import ZooModel
-from dino_oct.models.layers import classifier_layer
+from dino_oct.models.classifier import Classifier
+from dino_oct.models.layers import GradcamLayer, classifier_layer
+from dino_oct.models.network import evaluating
 from evaluation.config import CamMethod
 
 _FORMULAS = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "eigencam": EigenCAM}
 
 
 def gradcam(
-    zoo: ZooModel, images: Tensor, targets: Tensor | None = None, method: CamMethod = "gradcam"
+    classifier: Classifier, images: Tensor, targets: Tensor | None = None, method: CamMethod = "gradcam"
 ) -> tuple[np.ndarray, np.ndarray]:
     """One map for one class of each image. The map of an image does not depend on its batch.
 
     Args:
-        zoo: a classifier, in whatever mode it is; it runs in evaluation mode.
-        images: (B, C, H, W) from ``zoo.prepare``.
+        classifier: in whatever mode it is; it runs in evaluation mode.
+        images: (B, C, H, W) from ``classifier.prepare``.
         targets: (B,) the logits to explain; unset: the largest of each image.
         method: ``gradcam`` (Selvaraju et al. 2017), ``gradcam++`` (Chattopadhay et al. 2018), ``hirescam`` (Draelos &
             Carin 2020), ``eigencam`` (Muhammad & Yeasin 2020; the same for every class).
@@ -40,15 +41,13 @@ def gradcam(
     Raises:
         InputError: a model without a classifier or without a layer for Grad-CAM, or a class that it does not have.
     """
-    if not classifier_layer(zoo.model):
-        raise InputError(f"{zoo.name} has no classifier, so no class to explain; --classifier probe fits one")
-    layer = zoo.gradcam_layer
+    layer = check_gradcam(classifier)
     size = tuple(images.shape[-2:])
-    activations, logits = _run_from(zoo.model, layer.name, images)
+    activations, logits = _run_from(classifier.model, layer.name, images)
     if targets is None:
         targets = logits.argmax(dim=1)
     if int(targets.min()) < 0 or int(targets.max()) >= logits.shape[1]:
-        raise InputError(f"class {targets.tolist()}: {zoo.name} has {logits.shape[1]} classes, from 0")
+        raise InputError(f"class {targets.tolist()}: {classifier.name} has {logits.shape[1]} classes, from 0")
     if method == "eigencam":
         gradients = torch.zeros_like(activations)
     else:
@@ -64,6 +63,18 @@ def gradcam(
     return maps.astype(np.float32), logits.detach().float().cpu().numpy()
 
 
+def check_classifier(classifier: Classifier) -> None:
+    """Raise InputError unless there is a class to explain."""
+    if not classifier_layer(classifier.model):
+        raise InputError(f"{classifier.name} has no classifier, so no class to explain; --classifier probe fits one")
+
+
+def check_gradcam(classifier: Classifier) -> GradcamLayer:
+    """The layer for Grad-CAM; InputError where there is none, or no class to explain."""
+    check_classifier(classifier)
+    return classifier.gradcam_layer
+
+
 def _run_from(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tensor]:
     """A layer's output as the root of a graph that ends in the logits; nothing before it is recorded."""
     recorded: list[Tensor] = []
@@ -74,12 +85,9 @@ def _run_from(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tens
         return recorded[0].clone()  # a layer that works in place may follow
 
     hook = model.get_submodule(name).register_forward_hook(start_here)
-    training = model.training
-    model.eval()
     try:
-        with torch.no_grad():  # which also takes back the hook's change
+        with evaluating(model), torch.no_grad():  # which also takes back the hook's change
             logits = model(images)
     finally:
         hook.remove()
-        model.train(training)
     return recorded[0], logits

@@ -33,8 +33,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from dino_oct.errors import InputError
-from dino_oct.features import check_size
-from dino_oct.models.backbone import patch_size
+from dino_oct.models.backbone import check_size, patch_size
+from dino_oct.models.network import evaluating
 from evaluation.config import RelevanceMethod
 
 PATENT_NOTICE = "LRP-based relevance (method lrp) is subject to patents; check what your use of it needs"
@@ -66,9 +66,9 @@ def relevance(
     """
     check_model(model, method)
     _check_input(model, images, targets, method, start_layer)
-    seen = _look(model, images, targets, method, start_layer)
+    passes = _run(model, images, targets, method, start_layer)
     with torch.no_grad():
-        row = _rollout(seen) if method == "rollout" else _follow(seen, method)
+        row = _rollout(passes) if method == "rollout" else _follow(passes, method)
     patches = row[:, model.num_prefix_tokens :].float()
     return rearrange(patches, "b (rows columns) -> b rows columns", rows=images.shape[-2] // patch_size(model))
 
@@ -167,7 +167,7 @@ class _Watch(TorchFunctionMode):
 
 
 @dataclass
-class _Seen:
+class _Passes:
     """One forward and backward pass: attention of the followed blocks, upwards, and what lrp reads on its way down.
 
     Attributes:
@@ -183,9 +183,9 @@ class _Seen:
     one_hot: Tensor | None
 
 
-def _look(
+def _run(
     model: nn.Module, images: Tensor, targets: Tensor | Sequence[int] | None, method: RelevanceMethod, start_layer: int
-) -> _Seen:
+) -> _Passes:
     """Pass the images through the model, and the targets' logits back to every attention output that is followed."""
     passed: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
@@ -198,17 +198,13 @@ def _look(
 
     # Weights without gradients: the graph then leads to attention outputs alone and keeps no inputs for weights.
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    training, watch, explained = model.training, _Watch(plain_values=method == "lrp"), method != "rollout"
-    model.eval()
-    try:
-        with ExitStack() as hooks, watch, torch.set_grad_enabled(explained):
-            if explained:
-                hooks.callback(model.blocks[start_layer].register_forward_pre_hook(begin_graph).remove)
-            for module in _needed_for_lrp(model, start_layer) if method == "lrp" else ():
-                hooks.callback(module.register_forward_hook(keep).remove)
-            logits = functional_call(model, weights, (images,))
-    finally:
-        model.train(training)
+    watch, explained = _Watch(plain_values=method == "lrp"), method != "rollout"
+    with ExitStack() as hooks, evaluating(model), watch, torch.set_grad_enabled(explained):
+        if explained:
+            hooks.callback(model.blocks[start_layer].register_forward_pre_hook(begin_graph).remove)
+        for module in _needed_for_lrp(model, start_layer) if method == "lrp" else ():
+            hooks.callback(module.register_forward_hook(keep).remove)
+        logits = functional_call(model, weights, (images,))
     attentions = watch.calls[start_layer:]
     if len(watch.calls) != len(model.blocks):
         raise InputError(
@@ -224,7 +220,7 @@ def _look(
         gradients = torch.autograd.grad((logits * one_hot).sum(), [attention.out for attention in attentions])
         for attention, gradient in zip(attentions, gradients, strict=True):
             attention.out, attention.gradient = attention.out.detach(), gradient
-    return _Seen(model, model.blocks[start_layer:], attentions, start, passed, one_hot)
+    return _Passes(model, model.blocks[start_layer:], attentions, start, passed, one_hot)
 
 
 def _heads(model: nn.Module) -> list[nn.Module]:
@@ -243,29 +239,25 @@ def _tokens_read(model: nn.Module, tokens: Tensor) -> Tensor:
     return weights / weights.sum()
 
 
-def _rollout(seen: _Seen) -> Tensor:
+def _rollout(passes: _Passes) -> Tensor:
     """The starting row through every block's mean attention, half of it past each by the residual: (B, N)."""
-    row = seen.start
-    for attention in reversed(seen.attentions):
+    row = passes.start
+    for attention in reversed(passes.attentions):
         # Rows of A sum to 1, so those of I + A sum to 2.
         row = (row + _step(row, map(attention.weights, attention.heads))) / 2
     return row
 
 
-def _follow(seen: _Seen, method: RelevanceMethod) -> Tensor:
+def _follow(passes: _Passes, method: RelevanceMethod) -> Tensor:
     """start · (the product of I + E over the blocks − I), (B, N): without the identity, which favours no patch."""
-    gained = torch.zeros_like(seen.start)
-    lrp = _Lrp(seen) if method == "lrp" else None
-    for block, attention in reversed(list(zip(seen.blocks, seen.attentions, strict=True))):
+    gained = torch.zeros_like(passes.start)
+    lrp = _Lrp(passes) if method == "lrp" else None
+    for block, attention in reversed(list(zip(passes.blocks, passes.attentions, strict=True))):
         factors = lrp.down(block, attention) if lrp else map(attention.weights, attention.heads)
-        gained = gained + _step(seen.start + gained, _edges(attention, factors))
+        gradients = map(attention.gradient_at_weights, attention.heads)
+        edges = (gradient.mul_(factor).clamp_(min=0) for factor, gradient in zip(factors, gradients, strict=True))
+        gained = gained + _step(passes.start + gained, edges)
     return gained
-
-
-def _edges(attention: _Attention, factors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """(∂y/∂A ⊙ factor)⁺ head by head, (B, N, N) each."""
-    for head, factor in enumerate(factors):
-        yield attention.gradient_at_weights(head).mul_(factor).clamp_(min=0)
 
 
 def _step(row: Tensor, edges: Iterable[Tensor]) -> Tensor:
@@ -280,14 +272,14 @@ class _Lrp:
     Every rule keeps samples apart. Normalisations, activations, dropout, LayerScale and softmax pass relevance on.
     """
 
-    def __init__(self, seen: _Seen):
-        self.passed = seen.passed
-        model, heads = seen.model, _heads(seen.model)
+    def __init__(self, passes: _Passes):
+        self.passed = passes.passed
+        model, heads = passes.model, _heads(passes.model)
         tokens = self.passed[model.norm][1]  # (B, N, D)
         # The heads' logits are averaged: one linear layer over their inputs together.
         inputs = torch.cat([self.passed[head][0] for head in heads], dim=-1)
         weight = torch.cat([head.weight for head in heads], dim=-1)
-        vectors = _through_linear(inputs, weight, seen.one_hot).chunk(len(heads), dim=-1)
+        vectors = _through_linear(inputs, weight, passes.one_hot).chunk(len(heads), dim=-1)
         self.relevance = torch.zeros_like(tokens)  # (B, N, D), of the tokens where the walk stands
         read = _tokens_read(model, tokens)
         for vector, weights in zip(vectors, read, strict=True):

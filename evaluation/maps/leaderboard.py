@@ -1,6 +1,6 @@
 """Maps of several models scored against lesion masks: heads and thresholds from validation, scores on the test."""
 
-import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
@@ -35,7 +35,7 @@ class Measured:
     Attributes:
         rows: R rows; scores: (N, R, S) float64, columns ``ALL_SCORES``; empty: (N, R) bool, maps that were 0.
         curves: (N, R, T) IoU at every threshold, of validation cases.
-        layers: (N, R, L − 1) or None.
+        layers: (N, R, bands), NaN for a case without boundaries; no bands where none has them.
         correlations: (R, R), mean Spearman correlation between maps of the same scan, of the scans where both vary.
     """
 
@@ -43,12 +43,8 @@ class Measured:
     scores: np.ndarray
     empty: np.ndarray
     curves: np.ndarray
-    layers: np.ndarray | None
+    layers: np.ndarray
     correlations: np.ndarray
-
-    def of(self, cases: np.ndarray) -> "Measured":
-        """The scores of some cases (N,) bool alone."""
-        return dataclasses.replace(self, scores=self.scores[cases], empty=self.empty[cases])
 
 
 @dataclass(frozen=True)
@@ -72,6 +68,10 @@ class SingleScans:
 
     median_lesion_over_retina: float
     share_above_1: float
+
+    @classmethod
+    def of(cls, ratio: np.ndarray) -> "SingleScans":
+        return cls(float(np.median(ratio)), float((ratio > 1).mean()))
 
 
 @dataclass(frozen=True)
@@ -189,13 +189,9 @@ def choose_heads(makers: Sequence[MapMaker], raw: RawMaps, cases: Sequence[Case]
         if ATTENTION not in maker.methods:
             continue
         names = candidates(maker.model, ATTENTION, maker.settings)
-        scores = np.array(
-            [
-                [all_scores(head, case)[ALL_SCORES.index(score)] for head in enlarge(maps, case.mask.lesion.shape)]
-                for maps, case in zip(raw.maps[maker.name, ATTENTION], cases, strict=True)
-            ]
-        )
-        means = scores.mean(axis=0)
+        of_cases = zip(raw.maps[maker.name, ATTENTION], cases, strict=True)
+        scores = [[all_scores(head, case) for head in enlarge(maps, case.mask.lesion.shape)] for maps, case in of_cases]
+        means = np.mean(scores, axis=0)[:, ALL_SCORES.index(score)]
         best = int(means.argmax())
         heads[maker.name] = Head(best, names[best], float(means[best]), dict(zip(names, means.tolist(), strict=True)))
     return heads
@@ -218,9 +214,11 @@ def measure(
 ) -> Measured:
     """Score every row on every case; without thresholds their curves are measured instead."""
     rows = list_rows(makers)
-    scores, curves, layers, empties, correlations = [], [], [], [], []
-    for case, maps, empty in scan_rows(makers, raw, heads, cases):
-        limits = thresholds if thresholds is not None else [None] * len(rows)
+    limits = [None] * len(rows) if thresholds is None else thresholds
+    bands = next((len(case.boundaries) - 1 for case in cases if case.boundaries is not None), 0)
+    layers = np.full((len(cases), len(rows), bands), np.nan)
+    scores, curves, empties, correlations = [], [], [], []
+    for i, (case, maps, empty) in enumerate(scan_rows(makers, raw, heads, cases)):
         scores.append([all_scores(values, case, limit) for values, limit in zip(maps, limits, strict=True)])
         empties.append(empty)
         if thresholds is None:
@@ -228,21 +226,9 @@ def measure(
         else:
             correlations.append(rank_correlations([rank_normalise(values) for values in maps]))
             if case.boundaries is not None:
-                layers.append([layer_densities(values, case.boundaries) for values in maps])
-    return Measured(
-        rows,
-        np.array(scores),
-        np.array(empties),
-        np.array(curves),
-        np.array(layers) if layers else None,
-        _nanmean(np.array(correlations)) if correlations else np.empty((0, 0)),
-    )
-
-
-def _nanmean(values: np.ndarray) -> np.ndarray:
-    known = np.isfinite(values)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+                layers[i] = [layer_densities(values, case.boundaries) for values in maps]
+    mean_correlation = np.ma.masked_invalid(correlations).mean(axis=0).filled(np.nan) if correlations else np.empty(0)
+    return Measured(rows, np.array(scores), np.array(empties), np.array(curves), layers, mean_correlation)
 
 
 def rate(
@@ -279,12 +265,14 @@ def rate(
     patients, labels = (np.array([getattr(case, name) for case in test]) for name in ("patient", "label"))
     resampled, column = PatientBootstrap(patients, bootstrap, seed), ALL_SCORES.index(score)
     is_off = on_test.scores[..., ALL_SCORES.index("energy_retina")] == 0
-    scores = _intervals(on_test, resampled)
+    scores = _intervals(on_test.scores, resampled, SCALES)
     of_classes = {
-        name: _intervals(on_test.of(labels == name), PatientBootstrap(patients[labels == name], bootstrap, seed))
+        name: _intervals(on_test.scores[of_class], PatientBootstrap(patients[of_class], bootstrap, seed), SCALES)
         for name in sorted(set(labels.tolist()))
+        for of_class in [labels == name]
     }
-    layers = _layers(on_test, resampled, layer_names)
+    bands = [f"{upper} to {lower}" for upper, lower in pairwise(layer_names)]
+    layers = _intervals(on_test.layers, resampled, dict.fromkeys(bands, Scale.RATIO))
     rows = {
         row.name: Standing(
             model=row.model,
@@ -298,8 +286,8 @@ def rate(
             ms=raw.ms.get((row.model, row.method)),
             mb=raw.mb.get((row.model, row.method)),
             scores=scores[r],
-            single_scans=_single_scans(on_test.scores[:, r, -1]),
-            classes={name: of_class[r] for name, of_class in of_classes.items()},
+            single_scans=SingleScans.of(on_test.scores[:, r, -1]),
+            classes={name: of_rows[r] for name, of_rows in of_classes.items()},
             layers=layers[r],
         )
         for r, row in enumerate(on_test.rows)
@@ -319,37 +307,19 @@ def rate(
 
 def spread_over_patients(cases: Sequence[Case]) -> list[int]:
     """Positions of the cases, a new patient each as long as there are any, in turns through the classes."""
-    seen: dict[tuple[str, str], int] = {}
-    keys = []
+    earlier, keys = Counter(), []  # scans of a class, and of a patient in it
     for i, case in enumerate(cases):
-        turn = seen.get((case.label, case.patient), 0)
-        seen[case.label, case.patient] = turn + 1
-        keys.append((turn, sum(1 for other in cases[:i] if other.label == case.label), case.label, i))
-    return [key[-1] for key in sorted(keys)]
+        keys.append((earlier[case.label, case.patient], earlier[case.label], case.label, i))
+        earlier.update([(case.label, case.patient), case.label])
+    return [i for *_, i in sorted(keys)]
 
 
-def _intervals(measured: Measured, resampled: PatientBootstrap) -> list[dict[str, Interval]]:
-    """``ALL_SCORES`` of each row."""
-    values = resampled.values(lambda weights: weighted_mean(weights, measured.scores))  # (1 + R, rows, scores)
+def _intervals(values: np.ndarray, resampled: PatientBootstrap, scales: dict[str, Scale]) -> list[dict[str, Interval]]:
+    """For each row the means over cases of its values (N, rows, K), by their names; none where K is 0."""
+    means = resampled.values(lambda weights: weighted_mean(weights, values))  # (1 + resamples, rows, K)
     return [
-        {name: resampled.interval(values[:, r, s], SCALES[name]) for s, name in enumerate(ALL_SCORES)}
-        for r in range(len(measured.rows))
-    ]
-
-
-def _single_scans(ratio: np.ndarray) -> SingleScans:
-    return SingleScans(float(np.median(ratio)), float((ratio > 1).mean()))
-
-
-def _layers(measured: Measured, resampled: PatientBootstrap, names: Sequence[str]) -> list[dict[str, Interval]]:
-    """Density of each row in each band between two layer boundaries; empty where these are not known."""
-    if measured.layers is None:
-        return [{} for _ in measured.rows]
-    values = resampled.values(lambda weights: weighted_mean(weights, measured.layers))
-    bands = [f"{upper} to {lower}" for upper, lower in pairwise(names)]
-    return [
-        {band: resampled.interval(values[:, r, b], Scale.RATIO) for b, band in enumerate(bands)}
-        for r in range(len(measured.rows))
+        {name: resampled.interval(mean, scale) for mean, (name, scale) in zip(of_row.T, scales.items(), strict=False)}
+        for of_row in means.swapaxes(0, 1)
     ]
 
 
@@ -359,13 +329,13 @@ def _compare(measured: Measured, resampled: PatientBootstrap, column: int) -> Ra
     names = [row.name for row in measured.rows]
 
     def family(pairs: list[tuple[int, int]]) -> list[PairedDifference]:
-        p_values = [resampled.p_value(values[:, a] - values[:, b]) for a, b in pairs]
+        differences = [values[:, a] - values[:, b] for a, b in pairs]
+        p_values = [resampled.p_value(difference) for difference in differences]
         # What is undefined (one patient, or no spread) is no evidence.
-        adjusted = holm(np.nan_to_num(p_values, nan=1.0)) if pairs else []
-        differences = [resampled.interval(values[:, a] - values[:, b], Scale.DIFFERENCE) for a, b in pairs]
+        adjusted = holm(np.nan_to_num(p_values, nan=1.0)).tolist()
         return [
-            PairedDifference(names[a], names[b], difference, p, float(q))
-            for (a, b), difference, p, q in zip(pairs, differences, p_values, adjusted, strict=True)
+            PairedDifference(names[a], names[b], resampled.interval(difference, Scale.DIFFERENCE), p, p_holm)
+            for (a, b), difference, p, p_holm in zip(pairs, differences, p_values, adjusted, strict=True)
         ]
 
     networks = [r for r, row in enumerate(measured.rows) if row.kind != "reference"]
@@ -390,13 +360,11 @@ def _compare(measured: Measured, resampled: PatientBootstrap, column: int) -> Ra
 
 def class_probability(model: Model, target: int) -> Callable[[torch.Tensor], np.ndarray]:
     """From grey scans (n, 1, H, W) float32 in 0 … 255, of any size, to a class's probability (n,)."""
-    device = model.device
 
     @torch.inference_mode()
     def probability(scans: torch.Tensor) -> np.ndarray:
-        images = F.interpolate(scans.to(device), size=tuple(model.input_size), mode="bicubic", antialias=True)
-        logits = model.model(model.prepare(images.clamp(0, 255) / 255))
-        return logits.double().softmax(dim=1)[:, target].cpu().numpy()
+        images = F.interpolate(scans.to(model.device), size=tuple(model.input_size), mode="bicubic", antialias=True)
+        return model.forward(images.clamp(0, 255) / 255).double().softmax(dim=1)[:, target].cpu().numpy()
 
     return probability
 
@@ -414,33 +382,28 @@ def _faithfulness(
     with_classes = [maker for maker in makers if maker.model.class_names]
     if not positions or not with_classes:
         return None
-    rows = list_rows(makers)
     some = [cases[i] for i in positions]
     part = RawMaps({key: [maps[i] for i in positions] for key, maps in raw.maps.items()}, {}, {})
     resampled = PatientBootstrap(np.array([case.patient for case in some]), bootstrap, seed)
-    areas: dict[str, dict[str, list]] = {
-        maker.name: {row.name: [] for row in rows if row.model in (maker.name, None)} for maker in with_classes
-    }
+    rows = list_rows(makers)
+    shown = {maker.name: [r for r, row in enumerate(rows) if row.model in (maker.name, None)] for maker in with_classes}
+    areas: dict[str, list] = {name: [] for name in shown}  # (N, rows, 2 · fills)
     for case, maps, _ in scan_rows(makers, part, heads, some):
+        at_scan = enlarge(maps, case.scan.shape)
         for maker in with_classes:
             probability = class_probability(maker.model, case.targets[maker.name])
-            for row, values in zip(rows, maps, strict=True):
-                if row.model in (maker.name, None):
-                    at_scan = enlarge(values[None], case.scan.shape)[0]
-                    of_fills = [deletion_insertion(probability, case.scan, at_scan, fill) for fill in FILLS]
-                    areas[maker.name][row.name].append(np.ravel(of_fills))
-    names = [f"{what}_{fill}" for fill in FILLS for what in ("deletion", "insertion")]
-    return Faithfulness(
-        len(some),
-        resampled.n_patients,
-        {
-            model: {
-                row: {name: resampled.mean(np.array(of_cases)[:, k], Scale.SCORE) for k, name in enumerate(names)}
-                for row, of_cases in by_row.items()
-            }
-            for model, by_row in areas.items()
-        },
-    )
+            areas[maker.name].append(
+                [
+                    np.ravel([deletion_insertion(probability, case.scan, at_scan[r], fill) for fill in FILLS])
+                    for r in shown[maker.name]
+                ]
+            )
+    scales = {f"{what}_{fill}": Scale.SCORE for fill in FILLS for what in ("deletion", "insertion")}
+    models = {}
+    for name, of_cases in areas.items():
+        intervals = _intervals(np.array(of_cases), resampled, scales)
+        models[name] = dict(zip([rows[r].name for r in shown[name]], intervals, strict=True))
+    return Faithfulness(len(some), resampled.n_patients, models)
 
 
 def _sanity(
@@ -450,14 +413,14 @@ def _sanity(
     if not cases:
         return None
     resampled = PatientBootstrap(np.array([case.patient for case in cases]), bootstrap, seed)
-    scans = [case.scan for case in cases]
+    scans, scales = [case.scan for case in cases], dict.fromkeys(STAGES, Scale.CORRELATION)
     trained = [maker for maker in makers if not maker.is_control]
     sanity = Sanity(len(cases), resampled.n_patients, {})
     for maker in tqdm(trained, desc="randomised weights", unit="model", disable=None, leave=False):
         correlations = randomised_correlations(
             maker.model,
             maker.methods,
-            {ATTENTION: heads.get(maker.name, 0)},
+            heads.get(maker.name, 0),
             scans,
             [case.targets[maker.name] for case in cases],
             maker.settings,
@@ -465,6 +428,6 @@ def _sanity(
         )
         sanity.models[maker.name] = {}
         for method, values in correlations.items():
-            stages = {stage: resampled.mean(values[:, s], Scale.CORRELATION) for s, stage in enumerate(STAGES)}
+            (stages,) = _intervals(values[:, None], resampled, scales)
             sanity.models[maker.name][method] = Randomised(stages, verdict(stages[STAGES[-1]]))
     return sanity

@@ -4,8 +4,9 @@ A map is an array (M, rows, columns) ≥ 0 of one scan: M candidates (the heads 
 scan's corners, whatever the size: ``enlarge`` brings it to any other.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -14,15 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_oct.errors import InputError
-from dino_oct.features import check_size, resize
+from dino_oct.features import resize, resize_all
 from dino_oct.models.attention import check_transformer, cls_attention
-from dino_oct.models.backbone import patch_size
-from dino_oct.models.layers import classifier_layer
-from dino_oct.models.network import normalise
+from dino_oct.models.backbone import check_size, patch_size
 from dino_oct.monitor import fit_short_side
-from evaluation.config import Fill
+from evaluation.config import CamMethod, Fill, RelevanceMethod
 from evaluation.inputs.model import Model
-from evaluation.maps.cam import gradcam
+from evaluation.maps.cam import check_classifier, check_gradcam, gradcam
 from evaluation.maps.chefer import check_model, relevance
 from evaluation.maps.occlude import occlude
 
@@ -47,6 +46,9 @@ class MapSettings:
     fill: Fill = "neighbours"
 
 
+Make = Callable[[Model, Sequence[np.ndarray], Sequence[int], MapSettings], list[np.ndarray]]
+
+
 class Method(NamedTuple):
     """A way to a map.
 
@@ -58,8 +60,8 @@ class Method(NamedTuple):
     """
 
     of_class: bool
-    check: Callable[[Model], None]
-    make: Callable[[Model, Sequence[np.ndarray], Sequence[int], MapSettings], list[np.ndarray]]
+    check: Callable[[Model], object]
+    make: Make
 
 
 def usable(model: Model, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -128,12 +130,36 @@ def _blocks(model: Model, settings: MapSettings) -> list[int]:
     return list(range(depth)) if settings.attention_blocks == "all" else [depth - 1]
 
 
-def _inputs(model: Model, scans: Sequence[np.ndarray]) -> Iterator[tuple[slice, Tensor]]:
-    """Batches of the images that the classifier sees."""
-    for start in range(0, len(scans), _BATCH):
-        part = slice(start, start + _BATCH)
-        images = torch.stack([resize(scan, model.input_size) for scan in scans[part]])
-        yield part, model.prepare(images.to(model.device))
+def _in_batches(make: Callable[[Model, Tensor, Sequence[int]], np.ndarray]) -> Make:
+    """A method from maps (B, rows, columns) of the images that the classifier sees (B, C, H, W) and their classes."""
+
+    def in_batches(model: Model, scans: Sequence[np.ndarray], targets: Sequence[int], settings: MapSettings):
+        maps: list[np.ndarray] = []
+        for start in range(0, len(scans), _BATCH):
+            part = slice(start, start + _BATCH)
+            images = resize_all(scans[part], model.input_size).to(model.device)
+            maps.extend(make(model, model.prepare(images), targets[part])[:, None])
+        return maps
+
+    return in_batches
+
+
+def _cam(formula: CamMethod, of_class: bool = True) -> Method:
+    def make(model: Model, images: Tensor, targets: Sequence[int]) -> np.ndarray:
+        return gradcam(model, images, torch.as_tensor(targets), formula)[0]
+
+    return Method(of_class, check_gradcam, _in_batches(make))
+
+
+def _relevance(kind: RelevanceMethod, of_class: bool = True) -> Method:
+    def check(model: Model) -> None:
+        check_model(model.model, kind)
+        check_size(model.input_size, model.model, "image size")
+
+    def make(model: Model, images: Tensor, targets: Sequence[int]) -> np.ndarray:
+        return relevance(model.model, images, targets, kind).cpu().numpy()
+
+    return Method(of_class, check, _in_batches(make))
 
 
 def _attention(
@@ -144,37 +170,12 @@ def _attention(
     side = settings.attention_size
     images = [resize(s, model.input_size) if side is None else fit_short_side(s, side, patch) for s in scans]
     maps: list[np.ndarray] = []
-    start = 0
-    while start < len(images):
-        alike = start
-        while alike < len(images) and alike - start < _BATCH and images[alike].shape == images[start].shape:
-            alike += 1
-        batch = normalise(torch.stack(images[start:alike]).to(model.device), model.model)
-        heads = [cls_attention(model.model, batch, block) for block in _blocks(model, settings)]
-        maps.extend(torch.cat(heads, dim=1).cpu().numpy())
-        start = alike
+    for _, alike in groupby(images, key=lambda image: image.shape):
+        for batch in torch.stack(list(alike)).split(_BATCH):
+            batch = model.prepare(batch.to(model.device))
+            heads = [cls_attention(model.model, batch, block) for block in _blocks(model, settings)]
+            maps.extend(torch.cat(heads, dim=1).cpu().numpy())
     return maps
-
-
-def _cam(formula: str) -> Callable[..., list[np.ndarray]]:
-    def make(model: Model, scans: Sequence[np.ndarray], targets: Sequence[int], settings: MapSettings):
-        cams: list[np.ndarray] = []
-        for part, images in _inputs(model, scans):
-            maps, _ = gradcam(model, images, torch.as_tensor(targets[part]), formula)
-            cams.extend(maps[:, None])
-        return cams
-
-    return make
-
-
-def _relevance(kind: str) -> Callable[..., list[np.ndarray]]:
-    def make(model: Model, scans: Sequence[np.ndarray], targets: Sequence[int], settings: MapSettings):
-        maps: list[np.ndarray] = []
-        for part, images in _inputs(model, scans):
-            maps.extend(relevance(model.model, images, targets[part], kind).cpu().numpy()[:, None])
-        return maps
-
-    return make
 
 
 def _occlusion(
@@ -182,47 +183,18 @@ def _occlusion(
 ) -> list[np.ndarray]:
     window = tuple(max(round(settings.window * side), 1) for side in model.input_size)
     stride = tuple(max(round(settings.stride * length), 1) for length in window)
-
-    def forward(grey: Tensor) -> Tensor:
-        return model.model(model.prepare(grey.to(model.device)))
-
-    maps = []
-    for scan, target in zip(scans, targets, strict=True):
-        swept = occlude(forward, resize(scan, model.input_size), window, stride, settings.fill)
-        maps.append(swept.maps[target][None])
-    return maps
-
-
-def _check_attention(model: Model) -> None:
-    check_transformer(model.model)
-
-
-def _check_class(model: Model) -> None:
-    if not classifier_layer(model.model):
-        raise InputError(f"{model.name} has no classifier, so no class to explain; --classifier probe fits one")
-
-
-def _check_cam(model: Model) -> None:
-    _check_class(model)
-    _ = model.gradcam_layer
-
-
-def _check_relevance(kind: str) -> Callable[[Model], None]:
-    def check(model: Model) -> None:
-        check_model(model.model, kind)
-        check_size(model.input_size, model.model, "image size")
-
-    return check
+    sweeps = (occlude(model.forward, resize(s, model.input_size), window, stride, settings.fill) for s in scans)
+    return [sweep.maps[[target]] for sweep, target in zip(sweeps, targets, strict=True)]
 
 
 METHODS: dict[str, Method] = {
-    "attention": Method(False, _check_attention, _attention),
-    "rollout": Method(False, _check_relevance("rollout"), _relevance("rollout")),
-    "relevance": Method(True, _check_relevance("gradient"), _relevance("gradient")),
-    "lrp": Method(True, _check_relevance("lrp"), _relevance("lrp")),
-    "gradcam": Method(True, _check_cam, _cam("gradcam")),
-    "gradcam++": Method(True, _check_cam, _cam("gradcam++")),
-    "hirescam": Method(True, _check_cam, _cam("hirescam")),
-    "eigencam": Method(False, _check_cam, _cam("eigencam")),
-    "occlusion": Method(True, _check_class, _occlusion),
+    "attention": Method(False, lambda model: check_transformer(model.model), _attention),
+    "rollout": _relevance("rollout", of_class=False),
+    "relevance": _relevance("gradient"),
+    "lrp": _relevance("lrp"),
+    "gradcam": _cam("gradcam"),
+    "gradcam++": _cam("gradcam++"),
+    "hirescam": _cam("hirescam"),
+    "eigencam": _cam("eigencam", of_class=False),
+    "occlusion": Method(True, check_classifier, _occlusion),
 }

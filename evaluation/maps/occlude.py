@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain, product
 
 import numpy as np
 import torch
@@ -10,8 +11,6 @@ from torch import Tensor
 from dino_oct.errors import InputError
 from evaluation.config import Fill
 
-Forward = Callable[[Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class Occlusion:
@@ -19,19 +18,14 @@ class Occlusion:
 
     Attributes:
         windows: (M, 4) top, left, height, width in pixels.
-        logits: (K,) of the image; hidden: (M, K) with each window hidden.
+        hidden: (M, K) logits with each window hidden; drops: D (M, K), by how much hiding it lowers each logit.
         maps: (K, H, W) float32, mean of D over the windows that cover a pixel.
     """
 
     windows: np.ndarray
-    logits: np.ndarray
     hidden: np.ndarray
+    drops: np.ndarray
     maps: np.ndarray
-
-    @property
-    def drops(self) -> np.ndarray:
-        """D (M, K): by how much hiding a window lowers each logit."""
-        return self.logits - self.hidden
 
     def best_window(self, target: int) -> int:
         """The window of least D: hiding it speaks most for the class."""
@@ -44,7 +38,7 @@ class Occlusion:
 
 
 def occlude(
-    forward: Forward,
+    forward: Callable[[Tensor], Tensor],
     grey: Tensor,
     window: tuple[int, int],
     stride: tuple[int, int],
@@ -70,42 +64,32 @@ def occlude(
     grey = grey.float() / 255 if grey.dtype == torch.uint8 else grey.float()
     windows = windows_of(size, window, stride)
     hider = Hider(grey, window, fill)
-    logits = _logits(forward, grey[None])[0]
-    hidden = _sweep(forward, hider, windows, batch_size)
-    maps = pixel_means(windows, logits - hidden, size).astype(np.float32)
-    return Occlusion(windows, logits, hidden, maps)
+    with torch.inference_mode():
+        parts = np.split(windows, range(batch_size, len(windows), batch_size))
+        batches = (hider(masks_of(part, size)) for part in parts)
+        logits, *hidden = (forward(images).double().cpu().numpy() for images in chain([grey[None]], batches))
+    hidden = np.concatenate(hidden)
+    drops = logits - hidden
+    return Occlusion(windows, hidden, drops, pixel_means(windows, drops, size).astype(np.float32))
 
 
 def windows_of(size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int]) -> np.ndarray:
-    """Windows (M, 4) that cover an image, row by row: top, left, height, width.
-
-    Raises:
-        InputError: a window that does not fit, or a stride that leaves gaps.
-    """
+    """Windows (M, 4) that cover an image, row by row: top, left, height, width; raises as ``occlude``."""
+    starts = []
     for side, length, step in zip(size, window, stride, strict=True):
         if not 1 <= length <= side:
-            raise InputError(
-                f"window {' '.join(map(str, window))}: must be from 1 px to the image's {size[0]} {size[1]}"
-            )
+            raise InputError(f"window {window[0]} {window[1]}: must be from 1 px to the image's {size[0]} {size[1]}")
         if not 1 <= step <= length:
-            raise InputError(
-                f"stride {' '.join(map(str, stride))}: must be from 1 px to the window, or pixels are missed"
-            )
-    starts = (
-        sorted({*range(0, side - length + 1, step), side - length})
-        for side, length, step in zip(size, window, stride, strict=True)
-    )
-    rows, columns = starts
-    return np.array([(row, column, *window) for row in rows for column in columns])
+            raise InputError(f"stride {stride[0]} {stride[1]}: must be from 1 px to the window, or pixels are missed")
+        starts.append(sorted({*range(0, side - length + 1, step), side - length}))
+    return np.array([(row, column, *window) for row, column in product(*starts)])
 
 
 def masks_of(windows: np.ndarray, size: tuple[int, int]) -> Tensor:
     """Windows (M, 4) as masks (M, 1, H, W) bool."""
-    top, left, height, width = torch.from_numpy(windows).T[:, :, None]
-    rows, columns = torch.arange(size[0]), torch.arange(size[1])
-    return (
-        ((rows >= top) & (rows < top + height))[:, :, None] & ((columns >= left) & (columns < left + width))[:, None]
-    )[:, None]
+    top, left, height, width = torch.from_numpy(windows).T[..., None, None, None]
+    rows, columns = torch.arange(size[0])[:, None], torch.arange(size[1])
+    return (rows >= top) & (rows < top + height) & (columns >= left) & (columns < left + width)
 
 
 class Hider:
@@ -145,32 +129,15 @@ class Hider:
 
 def pixel_means(windows: np.ndarray, values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """For each pixel the mean of the values (M, K) of the windows over it: (K, H, W) float64."""
-    top, left, height, width = windows.T
-    sums = np.zeros((values.shape[1] + 1, size[0] + 1, size[1] + 1))
-    values = np.concatenate([values, np.ones((len(values), 1))], axis=1).T
-    for rows, columns, sign in (
-        (top, left, 1),
-        (top + height, left + width, 1),
-        (top + height, left, -1),
-        (top, left + width, -1),
-    ):
-        np.add.at(sums, (slice(None), rows, columns), sign * values)
-    sums = sums.cumsum(axis=1).cumsum(axis=2)[:, :-1, :-1]
-    return sums[:-1] / np.maximum(np.round(sums[-1]), 1)
+    sums, counts = np.zeros((values.shape[1], *size)), np.zeros(size)
+    for (top, left, height, width), value in zip(windows, values, strict=True):
+        window = slice(top, top + height), slice(left, left + width)
+        sums[(slice(None), *window)] += value[:, None, None]
+        counts[window] += 1
+    return sums / np.maximum(counts, 1)
 
 
 def _gaussian(n: int, sigma: float) -> Tensor:
     """(n, n) weights of each pixel for each other one."""
     place = torch.arange(n, dtype=torch.float32)
     return (-((place[:, None] - place) ** 2) / (2 * sigma**2)).exp()
-
-
-def _sweep(forward: Forward, hider: Hider, windows: np.ndarray, batch_size: int) -> np.ndarray:
-    size = tuple(hider.image.shape[-2:])
-    starts = range(0, len(windows), batch_size)
-    return np.concatenate([_logits(forward, hider(masks_of(windows[i : i + batch_size], size))) for i in starts])
-
-
-@torch.inference_mode()
-def _logits(forward: Forward, images: Tensor) -> np.ndarray:
-    return forward(images).double().cpu().numpy()

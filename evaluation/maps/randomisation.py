@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from dino_oct.models.backbone import classifier_tensors, load_backbone, open_layer_scales
+from dino_oct.models.backbone import classifier_tensors, random_twin
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.streams import seed_of
+from evaluation.config import ATTENTION
 from evaluation.inputs.model import Model
 from evaluation.maps.methods import MapSettings, make_maps
 from evaluation.scores.ranks import rank_correlations, rank_normalise
@@ -26,7 +27,7 @@ LIMIT = 0.5  # mean correlation with every layer randomised above which a map is
 def randomised_correlations(
     model: Model,
     methods: Sequence[str],
-    heads: dict[str, int],
+    head: int,
     scans: Sequence[np.ndarray],
     targets: Sequence[int],
     settings: MapSettings,
@@ -35,7 +36,7 @@ def randomised_correlations(
     """Correlation of each map with the one after each of ``STAGES``.
 
     Args:
-        heads: method → its candidate; others take their first.
+        head: candidate that is taken of attention.
         seed: of the fresh weights.
 
     Returns:
@@ -47,7 +48,7 @@ def randomised_correlations(
     def maps() -> dict[str, list[np.ndarray]]:
         return {
             name: [
-                rank_normalise(candidates[heads.get(name, 0)])
+                rank_normalise(candidates[head if name == ATTENTION else 0])
                 for candidates in make_maps(model, name, scans, targets, settings)
             ]
             for name in methods
@@ -84,15 +85,9 @@ def verdict(correlation: Interval) -> str:
 def fresh_weights(model: nn.Module, seed: int) -> dict[str, torch.Tensor]:
     """A state of the same architecture as timm initialises it, running statistics included, with LayerScale 1; no run
     starts from it."""
-    hub, classes = model.hub_config, model.num_classes if classifier_tensors(model) else 0
-    fresh_model = load_backbone(
-        f"random:{hub['architecture']}",
-        model_args=hub["model_args"],
-        num_classes=classes,
-        seed=seed_of("randomised weights", seed),
-    )
-    open_layer_scales(fresh_model)
-    fresh, like = fresh_model.state_dict(), model.state_dict()
+    classes = model.num_classes if classifier_tensors(model) else 0
+    fresh = random_twin(model, seed_of("randomised weights", seed), classes).state_dict()
+    like = model.state_dict()
     return {name: fresh[name].to(tensor.device, tensor.dtype) for name, tensor in like.items()}
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -99,17 +100,12 @@ def make_raw(makers: Sequence[MapMaker], cases: Sequence[Case], measure: bool = 
     tasks = [(maker, method) for maker in makers for method in maker.methods]
     for maker, method in tqdm(tasks, desc="maps", unit="method", disable=None, leave=False):
         targets = [case.targets[maker.name] for case in cases]
-        key, arguments = (maker.name, method), (maker.model, method)
-        make_maps(*arguments, scans[:1], targets[:1], maker.settings)  # what a first call sets up is not its cost
+        key, make = (maker.name, method), partial(make_maps, maker.model, method, settings=maker.settings)
+        make(scans[:1], targets[:1])  # what a first call sets up is not its cost
         if measure:
-            device = maker.model.device
-
-            def one(arguments=arguments, target=targets[:1], settings=maker.settings):
-                make_maps(*arguments, scans[:1], target, settings)
-
-            raw.mb[key] = peak_memory(one, device) / 1e6
+            raw.mb[key] = peak_memory(partial(make, scans[:1], targets[:1]), maker.model.device) / 1e6
         start = time.perf_counter()
-        raw.maps[key] = make_maps(*arguments, scans, targets, maker.settings, signed=True)
+        raw.maps[key] = make(scans, targets, signed=True)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         raw.ms[key] = 1000 * (time.perf_counter() - start) / len(scans)
@@ -142,33 +138,29 @@ def scan_rows(
     Yields:
         The case, (R, h, w) float32 ≥ 0, and (R,) bool: the map is 0 everywhere, a miss.
     """
-    trained = {maker.name for maker in _trained(makers)}
+    rows, trained = list_rows(makers), [maker.name for maker in _trained(makers)]
     for i, case in enumerate(tqdm(cases, desc="scores", unit="scan", disable=None, leave=False)):
-        size, maps, empty, of_every_model = case.mask.lesion.shape, [], [], []
+        lesion, retina = case.mask.lesion, case.mask.retina
+        controls = dict(zip(CONTROLS, control_maps(case.scan, lesion, retina).astype(np.float32), strict=True))
+        ranked: dict[str, list[np.ndarray]] = {maker.name: [] for maker in makers}
 
-        def add(values: np.ndarray, maps=maps, empty=empty) -> np.ndarray:
-            maps.append(values)
-            empty.append(not values.max() > 0)
-            return rank_normalise(values)
+        def make(row: Row, i=i, size=lesion.shape, controls=controls, ranked=ranked) -> np.ndarray:
+            if row.kind == "reference":
+                return controls[row.method]
+            if row.method == ENSEMBLE:
+                return ensemble([values for name in ([row.model] if row.model else trained) for values in ranked[name]])
+            if row.method in (MEAN_OF_HEADS, ENSEMBLE_OF_HEADS):
+                of_heads = raw.maps[row.model, ATTENTION][i]
+                if row.method == MEAN_OF_HEADS:
+                    return enlarge(of_heads.mean(axis=0, keepdims=True), size)[0]
+                return ensemble([rank_normalise(head_map) for head_map in enlarge(of_heads, size)])
+            head = heads.get(row.model, 0) if row.method == ATTENTION else 0
+            values = enlarge(raw.maps[row.model, row.method][i][[head]].clip(0), size)[0]
+            ranked[row.model].append(rank_normalise(values))
+            return values
 
-        for maker in makers:
-            ranked = []
-            for method in maker.methods:
-                head = heads.get(maker.name, 0) if method == ATTENTION else 0
-                candidates = raw.maps[maker.name, method][i].clip(0)
-                ranked.append(add(enlarge(candidates[[head]], size)[0]))
-            if ATTENTION in maker.methods and len(of_heads := raw.maps[maker.name, ATTENTION][i]) > 1:
-                add(enlarge(of_heads.mean(axis=0, keepdims=True), size)[0])
-                add(ensemble([rank_normalise(head_map) for head_map in enlarge(of_heads, size)]))
-            if len(ranked) > 1:
-                add(ensemble(ranked))
-            if maker.name in trained:
-                of_every_model += ranked
-        if len(trained) > 1:
-            add(ensemble(of_every_model))
-        for control in control_maps(case.scan, case.mask.lesion, case.mask.retina):
-            add(control.astype(np.float32))
-        yield case, np.stack(maps), np.array(empty)
+        maps = np.stack([make(row) for row in rows])
+        yield case, maps, ~(maps.max(axis=(1, 2)) > 0)
 
 
 def _trained(makers: Sequence[MapMaker]) -> list[MapMaker]:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
 from evaluation.config import OcclusionOptions
-from evaluation.inputs.model import Answer, softmax
+from evaluation.inputs.model import Answer
 from evaluation.inputs.selection import Chosen
 from evaluation.maps.occlude import Hider, Occlusion, masks_of, occlude
 from evaluation.pages.tiles import Tile, as_picture, outlined, signed_overlay

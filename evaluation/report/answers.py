@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from dino_oct.errors import InputError
+from dino_oct.features import predict_scans
 from dino_oct.knn import knn_votes
-from dino_oct.models.classifier import predict_scans
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.classification import METRICS, score_all
 from dino_oct.scores.paired import ScanSet

@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from scipy.special import softmax
 
 from dino_oct.errors import InputError
 from dino_oct.features import resize
 from dino_oct.streams import generator
 from evaluation.config import SCORES
 from evaluation.inputs.masks import LesionMasks, Mask
-from evaluation.inputs.model import softmax
 from evaluation.maps.methods import METHODS, candidates, enlarge, make_maps, usable
 from evaluation.report.answers import Setting
 from evaluation.report.models import Candidate
@@ -226,7 +226,7 @@ def _ask(
             gaps[method] = str(reason)
     if heads and "attention" in gaps:
         gaps[CHOSEN_HEAD] = gaps["attention"]
-    probabilities = softmax(logits)
+    probabilities = softmax(logits, axis=1)
     for i, mask in enumerate(masks):
         of_scan = {method: by_scan[i] for method, by_scan in maps.items()}
         shown = {

@@ -1,6 +1,7 @@
 """What CLS attention maps say in numbers: patches that hold most of the mass, and spread."""
 
 import numpy as np
+from scipy.special import entr
 
 MEASURES = ("entropy", "mass_patches", "prefix_share")
 
@@ -18,9 +19,8 @@ def mass_mask(attention: np.ndarray, mass: float) -> np.ndarray:
     flat = attention.reshape(len(attention), -1).astype(np.float64)
     order = np.argsort(-flat, axis=1, kind="stable")
     held = np.cumsum(np.take_along_axis(flat, order, axis=1), axis=1)
-    mask = np.zeros(flat.shape, dtype=bool)
-    for row, ranks, sums in zip(mask, order, held, strict=True):
-        row[ranks[: np.searchsorted(sums, mass * sums[-1]) + 1]] = True
+    mask = np.ones(flat.shape, dtype=bool)
+    np.put_along_axis(mask, order[:, 1:], held[:, :-1] < mass * held[:, -1:], axis=1)
     return mask.reshape(attention.shape)
 
 
@@ -38,9 +38,7 @@ def spread(attention: np.ndarray, mass: float) -> np.ndarray:
     """
     flat = attention.reshape(len(attention), -1).astype(np.float64)
     total = flat.sum(axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        p = flat / total[:, None]
-        entropy = -np.where(p > 0, p * np.log(p), 0.0).sum(axis=1) / np.log(flat.shape[1])
-    entropy = np.where(total > 0, np.clip(entropy, 0, 1), np.nan)
-    patches = mass_mask(attention, mass).reshape(flat.shape).mean(axis=1)
-    return np.stack([entropy, patches, np.clip(1 - total, 0, 1)], axis=1)
+    with np.errstate(invalid="ignore"):
+        entropy = entr(flat / total[:, None]).sum(axis=1) / np.log(flat.shape[1])
+    patches = mass_mask(attention, mass).mean(axis=(1, 2))
+    return np.stack([entropy.clip(0, 1), patches, np.clip(1 - total, 0, 1)], axis=1)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
+from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import cKDTree, procrustes
 
 from dino_oct.knn import neighbours
@@ -99,7 +100,7 @@ def agreement(maps: Sequence[np.ndarray], k: int) -> dict[str, tuple[float, floa
     in common.
     """
     alone = np.arange(len(maps[0]))
-    near = [np.sort(nearest(one, alone, k, "euclidean"), axis=1) for one in maps]
+    near = [np.sort(nearest(points, alone, k, "euclidean"), axis=1) for points in maps]
     overlaps, distances = [], []
     for a, b in combinations(range(len(maps)), 2):
         shared = np.array([len(np.intersect1d(x, y)) for x, y in zip(near[a], near[b], strict=True)])
@@ -114,5 +115,5 @@ def agreement(maps: Sequence[np.ndarray], k: int) -> dict[str, tuple[float, floa
 def aligned(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
     """A map (N, 2) turned or mirrored and shifted to lie on another one as well as it can; its scale stays."""
     centred = points - points.mean(axis=0)
-    left, _, right = np.linalg.svd(centred.T @ (onto - onto.mean(axis=0)))
-    return (centred @ (left @ right) + onto.mean(axis=0)).astype(points.dtype)
+    turn, _ = orthogonal_procrustes(centred, onto - onto.mean(axis=0))
+    return (centred @ turn + onto.mean(axis=0)).astype(points.dtype)

@@ -80,13 +80,13 @@ def iou(predicted: np.ndarray, mask: np.ndarray) -> float:
 THRESHOLDS = np.linspace(0, 1, 51)[:-1]  # shares of a map's maximum that a threshold is chosen from
 
 
-def iou_curve(values: np.ndarray, mask: np.ndarray, shares: np.ndarray = THRESHOLDS) -> np.ndarray:
-    """``iou_at`` of each of some ascending shares, (T,), from one sort of the map."""
+def iou_curve(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """``iou_at`` of each of ``THRESHOLDS``, (T,), from one sort of the map."""
     if not mask.any():
-        return np.full(len(shares), np.nan)
+        return np.full(len(THRESHOLDS), np.nan)
     if not values.max() > 0:
-        return np.zeros(len(shares))
-    limits = shares * values.max()
+        return np.zeros(len(THRESHOLDS))
+    limits = THRESHOLDS * values.max()
     above, inside = (
         len(part) - np.searchsorted(np.sort(part), limits, side="right") for part in (values.ravel(), values[mask])
     )
@@ -97,10 +97,7 @@ def tune_threshold(curves: np.ndarray) -> float:
     """The threshold, as a share of a map's maximum, of highest mean IoU over validation scans.
 
     Args:
-        curves: (N, T) from ``iou_curve`` with ``THRESHOLDS``; NaN rows (no lesion) are left out.
-
-    Raises:
-        ValueError: nothing is left.
+        curves: (N, T) from ``iou_curve``; NaN rows (no lesion) are left out, ValueError where nothing is left.
     """
     known = curves[np.isfinite(curves).all(axis=1)]
     if not len(known):

@@ -49,7 +49,7 @@ class Choice:
     setting: float
     classifier: LinearClassifier
     accuracies: dict[float, float]
-    by: str = ON_VALIDATION
+    by: str
 
 
 def choose(candidates: Iterator[tuple[float, LinearClassifier]], features: Tensor, labels: np.ndarray) -> Choice:
@@ -58,22 +58,21 @@ def choose(candidates: Iterator[tuple[float, LinearClassifier]], features: Tenso
     Args:
         candidates: settings and classifiers; features: (M, D) and labels: (M,) of the validation scans.
     """
-    best, accuracies = None, {}
-    for setting, classifier in candidates:
-        merit = _merit(classifier.probabilities(features), labels)
-        accuracies[setting] = 100 * merit[0]
-        if best is None or merit > best[0]:
-            best = (merit, setting, classifier)
-    if best is None:
-        raise InputError("no setting to choose from; give at least one")
-    return Choice(best[1], best[2], accuracies)
+    classifiers = dict(candidates)
+    probabilities = {setting: classifier.probabilities(features) for setting, classifier in classifiers.items()}
+    return _best(classifiers, probabilities, labels, ON_VALIDATION)
 
 
-def _merit(probabilities: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Balanced accuracy, and the log-likelihood that breaks ties."""
-    correct = probabilities.argmax(axis=1) == labels
-    accuracy = float(np.mean([correct[labels == c].mean() for c in np.unique(labels)]))
-    return accuracy, float(np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-12)).mean())
+def _best(
+    classifiers: dict[float, LinearClassifier], probabilities: dict[float, np.ndarray], labels: np.ndarray, by: str
+) -> Choice:
+    accuracies, likelihoods = {}, {}
+    for setting, of_scans in probabilities.items():
+        correct = of_scans.argmax(axis=1) == labels
+        accuracies[setting] = 100 * float(np.mean([correct[labels == c].mean() for c in np.unique(labels)]))
+        likelihoods[setting] = np.log(np.maximum(of_scans[np.arange(len(labels)), labels], 1e-12)).mean()
+    setting = max(accuracies, key=lambda setting: (accuracies[setting], likelihoods[setting]))
+    return Choice(setting, classifiers[setting], accuracies, by)
 
 
 def choose_within(
@@ -94,9 +93,7 @@ def choose_within(
     for k in np.unique(fold):
         for setting, classifier in fit(features[fold != k], labels[fold != k], n_classes):
             held_out[setting][fold == k] = classifier.probabilities(features[fold == k])
-    merits = {setting: _merit(probabilities, labels) for setting, probabilities in held_out.items()}
-    setting = max(merits, key=merits.__getitem__)
-    return Choice(setting, classifiers[setting], {key: 100 * merit[0] for key, merit in merits.items()}, WITHIN)
+    return _best(classifiers, held_out, labels, WITHIN)
 
 
 def patient_folds(labels: np.ndarray, patients: np.ndarray, folds: int = FOLDS) -> np.ndarray | None:
@@ -243,10 +240,7 @@ def sgd_epochs(
         seed: of the first weights (std 0.01) and of the order of scans.
 
     Yields:
-        Epoch (from 1) and the classifier after it.
-
-    Raises:
-        InputError: scans of fewer than two classes.
+        Epoch (from 1) and the classifier after it; InputError for scans of fewer than two classes.
     """
     present, target = _present(labels, features.device)
     random = torch.Generator().manual_seed(seed_of("linear probe by SGD", seed))

@@ -18,34 +18,17 @@ def rank_normalise(values: np.ndarray) -> np.ndarray:
 
 
 def ensemble(ranked: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of rank-normalised maps (H, W) of one scan, from 0 to 1, float32.
-
-    Raises:
-        ValueError: no map.
-    """
-    return np.mean(_stacked(ranked), axis=0, dtype=np.float32)
+    """Mean of rank-normalised maps (H, W) of one scan, from 0 to 1, float32; ValueError where there is no map."""
+    return np.mean(np.stack(ranked), axis=0, dtype=np.float32)
 
 
 def disagreement(ranked: Sequence[np.ndarray]) -> np.ndarray:
-    """Standard deviation of rank-normalised maps (H, W) of one scan at each pixel: 0 where all agree, .5 at most.
-
-    Raises:
-        ValueError: no map.
-    """
-    return np.std(_stacked(ranked), axis=0, dtype=np.float32)
+    """Standard deviation of rank-normalised maps (H, W) of one scan at each pixel: 0 where all agree, .5 at most;
+    ValueError where there is no map."""
+    return np.std(np.stack(ranked), axis=0, dtype=np.float32)
 
 
 def rank_correlations(ranked: Sequence[np.ndarray]) -> np.ndarray:
     """Spearman's correlation (M, M) of rank-normalised maps over the pixels; NaN for a constant map."""
-    flat = _stacked(ranked).reshape(len(ranked), -1).astype(np.float64)
-    flat -= flat.mean(axis=1, keepdims=True)
-    length = np.sqrt((flat**2).sum(axis=1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        unit = flat / np.where(length > 1e-9, length, np.nan)[:, None]
-    return unit @ unit.T
-
-
-def _stacked(ranked: Sequence[np.ndarray]) -> np.ndarray:
-    if not len(ranked):
-        raise ValueError("no map to combine")
-    return np.stack(ranked)
+        return np.corrcoef(np.reshape(ranked, (len(ranked), -1)), dtype=np.float64)

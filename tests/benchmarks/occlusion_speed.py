@@ -61,13 +61,13 @@ def main(options: Options) -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     size = (options.size, options.size)
-    zoo = build(options.architecture, 4, image_size=size, pretrained=False)
-    zoo.model.eval().requires_grad_(False)
+    classifier = build(options.architecture, 4, image_size=size, pretrained=False)
+    classifier.model.eval().requires_grad_(False)
     grey = torch.randint(256, (1, *size), dtype=torch.uint8)
     window, stride = (options.window,) * 2, (options.window // 2,) * 2
 
     def forward(images: torch.Tensor) -> torch.Tensor:
-        return zoo.model(zoo.prepare(images))
+        return classifier.model(classifier.prepare(images))
 
     def ours() -> np.ndarray:
         return occlude(forward, grey, window, stride, "black", batch_size=options.batch_size).maps
@@ -97,19 +97,21 @@ def main(options: Options) -> None:
     print(f"occlusion: {found['ours']:.2f} s, captum {found['captum']:.2f} s: {found['captum'] / found['ours']:.1f} × "
           f"as fast; largest difference {difference:.1e} of the largest value")  # fmt: skip
 
-    images = zoo.prepare(torch.randint(256, (options.images, 1, *size), dtype=torch.uint8))
+    images = classifier.prepare(torch.randint(256, (options.images, 1, *size), dtype=torch.uint8))
     targets = torch.zeros(options.images, dtype=torch.long)
 
     def one_forward() -> None:
         with torch.inference_mode():
-            zoo.model(images)
+            classifier.model(images)
 
-    layer = zoo.gradcam_layer
-    maps = gradcam(zoo, images, targets)[0]
-    seconds = medians({"forward": one_forward, "gradcam": lambda: gradcam(zoo, images, targets)}, options.rounds)
+    layer = classifier.gradcam_layer
+    maps = gradcam(classifier, images, targets)[0]
+    seconds = medians({"forward": one_forward, "gradcam": lambda: gradcam(classifier, images, targets)}, options.rounds)
     # The library's hooks stay on the model, and it needs gradients of the weights: its turn comes last.
-    zoo.model.requires_grad_(True)
-    library = GradCAM(zoo.model, [zoo.model.get_submodule(layer.name)], lambda out: layer.to_maps(out, size))
+    classifier.model.requires_grad_(True)
+    library = GradCAM(
+        classifier.model, [classifier.model.get_submodule(layer.name)], lambda out: layer.to_maps(out, size)
+    )
     seconds |= medians({"library": lambda: library(images, [ClassifierOutputTarget(0)] * len(images))}, options.rounds)
     shares = {name: seconds[name] / seconds["forward"] for name in ("gradcam", "library")}
     print(f"Grad-CAM of {options.images} images: {shares['gradcam']:.2f} forward passes, the library's own way "

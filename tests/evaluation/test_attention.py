@@ -59,11 +59,11 @@ def refused(args: list[object]) -> str:
 @pytest.mark.parametrize("mass", [0.05, 0.6, 0.9, 1.0])
 def test_a_mask_holds_the_mass_with_as_few_patches_as_can_be(mass):
     maps = np.random.default_rng(0).dirichlet(np.full(35, 0.3), 20).reshape(20, 5, 7).astype(np.float32)
-    for one, mask in zip(maps.astype(np.float64), mass_mask(maps, mass), strict=True):
-        total = one.sum()
-        assert one[mask].sum() >= mass * total * (1 - 1e-12)
+    for values, mask in zip(maps.astype(np.float64), mass_mask(maps, mass), strict=True):
+        total = values.sum()
+        assert values[mask].sum() >= mass * total * (1 - 1e-12)
         # No smaller set can do: even the largest values, one fewer, hold less.
-        assert np.sort(one.ravel())[::-1][: mask.sum() - 1].sum() < mass * total
+        assert np.sort(values.ravel())[::-1][: mask.sum() - 1].sum() < mass * total
 
 
 def test_a_mask_by_hand():
@@ -78,10 +78,10 @@ def test_spread_of_known_maps():
     uniform, peak, half = np.full((3, 4), 1 / 12), np.zeros((3, 4)), np.zeros((3, 4))
     peak[1, 2] = 0.7
     half[:, :2] = 1 / 12
-    found = spread(np.stack([uniform, peak, half, np.zeros((3, 4))]), 0.6)
-    assert found[:, 0] == pytest.approx([1, 0, np.log(6) / np.log(12), np.nan], nan_ok=True)
-    assert found[:3, 1] == pytest.approx([8 / 12, 1 / 12, 4 / 12])
-    assert found[:, 2] == pytest.approx([0, 0.3, 0.5, 1])
+    measures = spread(np.stack([uniform, peak, half, np.zeros((3, 4))]), 0.6)
+    assert measures[:, 0] == pytest.approx([1, 0, np.log(6) / np.log(12), np.nan], nan_ok=True)
+    assert measures[:3, 1] == pytest.approx([8 / 12, 1 / 12, 4 / 12])
+    assert measures[:, 2] == pytest.approx([0, 0.3, 0.5, 1])
 
 
 def test_scans_take_turns_through_classes_and_patients():
@@ -152,9 +152,9 @@ def test_white_borders_are_neutralised_as_in_the_cache(scan_file):
     scan[:, :20] = 255
     Image.fromarray(scan).save(scan_file)
     data = chosen_scans.DatasetConfig()
-    assert chosen_scans.read_scan(str(scan_file), data).scan[:, :16].max() < 240
+    assert chosen_scans.read_scan(str(scan_file), data)[0].scan[:, :16].max() < 240
     data.neutralise_borders = False
-    assert np.array_equal(chosen_scans.read_scan(str(scan_file), data).scan, scan)
+    assert np.array_equal(chosen_scans.read_scan(str(scan_file), data)[0].scan, scan)
 
 
 def test_a_real_scan(tmp_path, capsys):

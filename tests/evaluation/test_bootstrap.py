@@ -74,9 +74,9 @@ def test_differences_are_paired():
 
 
 def test_no_interval_from_one_patient_or_without_resamples_and_few_patients_are_told():
-    one = PatientBootstrap(np.array(["p", "p"]))
-    assert one.mean(np.array([1.0, 3.0]), Scale.RATIO) == Interval(2.0, None, None)
-    assert "one patient" in one.notes()[0]
+    single = PatientBootstrap(np.array(["p", "p"]))
+    assert single.mean(np.array([1.0, 3.0]), Scale.RATIO) == Interval(2.0, None, None)
+    assert "one patient" in single.notes()[0]
     assert PatientBootstrap(np.array(["p", "q"]), 0).mean(np.array([1.0, 3.0]), Scale.RATIO) == Interval(
         2.0, None, None
     )
@@ -104,16 +104,16 @@ def test_where_all_patients_agree_the_bound_is_exact_or_there_is_none(n):
 def test_no_interval_where_one_patient_has_nearly_all_scans_or_a_class_has_one_patient():
     rng = np.random.default_rng(7)
     most = np.concatenate([np.zeros(200, int), np.arange(1, 6)])
-    found = PatientBootstrap(most).mean(rng.normal(size=205), Scale.DIFFERENCE)
-    assert found.low is None
-    assert "nearly all scans" in found.reason
+    interval = PatientBootstrap(most).mean(rng.normal(size=205), Scale.DIFFERENCE)
+    assert interval.low is None
+    assert "nearly all scans" in interval.reason
     patients = np.repeat(np.arange(10), 4)
     bootstrap, alone = PatientBootstrap(patients), (patients == 0).astype(int)
     values = bootstrap.values(lambda weights: weights @ rng.random(40) / 40)
     assert bootstrap.interval(values, Scale.SHARE).low is not None
-    found = bootstrap.interval(values, Scale.SHARE, bootstrap.support(alone))
-    assert found.low is None
-    assert "a class" in found.reason
+    interval = bootstrap.interval(values, Scale.SHARE, bootstrap.support(alone))
+    assert interval.low is None
+    assert "a class" in interval.reason
 
 
 def test_support_counts_patients_of_equal_weight():

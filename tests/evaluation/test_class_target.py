@@ -9,6 +9,7 @@ from PIL import Image
 from dino_oct.errors import InputError
 from dino_oct.features import resize_all
 from dino_oct.models.backbone import load_backbone
+from dino_oct.models.layers import embed
 from dino_oct.models.network import normalise
 from evaluation.config import ClassTargetOptions
 from evaluation.inputs.model import open_classifiers, put_head
@@ -39,40 +40,40 @@ def logits(classifier, images):
 
 
 def test_a_supervised_run_brings_its_own_classifier(fitted, images):
-    found = opened(open_source(str(fitted)), ClassTargetOptions())
-    assert (found.head, found.class_names) == ("own", ("CNV", "DME", "DRUSEN", "NORMAL"))
-    assert not found.model.training
+    model = opened(open_source(str(fitted)), ClassTargetOptions())
+    assert (model.head, model.class_names) == ("own", ("CNV", "DME", "DRUSEN", "NORMAL"))
+    assert not model.model.training
     network = load_backbone(str(fitted), num_classes=None).eval()
     with torch.no_grad():
-        assert torch.equal(logits(found, images[0]), network(normalise(images[0], network)))
+        assert torch.equal(logits(model, images[0]), network(normalise(images[0], network)))
     with pytest.raises(InputError, match=r"class AMD: .* has CNV, DME, DRUSEN, NORMAL"):
-        found.class_index("AMD")
+        model.class_index("AMD")
 
 
 @pytest.mark.parametrize("head", ["probe", "prototype"])
 def test_a_dino_run_gets_a_head_that_is_linear_in_its_features(head, trained, images):
-    found = opened(open_source(str(trained)), ClassTargetOptions(classifier=head))
-    assert (found.head, found.input_size, found.model.training) == (head, (32, 32), False)
+    model = opened(open_source(str(trained)), ClassTargetOptions(classifier=head))
+    assert (model.head, model.input_size, model.model.training) == (head, (32, 32), False)
     grey, labels = images
-    scores = logits(found, grey)
-    classifier = found.model.get_classifier()
+    scores = logits(model, grey)
+    linear = model.model.get_classifier()
     with torch.no_grad():
-        expected = found.embed(found.prepare(grey)) @ classifier.weight.T + classifier.bias
+        expected = embed(model.model, model.prepare(grey)) @ linear.weight.T + linear.bias
     torch.testing.assert_close(scores, expected)
     # The accuracy that is told is that of the model as it stands.
     correct = scores.argmax(dim=1).numpy() == labels
     balanced = 100 * np.mean([correct[labels == c].mean() for c in np.unique(labels)])
-    assert found.fitted.val_balanced_accuracy == pytest.approx(balanced)
-    assert f"validation balanced accuracy {balanced:.1f} %" in found.target
+    assert model.fitted.val_balanced_accuracy == pytest.approx(balanced)
+    assert f"validation balanced accuracy {balanced:.1f} %" in model.target
 
 
 def test_prototypes_order_classes_by_cosine(trained, images):
-    found = opened(open_source(str(trained)), ClassTargetOptions(classifier="prototype"))
+    model = opened(open_source(str(trained)), ClassTargetOptions(classifier="prototype"))
     with torch.no_grad():
-        features = found.embed(found.prepare(images[0]))
-    directions = found.model.get_classifier().weight
+        features = embed(model.model, model.prepare(images[0]))
+    directions = model.model.get_classifier().weight
     cosines = torch.nn.functional.cosine_similarity(features[:, None], directions[None], dim=2)
-    assert torch.equal(cosines.argmax(dim=1), logits(found, images[0]).argmax(dim=1))
+    assert torch.equal(cosines.argmax(dim=1), logits(model, images[0]).argmax(dim=1))
     lengths = directions.norm(dim=1)
     torch.testing.assert_close(lengths, lengths[:1].expand(4))  # no class is favoured
 
@@ -81,15 +82,15 @@ def test_prototypes_order_classes_by_cosine(trained, images):
 def test_a_head_fits_every_kind_of_classifier(name):
     """Also the one of distilled models, which average two."""
     args = {"img_size": 32, "embed_dim": 48, "depth": 1, "num_heads": 3} if "deit" in name else None
-    zoo = build(name, 1, image_size=(32, 32), pretrained=False, model_args=args)
-    zoo.model.eval()
-    images = zoo.prepare(torch.rand(2, 1, 32, 32))
+    classifier = build(name, 1, image_size=(32, 32), pretrained=False, model_args=args)
+    classifier.model.eval()
+    images = classifier.prepare(torch.rand(2, 1, 32, 32))
     with torch.no_grad():
-        features = zoo.embed(images)
+        features = embed(classifier.model, images)
     head = LinearClassifier(torch.randn(3, features.shape[1]), torch.randn(3))
-    put_head(zoo.model, head)
+    put_head(classifier.model, head)
     with torch.no_grad():
-        torch.testing.assert_close(zoo.model(images), features @ head.weight.T + head.bias, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(classifier.model(images), features @ head.weight.T + head.bias, rtol=1e-4, atol=1e-4)
 
 
 def test_without_labels_the_way_out_is_named(trained, tmp_path, cache_root, monkeypatch):

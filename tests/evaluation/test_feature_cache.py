@@ -74,10 +74,10 @@ def test_whatever_changes_features_is_another_entry(change, tmp_path, scans, cou
         positions = ALL[::-1]
     else:
         scans = Scans([scans[0] // 2, *scans[1:]])
-    found = cache.get(scans, positions, Preprocessing(size), {"model": extraction})["model"]
+    features = cache.get(scans, positions, Preprocessing(size), {"model": extraction})["model"]
     assert calls.images == 6 + len(positions)
     direct = FeatureCache(tmp_path / "other").get(scans, positions, Preprocessing(size), {"model": extraction})["model"]
-    np.testing.assert_array_equal(found, direct)
+    np.testing.assert_array_equal(features, direct)
 
 
 @pytest.mark.parametrize("damage", ["flipped byte", "cut off", "empty", "no description", "of another entry"])
@@ -100,11 +100,11 @@ def test_a_damaged_entry_is_noticed_and_made_again(damage, tmp_path, scans, coun
     else:
         about = entry / "about.json"
         about.write_text(about.read_text().replace('"weights": "a"', '"weights": "b"'))
-    found = cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})["model"]
-    np.testing.assert_array_equal(found, expected)
-    said = capsys.readouterr().err.strip().splitlines()
-    assert len(said) == 1
-    assert "feature cache damaged, extracting again" in said[0]
+    features = cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})["model"]
+    np.testing.assert_array_equal(features, expected)
+    warnings = capsys.readouterr().err.strip().splitlines()
+    assert len(warnings) == 1
+    assert "feature cache damaged, extracting again" in warnings[0]
     assert calls.images == 12
     cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})  # mended
     assert calls.images == 12
@@ -114,16 +114,16 @@ def test_only_what_is_missing_is_extracted(tmp_path, scans, counted):
     extraction, calls = counted
     cache = FeatureCache(tmp_path)
     cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})
-    found = cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction, "pixels": of_pixels()})
+    features = cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction, "pixels": of_pixels()})
     assert calls.images == 6
-    assert found["pixels"].shape == (6, 48 * 48)
+    assert features["pixels"].shape == (6, 48 * 48)
 
 
 def test_a_folder_that_cannot_be_written_costs_no_result(tmp_path, scans, counted, capsys):
     extraction, _ = counted
     (tmp_path / "features").write_text("a file where the folder should be")
-    found = FeatureCache(tmp_path).get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})["model"]
-    assert found.shape == (6, 32)
+    features = FeatureCache(tmp_path).get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})["model"]
+    assert features.shape == (6, 32)
     assert "features not kept" in capsys.readouterr().err
 
 
@@ -131,7 +131,7 @@ def test_kinds_of_features_and_ways_to_open_a_file_are_kept_apart(tmp_path, scan
     model = load_frozen("random:vit_tiny_patch16_224", CPU, model_args=TINY, seed=0)
     other_heads = load_frozen("random:vit_tiny_patch16_224", CPU, model_args={**TINY, "num_heads": 4}, seed=0)
     other_heads.weights = model.weights  # the same file, opened with other heads
-    found = FeatureCache(tmp_path).get(
+    features = FeatureCache(tmp_path).get(
         scans,
         ALL,
         Preprocessing((32, 32)),
@@ -144,14 +144,14 @@ def test_kinds_of_features_and_ways_to_open_a_file_are_kept_apart(tmp_path, scan
         },
     )
     assert len(list((tmp_path / "features").iterdir())) == 5
-    assert {name: rows.shape[1] for name, rows in found.items()} == {
+    assert {name: rows.shape[1] for name, rows in features.items()} == {
         "cls": 32, "blocks": 64, "mean": 64, "bf16": 32, "heads": 32,
     }  # fmt: skip
-    np.testing.assert_allclose(found["blocks"][:, 32:], found["cls"], atol=1e-5)
-    np.testing.assert_allclose(found["mean"][:, ::2], found["cls"], atol=1e-5)
-    assert not np.array_equal(found["heads"], found["cls"])
-    assert not np.array_equal(found["bf16"], found["cls"])
-    np.testing.assert_allclose(found["bf16"], found["cls"], atol=0.05)
+    np.testing.assert_allclose(features["blocks"][:, 32:], features["cls"], atol=1e-5)
+    np.testing.assert_allclose(features["mean"][:, ::2], features["cls"], atol=1e-5)
+    assert not np.array_equal(features["heads"], features["cls"])
+    assert not np.array_equal(features["bf16"], features["cls"])
+    np.testing.assert_allclose(features["bf16"], features["cls"], atol=0.05)
 
 
 def test_the_protocol_takes_as_many_blocks_as_there_are():
@@ -186,8 +186,8 @@ def test_the_dino_protocol_is_that_of_pil():
     scan = np.random.default_rng(0).integers(0, 255, (496, 768), dtype=np.uint8)
     resized = Image.fromarray(scan).resize((396, 256), Image.Resampling.BICUBIC)
     expected = np.asarray(resized.crop((86, 16, 310, 240)), dtype=int)
-    found = Preprocessing((224, 224), "dino")([scan])[0, 0].numpy().astype(int)
-    assert np.abs(found - expected).max() <= 1
+    image = Preprocessing((224, 224), "dino")([scan])[0, 0].numpy().astype(int)
+    assert np.abs(image - expected).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -196,13 +196,13 @@ def test_the_dino_protocol_is_that_of_pil():
 def test_tokens_of_a_kind_have_its_width_and_mean(kind, width):
     network = load_frozen("random:vit_tiny_patch16_224", CPU, model_args=TINY)
     images = torch.randint(0, 255, (3, 1, 32, 32), dtype=torch.uint8)
-    found = of_network(network, CPU, kind=kind).extract(images)
-    assert found.shape == (3, width)
+    features = of_network(network, CPU, kind=kind).extract(images)
+    assert features.shape == (3, width)
     tokens = network.forward_features(normalise(images, network))
     if kind == Kind(0, True):
-        np.testing.assert_allclose(found, tokens[:, 1:].mean(dim=1), atol=1e-5)
+        np.testing.assert_allclose(features, tokens[:, 1:].mean(dim=1), atol=1e-5)
     if kind == Kind(1, True):
-        np.testing.assert_allclose(found[:, ::2], tokens[:, 0], atol=1e-5)
+        np.testing.assert_allclose(features[:, ::2], tokens[:, 0], atol=1e-5)
 
 
 def test_features_that_a_network_does_not_have_are_refused():

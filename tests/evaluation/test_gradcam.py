@@ -15,7 +15,7 @@ from timm.models.convmixer import ConvMixer
 
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
-from dino_oct.models.classifier import ZooModel
+from dino_oct.models.classifier import Classifier
 from evaluation import gradcam as command_line
 from evaluation.maps.cam import gradcam
 from supervised.architectures import build
@@ -38,19 +38,19 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def network(name: str) -> ZooModel:
+def network(name: str) -> Classifier:
     """A small classifier of two classes."""
     torch.manual_seed(0)
     if name == "convmixer":  # timm's variants are large and take no other sizes
         model = ConvMixer(dim=32, depth=2, kernel_size=5, patch_size=4, num_classes=2)
         model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
-        return ZooModel(model, name, name, (SIDE, SIDE), "head")
-    zoo = build(name, 2, image_size=(SIDE, SIDE), pretrained=False, model_args=FAMILIES[name])
-    if getattr(zoo.model, "cls_token", None) is not None:
+        return Classifier(model, name, name, (SIDE, SIDE), "head")
+    classifier = build(name, 2, image_size=(SIDE, SIDE), pretrained=False, model_args=FAMILIES[name])
+    if getattr(classifier.model, "cls_token", None) is not None:
         # A CLS token that is small beside what it reads is scaled up by the final norm, which leaves its direction
         # only: the gradient at a sure answer is then about anything but the evidence, and the map's sign is chance.
-        torch.nn.init.normal_(zoo.model.cls_token, std=3)
-    return zoo
+        torch.nn.init.normal_(classifier.model.cls_token, std=3)
+    return classifier
 
 
 def squares(generator: torch.Generator, quadrants: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
@@ -63,17 +63,17 @@ def squares(generator: torch.Generator, quadrants: torch.Tensor, present: torch.
     return grey.clamp(0, 1)
 
 
-def train_on_squares(zoo: ZooModel, generator: torch.Generator) -> None:
+def train_on_squares(classifier: Classifier, generator: torch.Generator) -> None:
     """Until the network tells images with a square from those without."""
-    optimizer = torch.optim.AdamW(zoo.model.parameters(), lr=2e-3, weight_decay=0.01)
-    for module in zoo.model.modules():
+    optimizer = torch.optim.AdamW(classifier.model.parameters(), lr=2e-3, weight_decay=0.01)
+    for module in classifier.model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.3  # few steps: the running statistics must keep up
-    zoo.model.train()
+    classifier.model.train()
     good = 0
     for _ in range(200):
         present, quadrants = torch.arange(32) % 2, torch.randint(4, (32,), generator=generator)
-        logits = zoo.model(zoo.prepare(squares(generator, quadrants, present)))
+        logits = classifier.model(classifier.prepare(squares(generator, quadrants, present)))
         loss = F.cross_entropy(logits, present, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
@@ -96,12 +96,12 @@ def test_every_family_points_at_the_only_evidence(family):
     """Wherever the square is: a map that is constant, mirrored, transposed or inverted fails."""
     # One training of Swin in five (seeds 0 to 4) leaves HiResCAM, which averages nothing, beside the square: that of 0.
     generator = torch.Generator().manual_seed(int(family.startswith("swin")))
-    zoo = network(family)
-    train_on_squares(zoo, generator)
+    classifier = network(family)
+    train_on_squares(classifier, generator)
     quadrants = torch.arange(16) % 4
-    images = zoo.prepare(squares(generator, quadrants, torch.ones(16)))
+    images = classifier.prepare(squares(generator, quadrants, torch.ones(16)))
     for method in METHODS[:3]:
-        maps, logits = gradcam(zoo, images, torch.ones(16, dtype=torch.long), method)
+        maps, logits = gradcam(classifier, images, torch.ones(16, dtype=torch.long), method)
         assert (logits.argmax(axis=1) == 1).all(), "the network has not learned the task"
         assert np.isfinite(maps).all()
         mass = quadrant_mass(maps)  # a map without positive values points nowhere
@@ -114,43 +114,45 @@ def test_every_family_points_at_the_only_evidence(family):
     zip(METHODS, (GradCAM, GradCAMPlusPlus, HiResCAM, EigenCAM), strict=True),
 )
 def test_maps_of_a_cnn_are_the_librarys_before_it_normalises_them(method, library):
-    zoo = build("resnet10t", 3, image_size=(96, 128), pretrained=False)
-    zoo.model.eval()
-    images = zoo.prepare(torch.rand(3, 1, 96, 128, generator=torch.Generator().manual_seed(0)))
+    classifier = build("resnet10t", 3, image_size=(96, 128), pretrained=False)
+    classifier.model.eval()
+    images = classifier.prepare(torch.rand(3, 1, 96, 128, generator=torch.Generator().manual_seed(0)))
     targets = torch.tensor([0, 2, 1])
-    maps, logits = gradcam(zoo, images, targets, method)
-    with library(zoo.model, [zoo.model.layer4[-1]]) as theirs:
+    maps, logits = gradcam(classifier, images, targets, method)
+    with library(classifier.model, [classifier.model.layer4[-1]]) as theirs:
         expected = theirs(images, [ClassifierOutputTarget(int(target)) for target in targets])
     assert maps.shape == (3, 3, 4)
-    np.testing.assert_allclose(logits, zoo.model(images).detach(), atol=1e-5)
+    np.testing.assert_allclose(logits, classifier.model(images).detach(), atol=1e-5)
     for ours, theirs in zip(maps, expected, strict=True):
         # The library's eigencam leaves the sign to chance.
         signs = (1, -1) if method == "eigencam" else (1,)
         scaled = [scale_cam_image(scale_cam_image(np.maximum(sign * ours, 0)[None], (128, 96)))[0] for sign in signs]
-        assert min(np.abs(one - theirs).max() for one in scaled) < 1e-4
+        assert min(np.abs(ours - theirs).max() for ours in scaled) < 1e-4
 
 
 def test_an_image_alone_has_the_map_it_has_in_a_batch_and_nothing_is_left_behind():
-    zoo = build("vit_tiny_patch16_224", 3, image_size=(64, 96), pretrained=False, model_args={**VIT, "img_size": 32})
-    images = zoo.prepare(torch.rand(4, 1, 64, 96, generator=torch.Generator().manual_seed(0)))
-    maps, logits = gradcam(zoo, images)
+    classifier = build(
+        "vit_tiny_patch16_224", 3, image_size=(64, 96), pretrained=False, model_args={**VIT, "img_size": 32}
+    )
+    images = classifier.prepare(torch.rand(4, 1, 64, 96, generator=torch.Generator().manual_seed(0)))
+    maps, logits = gradcam(classifier, images)
     assert maps.shape == (4, 8, 12)  # not square, and not the size of the weights
-    alone, _ = gradcam(zoo, images[2:3], torch.tensor([int(logits[2].argmax())]))
+    alone, _ = gradcam(classifier, images[2:3], torch.tensor([int(logits[2].argmax())]))
     np.testing.assert_allclose(maps[2], alone[0], atol=1e-6 * np.abs(maps).max())
-    assert zoo.model.training
-    assert all(parameter.grad is None for parameter in zoo.model.parameters())
-    assert not any(module._forward_hooks for module in zoo.model.modules())
+    assert classifier.model.training
+    assert all(parameter.grad is None for parameter in classifier.model.parameters())
+    assert not any(module._forward_hooks for module in classifier.model.modules())
     assert torch.is_grad_enabled()
 
 
 def test_no_classifier_and_wrong_classes_are_one_line():
-    zoo = build("resnet10t", 2, image_size=(64, 64), pretrained=False)
-    images = zoo.prepare(torch.rand(1, 1, 64, 64))
+    classifier = build("resnet10t", 2, image_size=(64, 64), pretrained=False)
+    images = classifier.prepare(torch.rand(1, 1, 64, 64))
     with pytest.raises(InputError, match=r"class \[5\]: resnet10t has 2 classes"):
-        gradcam(zoo, images, torch.tensor([5]))
-    zoo.model.reset_classifier(0)
+        gradcam(classifier, images, torch.tensor([5]))
+    classifier.model.reset_classifier(0)
     with pytest.raises(InputError, match="resnet10t has no classifier"):
-        gradcam(zoo, images)
+        gradcam(classifier, images)
 
 
 def test_several_models_side_by_side(fitted, trained, cache_root, tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dino_oct.errors import InputError
-from dino_oct.features import resize
+from dino_oct.features import resize, resize_all
 from dino_oct.scores.bootstrap import Interval
 from evaluation.config import ALL
 from evaluation.inputs.model import Model
@@ -64,7 +64,7 @@ def test_every_method_gives_finite_maps_that_do_not_depend_on_the_batch(vit):
 
 
 def test_methods_are_those_of_their_modules(vit, cnn):
-    images, large = (one.prepare(torch.stack([resize(scan, one.input_size) for scan in SCANS])) for one in (vit, cnn))
+    images, large = (model.prepare(resize_all(SCANS, model.input_size)) for model in (vit, cnn))
     for name, kind in (("relevance", "gradient"), ("lrp", "lrp"), ("rollout", "rollout")):
         np.testing.assert_allclose(
             np.concatenate(make_maps(vit, name, SCANS, TARGETS)), relevance(vit.model, images, TARGETS, kind)
@@ -76,8 +76,8 @@ def test_methods_are_those_of_their_modules(vit, cnn):
     np.testing.assert_array_equal(np.concatenate(make_maps(cnn, "gradcam", SCANS, TARGETS)), signed.clip(0))
     settings = MapSettings(window=0.25, stride=1, fill="mean")
     swept = occlude(lambda grey: cnn.model(cnn.prepare(grey)), resize(SCANS[0], (96, 96)), (24, 24), (24, 24), "mean")
-    found = make_maps(cnn, "occlusion", SCANS[:1], [2], settings, signed=True)[0]
-    np.testing.assert_allclose(found[0], swept.maps[2], atol=1e-5)
+    occlusion_map = make_maps(cnn, "occlusion", SCANS[:1], [2], settings, signed=True)[0]
+    np.testing.assert_allclose(occlusion_map[0], swept.maps[2], atol=1e-5)
 
 
 def test_methods_that_a_model_cannot_have_say_why(cnn, vit):
@@ -108,9 +108,9 @@ def test_attention_keeps_the_aspect_of_scans_of_mixed_sizes(vit):
     scans = [rng.integers(0, 255, shape, dtype=np.uint8) for shape in [(48, 48), (48, 96), (48, 48), (96, 96)]]
     settings = MapSettings(attention_size=48)
     maps = make_maps(vit, "attention", scans, [0] * 4, settings)
-    assert [found.shape for found in maps] == [(3, 6, 6), (3, 6, 12), (3, 6, 6), (3, 6, 6)]
-    for scan, found in zip(scans, maps, strict=True):
-        np.testing.assert_allclose(found, make_maps(vit, "attention", [scan], [0], settings)[0], rtol=1e-4, atol=1e-7)
+    assert [heads.shape for heads in maps] == [(3, 6, 6), (3, 6, 12), (3, 6, 6), (3, 6, 6)]
+    for scan, heads in zip(scans, maps, strict=True):
+        np.testing.assert_allclose(heads, make_maps(vit, "attention", [scan], [0], settings)[0], rtol=1e-4, atol=1e-7)
 
 
 def test_enlarging_does_not_move_a_map():
@@ -138,7 +138,7 @@ def test_ranks_ensembles_and_disagreement_by_hand():
     assert disagreement([up, down]).max() == pytest.approx(0.5)
     np.testing.assert_allclose(rank_correlations([up, down, up])[0], [1, -1, 1])
     assert np.isnan(rank_correlations([up, np.full((2, 2), 0.5)])[0, 1])
-    with pytest.raises(ValueError, match="no map"):
+    with pytest.raises(ValueError, match="at least one array"):
         ensemble([])
 
 
@@ -147,7 +147,7 @@ def test_an_ensemble_of_noisy_maps_finds_what_each_of_them_hardly_shows():
     truth = np.zeros((20, 20))
     truth[5:9, 5:9] = 1
     noisy = [rank_normalise(truth * scale + rng.random(truth.shape) * 3 * scale) for scale in (1, 10, 100, 0.1, 5)]
-    single = [rank_correlations([rank_normalise(truth), one])[0, 1] for one in noisy]
+    single = [rank_correlations([rank_normalise(truth), values])[0, 1] for values in noisy]
     assert rank_correlations([rank_normalise(truth), ensemble(noisy)])[0, 1] > max(single)
 
 
@@ -173,10 +173,10 @@ def test_a_map_that_ignores_the_weights_fails_and_one_that_reads_them_passes(cnn
         return [np.abs(np.gradient(scan.astype(np.float32))[0])[None] for scan in scans]
 
     monkeypatch.setitem(METHODS, "eigencam", METHODS["eigencam"]._replace(make=edges))
-    found = randomised_correlations(cnn, ["gradcam", "eigencam"], {}, SCANS, TARGETS, MapSettings())
-    assert found["gradcam"].shape == (3, len(STAGES))
-    np.testing.assert_allclose(found["eigencam"], 1)
-    assert np.nanmean(np.abs(found["gradcam"][:, -1])) < 0.9
+    correlations = randomised_correlations(cnn, ["gradcam", "eigencam"], 0, SCANS, TARGETS, MapSettings())
+    assert correlations["gradcam"].shape == (3, len(STAGES))
+    np.testing.assert_allclose(correlations["eigencam"], 1)
+    assert np.nanmean(np.abs(correlations["gradcam"][:, -1])) < 0.9
 
 
 def test_a_map_that_vanishes_has_changed(cnn, monkeypatch):
@@ -187,7 +187,7 @@ def test_a_map_that_vanishes_has_changed(cnn, monkeypatch):
         return [np.zeros((1, *scan.shape)) if len(first) > 1 else scan[None].astype(np.float32) for scan in scans]
 
     monkeypatch.setitem(METHODS, "eigencam", METHODS["eigencam"]._replace(make=vanishes))
-    assert (randomised_correlations(cnn, ["eigencam"], {}, SCANS, TARGETS, MapSettings())["eigencam"] == 0).all()
+    assert (randomised_correlations(cnn, ["eigencam"], 0, SCANS, TARGETS, MapSettings())["eigencam"] == 0).all()
 
 
 def test_a_map_that_says_nothing_before_and_after_has_not_changed(cnn, monkeypatch):
@@ -199,8 +199,8 @@ def test_a_map_that_says_nothing_before_and_after_has_not_changed(cnn, monkeypat
         return [(scan[None] * (len(calls) == 1 and i == 0)).astype(np.float32) for i, scan in enumerate(scans)]
 
     monkeypatch.setitem(METHODS, "eigencam", METHODS["eigencam"]._replace(make=nothing))
-    found = randomised_correlations(cnn, ["eigencam"], {}, SCANS, TARGETS, MapSettings())["eigencam"]
-    np.testing.assert_array_equal(found, [[0] * len(STAGES)] + [[1] * len(STAGES)] * 2)
+    correlations = randomised_correlations(cnn, ["eigencam"], 0, SCANS, TARGETS, MapSettings())["eigencam"]
+    np.testing.assert_array_equal(correlations, [[0] * len(STAGES)] + [[1] * len(STAGES)] * 2)
 
 
 @pytest.mark.parametrize(

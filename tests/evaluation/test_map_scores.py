@@ -28,32 +28,32 @@ def scores(values: np.ndarray, mask: np.ndarray = MASK) -> dict[str, float]:
 
 
 def test_the_mask_itself_is_perfect():
-    found = scores(MASK.astype(float))
-    assert found["enrichment"] == pytest.approx(10)
+    perfect = scores(MASK.astype(float))
+    assert perfect["enrichment"] == pytest.approx(10)
     # The fewest pixels that hold 60 % of ten equal ones are six of them.
-    assert found["iou_mass"] == pytest.approx(0.6)
+    assert perfect["iou_mass"] == pytest.approx(0.6)
     for name in set(SCORES) - {"enrichment", "iou_mass"}:
-        assert found[name] == 1, name
+        assert perfect[name] == 1, name
 
 
 def test_the_inverted_mask_is_all_wrong():
-    found = scores((~MASK).astype(float))
+    wrong = scores((~MASK).astype(float))
     for name in set(SCORES) - {"auprc"}:
-        assert found[name] == 0, name
-    assert found["auprc"] == pytest.approx(0.1)  # the mask comes last, tied: precision 10 of 100
+        assert wrong[name] == 0, name
+    assert wrong["auprc"] == pytest.approx(0.1)  # the mask comes last, tied: precision 10 of 100
 
 
 def test_a_constant_map_is_at_chance():
-    found = scores(np.full((10, 10), 0.3))
+    constant = scores(np.full((10, 10), 0.3))
     chance = {"pointing": 0.1, "energy": 0.1, "enrichment": 1, "rank_accuracy": 0.1, "auprc": 0.1, "iou_otsu": 0}
     for name, value in chance.items():
-        assert found[name] == pytest.approx(value), name
+        assert constant[name] == pytest.approx(value), name
 
 
 def test_random_maps_are_at_chance_on_average():
     rng = np.random.default_rng(0)
-    found = np.mean([score_map(rng.random((40, 40)), np.kron(MASK, np.ones((4, 4))) > 0) for _ in range(60)], axis=0)
-    mean = dict(zip(SCORES, found, strict=True))
+    mean = np.mean([score_map(rng.random((40, 40)), np.kron(MASK, np.ones((4, 4))) > 0) for _ in range(60)], axis=0)
+    mean = dict(zip(SCORES, mean, strict=True))
     assert mean["energy"] == pytest.approx(0.1, abs=0.005)
     assert mean["enrichment"] == pytest.approx(1, abs=0.05)
     assert mean["rank_accuracy"] == pytest.approx(0.1, abs=0.01)
@@ -66,11 +66,11 @@ def test_a_mask_of_one_pixel():
     mask[5, 5] = True
     values = np.zeros((10, 10))
     values[5, 5], values[0, 0] = 3, 1
-    found = scores(values, mask)
-    assert found["pointing"] == found["rank_accuracy"] == found["auprc"] == 1
-    assert found["energy"] == pytest.approx(0.75)
-    assert found["enrichment"] == pytest.approx(75)
-    assert found["iou_mass"] == 1
+    of_pixel = scores(values, mask)
+    assert of_pixel["pointing"] == of_pixel["rank_accuracy"] == of_pixel["auprc"] == 1
+    assert of_pixel["energy"] == pytest.approx(0.75)
+    assert of_pixel["enrichment"] == pytest.approx(75)
+    assert of_pixel["iou_mass"] == 1
 
 
 def test_an_empty_mask_has_no_score_and_an_empty_map_is_a_miss():
@@ -119,8 +119,8 @@ def test_a_threshold_is_tuned_on_the_scans_that_have_a_lesion():
 
 def test_the_curve_of_overlaps_is_that_of_single_thresholds():
     values = np.random.default_rng(0).random((10, 10)).round(1)  # many ties, some on a threshold
-    found = iou_curve(values, MASK)
-    np.testing.assert_allclose(found, [iou_at(values, MASK, share) for share in THRESHOLDS])
+    curve = iou_curve(values, MASK)
+    np.testing.assert_allclose(curve, [iou_at(values, MASK, share) for share in THRESHOLDS])
 
 
 def test_deletion_and_insertion_by_hand():

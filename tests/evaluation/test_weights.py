@@ -72,11 +72,11 @@ def test_a_row_that_says_nothing_is_said_to(command, tmp_path):
     torch.save(state, tmp_path / "new.pth")
     shared = ["--model", tmp_path / "new.pth", "--heads", 3, "--data", "phantom", *FEW_PHANTOMS, "--bootstrap", 0,
               "--out", tmp_path / "out"]  # fmt: skip
-    said = "note: model: all scans have the same features, so this row says nothing"
+    note = "note: model: all scans have the same features, so this row says nothing"
     for script, more in (("knn", ["--k", 1]), ("embedding_map", ["--seeds", 1])):
         finished = command(f"evaluation/{script}.py", *shared, *more)
         assert finished.returncode == 0, finished.stderr
-        assert said in finished.stdout
+        assert note in finished.stdout
         assert "random weights: all scans" not in finished.stdout
         assert f"{len(state)} tensors loaded, 0 missing, 0 unexpected" in finished.stdout
 
@@ -99,10 +99,10 @@ def test_what_was_loaded_is_said_and_written(command, tmp_path):
         "--image-size", 64, 64, "--out", tmp_path / "out",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    said = [line for line in finished.stdout.splitlines() if "tensors loaded, 0 missing, 0 unexpected" in line]
-    assert len(said) == 1
+    reports = [line for line in finished.stdout.splitlines() if "tensors loaded, 0 missing, 0 unexpected" in line]
+    assert len(reports) == 1
     assert "taken: state_dict_ema.module" in finished.stdout
-    assert all(len(line) <= 80 for line in said)
+    assert all(len(line) <= 80 for line in reports)
     weights = json.loads((tmp_path / "out" / "knn_test.json").read_text())["weights"]["model"]
     assert weights["file"] == str(file)
     assert weights["loaded"].endswith("classifier left out; taken: state_dict_ema.module")

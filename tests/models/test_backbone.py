@@ -13,10 +13,9 @@ import torch
 from conftest import REFERENCE
 
 from dino_oct.errors import InputError
-from dino_oct.features import check_size
 from dino_oct.models import official
 from dino_oct.models.attention import cls_attention, linear_probe_features
-from dino_oct.models.backbone import classifier_tensors, load_backbone, save_export
+from dino_oct.models.backbone import check_size, classifier_tensors, load_backbone, save_export
 from dino_oct.models.network import cls_feature, normalise
 
 FINAL = str(REFERENCE / "backbone_final.pth")

@@ -36,11 +36,11 @@ def test_no_byte_changes_a_number(model, name, tmp_path):
         shutil.copy(whole, damaged)
         flip(damaged, position, 1 << draw.randrange(8))
         try:
-            found = official.read_checkpoint(damaged)
+            tensors = official.read_checkpoint(damaged)
         except InputError as error:
             messages.append(str(error))
             continue
-        tensors = found.get("model", found)
+        tensors = tensors.get("model", tensors)
         assert tensors.keys() == model.state_dict().keys(), position
         assert all(torch.equal(tensor, tensors[key]) for key, tensor in model.state_dict().items()), position
     assert len(messages) > 300

@@ -217,11 +217,11 @@ def test_wrappers_are_peeled_and_the_copy_is_said(name, tmp_path):
     torch.save(WRAPPERS[name](state, {n: t + 1 for n, t in state.items()}), tmp_path / "wrapped.pth")
     loaded = load_backbone(str(tmp_path / "wrapped.pth"))
     assert all(torch.equal(tensor, state[n]) for n, tensor in loaded.state_dict().items())
-    said = str(loaded.load_report)
-    assert "; taken: " in said
+    report = str(loaded.load_report)
+    assert "; taken: " in report
     expected = {"EMA beside": "state_dict_ema.module", "MoCo": "state_dict.module.base_encoder",
                 "teacher and student in one": "model.teacher.backbone", "I-JEPA": "target_encoder.module"}  # fmt: skip
-    assert expected.get(name, "") in said
+    assert expected.get(name, "") in report
 
 
 def test_what_lies_beside_and_is_not_known_is_refused(tmp_path):

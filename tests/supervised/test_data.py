@@ -11,10 +11,10 @@ from supervised.data import balanced_order
 
 def test_classes_come_equally_often_and_every_scan_before_any_comes_again():
     labels = np.array([0] * 50 + [1] * 10 + [3] * 3)
-    chosen = balanced_order(labels, seed=0, epoch=4)
-    assert len(chosen) == 63
-    assert np.bincount(labels[chosen]).tolist() == [21, 21, 0, 21]
-    times = np.bincount(chosen, minlength=63)
+    order = balanced_order(labels, seed=0, epoch=4)
+    assert len(order) == 63
+    assert np.bincount(labels[order]).tolist() == [21, 21, 0, 21]
+    times = np.bincount(order, minlength=63)
     assert times[:50].max() == 1
     assert set(times[50:60]) == {2, 3}
     assert set(times[60:]) == {7}

@@ -37,10 +37,10 @@ def shared_cache(monkeypatch, cache_root):
 @pytest.fixture
 def stub(monkeypatch):
     """Train and test that take no time; change its attributes to change what they do."""
-    found = Stub()
-    monkeypatch.setattr(tuning, "train", found.train)
-    monkeypatch.setattr(tuning, "test", found.test)
-    return found
+    trainer = Stub()
+    monkeypatch.setattr(tuning, "train", trainer.train)
+    monkeypatch.setattr(tuning, "test", trainer.test)
+    return trainer
 
 
 class Stub:
@@ -378,24 +378,25 @@ def space(tmp_path: Path, text: str, models=("resnet18",)):
 
 
 def test_the_default_is_the_papers_space():
-    found = read_space(PAPER, ["resnet50", "convnext_base"], SupervisedConfig()).distributions
-    assert next(iter(found)) == "model"
-    limits = {name: (one.low, one.high, one.log) for name, one in found.items() if hasattr(one, "low")}
+    distributions = read_space(PAPER, ["resnet50", "convnext_base"], SupervisedConfig()).distributions
+    assert next(iter(distributions)) == "model"
+    ranges = {name: drawn for name, drawn in distributions.items() if hasattr(drawn, "low")}
+    limits = {name: (drawn.low, drawn.high, drawn.log) for name, drawn in ranges.items()}
     assert limits == {
         "optim.lr": (0.0, 1e-3, False),
         "optim.momentum": (0.0, 0.9, False),
         "optim.weight_decay": (0.0, 0.1, False),
         "optim.batch_size": (2, 8, False),
     }
-    assert set(found["optim.optimizer"].choices) == {"adam", "sgd", "rmsprop"}
-    assert set(found["init"].choices) == {"pretrained", "random"}
+    assert set(distributions["optim.optimizer"].choices) == {"adam", "sgd", "rmsprop"}
+    assert set(distributions["init"].choices) == {"pretrained", "random"}
 
 
 def test_settings_that_mean_nothing_together_are_not_drawn():
-    found = read_space(PAPER, ["resnet18", "random:resnet10t"], SupervisedConfig())
+    papers_space = read_space(PAPER, ["resnet18", "random:resnet10t"], SupervisedConfig())
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(30):
-        drawn = found.suggest(study.ask(), SupervisedConfig())
+        drawn = papers_space.suggest(study.ask(), SupervisedConfig())
         assert ("init" in drawn) == (drawn["model"] == "resnet18")
         assert ("optim.momentum" in drawn) == (drawn["optim.optimizer"] != "adam")
         config = settings_of(SupervisedConfig(), drawn)
@@ -404,14 +405,15 @@ def test_settings_that_mean_nothing_together_are_not_drawn():
 
 def test_any_setting_can_be_searched(tmp_path):
     text = "optim.mixup: {low: 0, high: 1}\noptim.epochs: [5, 9]\noptim.lr: {low: 1e-5, high: 1e-2, log: true}"
-    found = space(tmp_path, f"model: [resnet18, resnet26]\n{text}", models=()).distributions
-    assert isinstance(found["optim.mixup"], optuna.distributions.FloatDistribution)  # although 0 and 1 are whole
-    assert (found["optim.lr"].low, found["optim.lr"].log) == (1e-5, True)
-    assert found["model"].choices == ("resnet18", "resnet26")
+    distributions = space(tmp_path, f"model: [resnet18, resnet26]\n{text}", models=()).distributions
+    mixup = distributions["optim.mixup"]
+    assert isinstance(mixup, optuna.distributions.FloatDistribution)  # although 0 and 1 are whole
+    assert (distributions["optim.lr"].low, distributions["optim.lr"].log) == (1e-5, True)
+    assert distributions["model"].choices == ("resnet18", "resnet26")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("optim.lrr: {low: 0, high: 1}", "optim.lr"),
         ("optim.bach_size: [2, 4]", "optim.batch-size"),
@@ -429,10 +431,10 @@ def test_any_setting_can_be_searched(tmp_path):
         ("a: [b", "not valid YAML"),
     ],
 )
-def test_bad_spaces_are_one_line_that_names_the_way_out(tmp_path, text, said):
+def test_bad_spaces_are_one_line_that_names_the_way_out(tmp_path, text, message):
     with pytest.raises(InputError) as error:
         space(tmp_path, text)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "space.yaml" in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -527,14 +529,14 @@ def test_results_say_the_same_everywhere_and_escape_every_name(published):
     assert [row["rank"] for row in rows] == ["1", "2", ""]
     assert rows[0]["paper"] == f"{NASTY}0"
     assert (float(rows[0]["test_accuracy_low"]), float(rows[0]["optim.lr"])) == (80.0, 3.2e-4)
-    for said in (html, text, leaderboard.board_text(board)):
-        assert "PHANTOMS" in said
-        assert "6.00 GPU-hours" in said
-        assert "88.0" in said
+    for shown in (html, text, leaderboard.board_text(board)):
+        assert "PHANTOMS" in shown
+        assert "6.00 GPU-hours" in shown
+        assert "88.0" in shown
         for words in ("87.0", "61.5 DME", "0.0 DRUSEN", "40.0 % of validation, 52.3 % of test"):
-            assert words in said
-        assert "out of memory" in said
-        assert "40 scans of 10 patients" in said
+            assert words in shown
+        assert "out of memory" in shown
+        assert "40 scans of 10 patients" in shown
     assert json.loads((out / "results.json").read_text()) == result
     assert result["cost"]["gpu_hours"] == 6
     assert (out / "figure3.png").stat().st_size > 10_000

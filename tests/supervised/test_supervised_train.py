@@ -70,13 +70,13 @@ def test_the_test_split_has_every_metric_with_its_interval(fitted):
         assert row[metric]["low"] is None
         assert 0 <= row[metric]["point"] <= 100
     assert np.sum(row["confusion"]) == result["data"]["sets"]["queries"]["scans"] == 16
-    assert {name: found["low"] for name, found in row["recall"].items()} == dict.fromkeys(
+    assert {name: interval["low"] for name, interval in row["recall"].items()} == dict.fromkeys(
         ("CNV", "DME", "DRUSEN", "NORMAL")
     )
-    said = (fitted / "stdout.txt").read_text()
+    printed = (fitted / "stdout.txt").read_text()
     for words in ("PHANTOMS: synthetic scans", "classified once: test, 16 scans of 4 patients", "calibration error %",
                   "4 patients are few", "epoch 0/3", "best: epoch"):  # fmt: skip
-        assert words in said, words
+        assert words in printed, words
 
 
 def test_the_export_is_the_best_epoch_and_loads_in_plain_timm(fitted):
@@ -112,17 +112,17 @@ def test_evaluations_take_it_as_a_source(fitted, call):
 def test_two_processes_train_as_one(fitted, command, tmp_path):
     finished = command("supervised/train.py", *TINY_FIT, "--out", tmp_path / "two", processes=2)
     assert finished.returncode == 0, finished.stderr
-    for one, two in zip(lines(fitted), lines(tmp_path / "two"), strict=True):
-        for key in {"train_loss", "val_loss", "loss", "val_accuracy"} & one.keys():
-            assert one[key] == pytest.approx(two[key], rel=1e-4)
+    for alone, two in zip(lines(fitted), lines(tmp_path / "two"), strict=True):
+        for key in {"train_loss", "val_loss", "loss", "val_accuracy"} & alone.keys():
+            assert alone[key] == pytest.approx(two[key], rel=1e-4)
 
 
 def test_micro_batches_train_as_one(fitted, tmp_path, cache_root, monkeypatch):
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     train(options("--optim.accumulate", 4, "--test", False, "--out", tmp_path / "micro"))
-    for one, two in zip(lines(fitted), lines(tmp_path / "micro"), strict=True):
-        for key in {"loss", "val_loss"} & one.keys():
-            assert one[key] == pytest.approx(two[key], rel=1e-4)
+    for whole, two in zip(lines(fitted), lines(tmp_path / "micro"), strict=True):
+        for key in {"loss", "val_loss"} & whole.keys():
+            assert whole[key] == pytest.approx(two[key], rel=1e-4)
 
 
 def test_mixup_does_not_depend_on_micro_batches(tmp_path, cache_root, monkeypatch):

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import load_backbone, save_export
+from dino_oct.models.layers import embed
 from evaluation.config import ClassTargetOptions
 from evaluation.inputs.model import as_classifier, open_model
 from evaluation.inputs.sources import open_source
@@ -43,17 +44,17 @@ def small(name, scale=1, **options):
     return build(f"random:{name}", 4, image_size=(scale * rows, scale * columns), model_args=FAMILIES[name], **options)
 
 
-def scans(of, n=3, seed=0):
-    grey = torch.randint(0, 256, (n, 1, *of.input_size), dtype=torch.uint8, generator=torch.manual_seed(seed))
-    return of.prepare(grey)
+def scans(classifier, n=3, seed=0):
+    grey = torch.randint(0, 256, (n, 1, *classifier.input_size), dtype=torch.uint8, generator=torch.manual_seed(seed))
+    return classifier.prepare(grey)
 
 
-def step(of, lr=0.1):
+def step(classifier, lr=0.1):
     """One step of plain SGD; returns the loss."""
-    images = scans(of)
-    loss = F.cross_entropy(of.model(images), torch.arange(len(images)) % 2)
+    images = scans(classifier)
+    loss = F.cross_entropy(classifier.model(images), torch.arange(len(images)) % 2)
     loss.backward()
-    torch.optim.SGD([p for p in of.model.parameters() if p.requires_grad], lr=lr).step()
+    torch.optim.SGD([p for p in classifier.model.parameters() if p.requires_grad], lr=lr).step()
     return loss.item()
 
 
@@ -64,12 +65,12 @@ def test_every_architecture_of_the_paper_builds_and_steps(name):
     args = {}
     if name.endswith("384") or name in ("ViT-large/32-224", "DeiT-III-large-224"):
         args = {"depths": (1, 1, 2, 1)} if name.startswith("Swin") else {"depth": 2}
-    of = build(name, 4, image_size=(64, 64), pretrained=False, model_args=args)
-    assert (of.name, of.timm_name, of.model.training) == (name, PAPER[name].split(".")[0], True)
-    before = next(of.model.parameters()).detach().clone()
-    assert np.isfinite(step(of, lr=1.0))
-    assert not torch.equal(before, next(of.model.parameters()))
-    assert of.model.get_submodule(of.embedding_layer).out_features == 4
+    classifier = build(name, 4, image_size=(64, 64), pretrained=False, model_args=args)
+    assert (classifier.name, classifier.timm_name, classifier.model.training) == (name, PAPER[name].split(".")[0], True)
+    before = next(classifier.model.parameters()).detach().clone()
+    assert np.isfinite(step(classifier, lr=1.0))
+    assert not torch.equal(before, next(classifier.model.parameters()))
+    assert classifier.model.get_submodule(classifier.embedding_layer).out_features == 4
 
 
 def test_weights_of_every_name_exist_and_are_for_the_table():
@@ -84,29 +85,30 @@ def test_weights_of_every_name_exist_and_are_for_the_table():
 
 @family
 def test_the_embedding_is_the_vector_before_the_classifier(name):
-    of = small(name)
-    of.model.eval()
+    classifier = small(name)
+    classifier.model.eval()
     seen = []
-    classifier = of.model.get_submodule(of.embedding_layer)
-    classifier.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
-    images = scans(of)
+    linear = classifier.model.get_submodule(classifier.embedding_layer)
+    linear.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    images = scans(classifier)
     with torch.no_grad():
-        logits, vector = of.model(images), of.embed(images)
-    assert vector.shape == (3, of.model.num_features) or vector.shape == (3, of.model.head_hidden_size)
+        logits, vector = classifier.model(images), embed(classifier.model, images)
+    assert vector.shape == (3, classifier.model.num_features) or vector.shape == (3, classifier.model.head_hidden_size)
     torch.testing.assert_close(vector, seen[0])
-    torch.testing.assert_close(vector @ classifier.weight.T + classifier.bias, logits)
+    torch.testing.assert_close(vector @ linear.weight.T + linear.bias, logits)
 
 
 @family
 def test_the_gradcam_layer_has_maps_that_matter_everywhere(name):
     """Every position of the layer reaches the logits, and maps lie as the image does: rows are rows."""
-    of = small(name)
-    of.model.eval()
-    layer, outputs = of.gradcam_layer, []
-    of.model.get_submodule(layer.name).register_forward_hook(lambda module, args, output: outputs.append(output))
-    images = scans(of)
-    (gradient,) = torch.autograd.grad(of.model(images)[:, 1].sum(), outputs[0])
-    maps = layer.to_maps(gradient, of.input_size)
+    classifier = small(name)
+    classifier.model.eval()
+    layer, outputs = classifier.gradcam_layer, []
+    module = classifier.model.get_submodule(layer.name)
+    module.register_forward_hook(lambda module, args, output: outputs.append(output))
+    images = scans(classifier)
+    (gradient,) = torch.autograd.grad(classifier.model(images)[:, 1].sum(), outputs[0])
+    maps = layer.to_maps(gradient, classifier.input_size)
     rows, columns = maps.shape[-2:]
     assert maps.ndim == 4
     assert rows < columns
@@ -116,31 +118,33 @@ def test_the_gradcam_layer_has_maps_that_matter_everywhere(name):
 @family
 def test_maps_lie_as_the_image_does(name):
     """A change in the lower right of the scan changes the layer most in the lower right of its maps."""
-    of = small(name, scale=2)
-    of.model.eval().double()  # what a random ConvMixer passes on of the change is below float32's rounding
-    layer, outputs = of.gradcam_layer, []
-    of.model.get_submodule(layer.name).register_forward_hook(lambda module, args, output: outputs.append(output))
-    images = scans(of, n=1).double()
+    classifier = small(name, scale=2)
+    classifier.model.eval().double()  # what a random ConvMixer passes on of the change is below float32's rounding
+    layer, outputs = classifier.gradcam_layer, []
+    module = classifier.model.get_submodule(layer.name)
+    module.register_forward_hook(lambda module, args, output: outputs.append(output))
+    images = scans(classifier, n=1).double()
     changed = images.clone()
-    rows, columns = of.input_size
+    rows, columns = classifier.input_size
     changed[..., rows * 3 // 4 :, columns * 3 // 4 :] += 5
     with torch.no_grad():
-        of.model(images), of.model(changed)
-    moved = (layer.to_maps(outputs[1], of.input_size) - layer.to_maps(outputs[0], of.input_size)).abs().sum(dim=1)[0]
+        classifier.model(images), classifier.model(changed)
+    before, after = (layer.to_maps(output, classifier.input_size) for output in outputs)
+    moved = (after - before).abs().sum(dim=1)[0]
     # Means of the quadrants in reading order: where one maximum lies depends on the weights.
     quadrants = torch.stack([part.mean() for half in moved.tensor_split(2) for part in half.tensor_split(2, dim=1)])
     assert int(quadrants.argmax()) == 3
 
 
 def test_other_families_fall_back_on_their_last_feature_map():
-    of = build("random:mobilenetv3_small_050", 2, image_size=(64, 96))
-    assert (of.gradcam_layer.name, of.gradcam_layer.layout) == ("blocks.5", "NCHW")
-    of = build("random:mixer_s32_224", 2)  # its last layer has tokens without a place
-    assert of.model(scans(of)).shape == (3, 2)
+    classifier = build("random:mobilenetv3_small_050", 2, image_size=(64, 96))
+    assert (classifier.gradcam_layer.name, classifier.gradcam_layer.layout) == ("blocks.5", "NCHW")
+    classifier = build("random:mixer_s32_224", 2)  # its last layer has tokens without a place
+    assert classifier.model(scans(classifier)).shape == (3, 2)
     with pytest.raises(
         InputError, match=r"names no feature map for Grad-CAM; choose an architecture of supervised/zoo"
     ):
-        _ = of.gradcam_layer
+        _ = classifier.gradcam_layer
 
 
 @family
@@ -148,20 +152,20 @@ def test_other_families_fall_back_on_their_last_feature_map():
 def test_what_is_frozen_does_not_move(name, part):
     """Parameters and BatchNorm statistics stay as they are after a step, and nothing is dropped there."""
     drop = {} if name.startswith("convmixer") else {"drop_path": 0.5}
-    of = small(name, **drop)
-    set_trainable(of.model, part)
-    of.model.train()
-    learning = {n for n, p in of.model.named_parameters() if p.requires_grad}
-    before = {n: tensor.detach().clone() for n, tensor in of.model.state_dict().items()}
-    step(of)
-    moved = {n for n, tensor in of.model.state_dict().items() if not torch.equal(tensor, before[n])}
-    parameters = dict(of.model.named_parameters())
-    assert f"{of.embedding_layer}.weight" in moved & learning
+    classifier = small(name, **drop)
+    set_trainable(classifier.model, part)
+    classifier.model.train()
+    learning = {n for n, p in classifier.model.named_parameters() if p.requires_grad}
+    before = {n: tensor.detach().clone() for n, tensor in classifier.model.state_dict().items()}
+    step(classifier)
+    moved = {n for n, tensor in classifier.model.state_dict().items() if not torch.equal(tensor, before[n])}
+    parameters = dict(classifier.model.named_parameters())
+    assert f"{classifier.embedding_layer}.weight" in moved & learning
     assert {n for n in moved if n in parameters} <= learning
     if part == "head":
-        assert moved == learning == {f"{of.embedding_layer}.weight", f"{of.embedding_layer}.bias"}
-        images = scans(of)
-        features = of.model.forward_features
+        assert moved == learning == {f"{classifier.embedding_layer}.weight", f"{classifier.embedding_layer}.bias"}
+        images = scans(classifier)
+        features = classifier.model.forward_features
         torch.testing.assert_close(features(images), features(images))  # stochastic depth is off
     else:
         assert 2 < len(learning) < len(parameters) / 1.5
@@ -169,10 +173,10 @@ def test_what_is_frozen_does_not_move(name, part):
         owners = {n.rpartition(".")[0] for n in learning}
         assert {n.rpartition(".")[0] for n in statistics} <= owners
 
-    set_trainable(of.model, "full")
-    of.model.train()
-    assert all(module.training for module in of.model.modules())
-    assert all(p.requires_grad for p in of.model.parameters())
+    set_trainable(classifier.model, "full")
+    classifier.model.train()
+    assert all(module.training for module in classifier.model.modules())
+    assert all(p.requires_grad for p in classifier.model.parameters())
 
 
 def test_parts_that_a_model_does_not_have():
@@ -190,18 +194,18 @@ def test_parts_that_a_model_does_not_have():
 @pytest.mark.parametrize("part", ["full", 1])
 @pytest.mark.parametrize("layer_decay", [1.0, 0.5])
 def test_groups_hold_every_learning_parameter_once(name, part, layer_decay):
-    of = small(name)
-    set_trainable(of.model, part)
-    groups = parameter_groups(of.model, 0.05, layer_decay)
+    classifier = small(name)
+    set_trainable(classifier.model, part)
+    groups = parameter_groups(classifier.model, 0.05, layer_decay)
     grouped = [id(p) for group in groups for p in group["params"]]
-    learning = {id(p): n for n, p in of.model.named_parameters() if p.requires_grad}
+    learning = {id(p): n for n, p in classifier.model.named_parameters() if p.requires_grad}
     assert sorted(grouped) == sorted(learning)
     scale = {learning[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
     assert {group["weight_decay"] for group in groups for p in group["params"] if p.ndim == 1} == {0}
     assert {group["weight_decay"] for group in groups for p in group["params"] if p.ndim > 1} == {0.05}
-    assert scale[f"{of.embedding_layer}.weight"] == 1
+    assert scale[f"{classifier.embedding_layer}.weight"] == 1
     if layer_decay < 1 and part == "full":
-        first, last = next(iter(scale.values())), scale[f"{of.embedding_layer}.weight"]
+        first, last = next(iter(scale.values())), scale[f"{classifier.embedding_layer}.weight"]
         assert first < last
         assert min(scale.values()) == first  # the stem
         assert sorted(set(scale.values())) == [0.5**i for i in reversed(range(len(set(scale.values()))))]
@@ -210,12 +214,12 @@ def test_groups_hold_every_learning_parameter_once(name, part, layer_decay):
 
 
 def test_a_pretraining_run_is_fine_tuned(trained):
-    of = build(str(trained), 3, drop_path=0.1)
-    tensors, pretrained = of.model.state_dict(), load_backbone(str(trained)).state_dict()
+    classifier = build(str(trained), 3, drop_path=0.1)
+    tensors, pretrained = classifier.model.state_dict(), load_backbone(str(trained)).state_dict()
     assert all(torch.equal(tensor, tensors[n]) for n, tensor in pretrained.items())
     assert set(tensors) - set(pretrained) == {"head.weight", "head.bias"}
-    assert "classifier new" in str(of.model.load_report)
-    assert of.gradcam_layer.layout == "tokens"
+    assert "classifier new" in str(classifier.model.load_report)
+    assert classifier.gradcam_layer.layout == "tokens"
 
 
 @family
@@ -225,9 +229,9 @@ def test_an_exported_classifier_comes_back(name, tmp_path):
     args = FAMILIES[name]
     if "vit" in name or "deit" in name or "swin" in name:
         args = {**args, "img_size": native[0]}
-    of = build(f"random:{name}", 2, image_size=native, model_args=args)
-    step(of)
-    save_export(of.model, tmp_path / "export", label_names=["CNV", "NORMAL"])
+    classifier = build(f"random:{name}", 2, image_size=native, model_args=args)
+    step(classifier)
+    save_export(classifier.model, tmp_path / "export", label_names=["CNV", "NORMAL"])
     again = as_classifier(open_model(open_source(str(tmp_path)), with_classifier=True), ClassTargetOptions())
     assert (again.class_names, again.input_size, again.model.training) == (("CNV", "NORMAL"), native, False)
     hub = json.loads((tmp_path / "export" / "config.json").read_text())
@@ -237,9 +241,9 @@ def test_an_exported_classifier_comes_back(name, tmp_path):
         checkpoint_path=str(tmp_path / "export" / "backbone.safetensors"),
         **hub["model_args"],
     ).eval()
-    images = scans(of)
+    images = scans(classifier)
     with torch.no_grad():
-        logits = of.model.eval()(images)
+        logits = classifier.model.eval()(images)
         torch.testing.assert_close(again.model(images), logits)
         torch.testing.assert_close(plain(images), logits)
 

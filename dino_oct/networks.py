@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +31,7 @@ class Networks:
 
 
 def build_networks(
-    init: str, config: ModelConfig, seed: int, state: dict[str, Any] | None, say: Callable[[str], None]
+    init: str, config: ModelConfig, seed: int, state: official.Checkpoint | None, say: Callable[[str], None]
 ) -> Networks:
     """Build the networks of a run and say what was loaded.
 
@@ -110,7 +109,7 @@ def _network(backbone: nn.Module, config: ModelConfig, tensors: official.Tensors
     return DinoNetwork(backbone, head)
 
 
-def _rebuild(state: dict[str, Any], config: ModelConfig) -> nn.Module:
+def _rebuild(state: official.Checkpoint, config: ModelConfig) -> nn.Module:
     hub = check_description(state["hub_config"], state["file"])
     args = {k: v for k, v in hub["model_args"].items() if k != "dynamic_img_size"}
     try:
