@@ -243,7 +243,8 @@ def renamed(value, names: dict[str, str]):
     if isinstance(value, (list, tuple)):
         return [renamed(item, names) for item in value]
     if dataclasses.is_dataclass(value):
-        return type(value)(*(renamed(getattr(value, field.name), names) for field in dataclasses.fields(value)))
+        fields = {field.name: renamed(getattr(value, field.name), names) for field in dataclasses.fields(value)}
+        return type(value)(**fields)
     return value
 
 
