@@ -6,7 +6,6 @@ A map shows; it proves nothing. What is compared (silhouette, k-NN purity) is me
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.manifold import trustworthiness
@@ -28,8 +27,16 @@ from evaluation.inputs.model import open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import Source, open_source, open_sources
 from evaluation.pages.embedding_figures import AXES_NOTE
-from evaluation.pages.embedding_results import Maps, report, write_results
-from evaluation.protocols.results import of_bootstrap, of_source
+from evaluation.pages.embedding_results import (
+    EmbeddingMap,
+    FeatureDifference,
+    MapRow,
+    Maps,
+    TrainingState,
+    report,
+    write_results,
+)
+from evaluation.protocols.results import of_source
 from evaluation.scores.embeddings import (
     agreement,
     aligned,
@@ -50,11 +57,11 @@ UNITS = (
 )
 
 
-def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[dict[str, Any], Maps]:
+def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[EmbeddingMap, Maps]:
     """Run the whole evaluation, of the first source beside the others.
 
     Returns:
-        What the JSON file holds (numbers as ``Interval``), and the maps.
+        The result, and the maps.
 
     Raises:
         InputError: too few scans, an animation without a run, a SOURCE given twice, or as ``load_backbone``.
@@ -83,47 +90,45 @@ def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[d
         features[model.name] = features_of(model, options, data, positions)
         notes += [note] if (note := same_for_all(model.name, [features[model.name]])) else []
     features |= pixels
-    weights = {**extracted.weights, **{model.name: model.weights for model in beside}}
     drawn = {name: _maps_of_seeds(name, of_model, n_neighbours, options) for name, of_model in features.items()}
     near = {name: nearest(of_model, patients, k) for name, of_model in features.items()} if k else {}
     maps = Maps(data, positions, comparable, features, drawn, near)
-    trained: dict[str, Any] = {}
+    bootstrap = PatientBootstrap(patients[comparable], options.bootstrap, options.seed) if comparable.any() else None
+    training: dict[str, TrainingState] = {}
     if options.animate:
-        frames, trained, frame_notes = _over_training(source, options, maps, n_neighbours, k)
+        frames, training, frame_notes = _over_training(source, options, maps, n_neighbours, k, bootstrap)
         maps = dataclasses.replace(maps, frames=frames)
         notes += frame_notes
-    measured = _measure(maps, k, options)
-    notes += [
-        *k_notes,
-        *label_notes,
-        *measured["notes"],
-        *data.training_notes(positions, [other.name for other in others]),
-    ]
-    notes += extracted.notes
-    return {
-        "evaluation": "embedding_map",
-        "model": of_source(source),
-        "weights": weights,
-        "data": {
+    notes += k_notes + label_notes
+    if len(positions) > MOST_RANKED:
+        notes.append(f"trustworthiness is of {MOST_RANKED:,} scans drawn by seed")
+    rows, differences = _measure(maps, k, options, bootstrap)
+    notes += bootstrap.notes() if bootstrap else []
+    notes += data.training_notes(positions, [other.name for other in others])
+    result = EmbeddingMap(
+        model=of_source(source),
+        weights={**extracted.weights, **{model.name: model.weights for model in beside}},
+        data={
             **data.summary(scans=positions),
             "split": options.split,
-            "shortcut": data.shortcuts(positions[comparable]) if comparable.any() else None,
+            "shortcut": data.shortcuts(positions[comparable]) if bootstrap else None,
         },
-        "settings": {
+        settings={
             "umap": {"n_neighbors": n_neighbours, "min_dist": options.min_dist, "metric": options.metric},
             "seeds": list(range(options.seed, options.seed + options.seeds)),
             "k": k,
             **extracted.settings,
-            "bootstrap": of_bootstrap(options),
+            "bootstrap": options.intervals,
         },
-        "units": UNITS,
-        "rows": measured["rows"],
-        "differences": measured["differences"],
-        "chance": measured["chance"],
-        "training": trained,
-        "verdicts": [AXES_NOTE + " Compare models by silhouette and purity, which are measured on the features."],
-        "notes": notes,
-    }, maps
+        units=UNITS,
+        rows=rows,
+        differences=differences,
+        chance=100 * float(chance_purity(maps.labels[comparable], patients[comparable]).mean()) if bootstrap else None,
+        training=training,
+        verdicts=[AXES_NOTE + " Compare models by silhouette and purity, which are measured on the features."],
+        notes=notes + extracted.notes,
+    )
+    return result, maps
 
 
 def comparable_scans(
@@ -215,8 +220,13 @@ def checkpoints(run: Path, most: int) -> tuple[dict[str, str], list[str]]:
 
 
 def _over_training(
-    source: Source, options: EmbeddingMapOptions, maps: Maps, n_neighbours: int, k: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
+    source: Source,
+    options: EmbeddingMapOptions,
+    maps: Maps,
+    n_neighbours: int,
+    k: int,
+    bootstrap: PatientBootstrap | None,
+) -> tuple[dict[str, np.ndarray], dict[str, TrainingState], list[str]]:
     """Aligned maps of the run's checkpoints, the purity of the features of each, and notes.
 
     Each map starts from the one before and is then turned onto it. The order is that of training, so that no early map
@@ -224,10 +234,8 @@ def _over_training(
     after it, would let it.
     """
     states, notes = checkpoints(source.run, options.frames)
-    known = maps.comparable
-    bootstrap = PatientBootstrap(maps.patients[known], options.bootstrap, options.seed) if known.any() else None
     frames: dict[str, np.ndarray] = {}
-    measured: dict[str, Any] = {}
+    training: dict[str, TrainingState] = {}
     before, features_before = None, None
     for name, path in tqdm(states.items(), desc="checkpoints", disable=None, leave=False):
         model = open_model(open_source(path), name, image_size=options.image_size, heads=options.heads)
@@ -237,10 +245,9 @@ def _over_training(
         points = _map(features, options.seed, n_neighbours, options, before)
         frames[name] = before = points if before is None else aligned(points, before)
         features_before = features
-        measured[name] = {"weights": model.weights}
-        if bootstrap:
-            measured[name]["purity"] = bootstrap.mean(_purity(features, maps, k), Scale.PERCENT)
-    return frames, measured, notes
+        pure = bootstrap.mean(_purity(features, maps, k), Scale.PERCENT) if bootstrap else None
+        training[name] = TrainingState(model.weights, pure)
+    return frames, training, notes
 
 
 def _purity(points: np.ndarray, maps: Maps, k: int, metric: str = "cosine") -> np.ndarray:
@@ -250,49 +257,40 @@ def _purity(points: np.ndarray, maps: Maps, k: int, metric: str = "cosine") -> n
     return 100 * purity(near, maps.labels[known])
 
 
-def _measure(maps: Maps, k: int, options: EmbeddingMapOptions) -> dict[str, Any]:
-    """Rows, paired differences to the model, chance, and notes."""
-    known, notes = maps.comparable, []
-    labels, patients = maps.labels[known], maps.patients[known]
+def _measure(
+    maps: Maps, k: int, options: EmbeddingMapOptions, bootstrap: PatientBootstrap | None
+) -> tuple[dict[str, MapRow], dict[str, FeatureDifference]]:
+    """Every row, and its paired difference to the model."""
+    known = maps.comparable
     rng = generator("scans ranked for trustworthiness", options.seed)
     ranked = np.sort(rng.permutation(len(known))[:MOST_RANKED])
-    if len(ranked) < len(known):
-        notes.append(f"trustworthiness is of {MOST_RANKED:,} scans drawn by seed")
     k_ranked = min(k or options.k, (len(ranked) - 1) // 2)
-    bootstrap = PatientBootstrap(patients, options.bootstrap, options.seed) if known.any() else None
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, MapRow] = {}
     per_scan: dict[str, dict[str, np.ndarray]] = {}
     for name, features in tqdm(maps.features.items(), desc="measures", disable=None, leave=False):
-        drawn = maps.by_row[name]
-        rows[name] = {}
+        drawn, intervals = maps.by_row[name], dict.fromkeys(SCALES)
         if bootstrap:
             per_scan[name] = {
                 # Distances of all pairs in blocks of at most 1 GiB: 200 MB for 5,000 scans.
-                "silhouette": silhouette_samples(features[known].astype(float), labels, metric="cosine"),
+                "silhouette": silhouette_samples(features[known].astype(float), maps.labels[known], metric="cosine"),
                 "purity": _purity(features, maps, k),
                 "map_purity": _purity(drawn[0], maps, k, "euclidean"),
             }
-            rows[name] = {
-                measure: bootstrap.mean(values, SCALES[measure]) for measure, values in per_scan[name].items()
-            }
-        rows[name]["trustworthiness"] = float(
-            trustworthiness(features[ranked], drawn[0][ranked], n_neighbors=k_ranked, metric=options.metric)
-        )
-        if len(drawn) > 1:
-            rows[name]["stability"] = agreement(drawn, k_ranked)
-    return {
-        "rows": rows,
-        "differences": {
-            f"{MODEL} − {name}": {
-                measure: bootstrap.mean(per_scan[MODEL][measure] - values[measure], Scale.DIFFERENCE)
+            intervals = {name: bootstrap.mean(values, SCALES[name]) for name, values in per_scan[name].items()}
+        trust = trustworthiness(features[ranked], drawn[0][ranked], n_neighbors=k_ranked, metric=options.metric)
+        stability = agreement(drawn, k_ranked) if len(drawn) > 1 else None
+        rows[name] = MapRow(**intervals, trustworthiness=float(trust), stability=stability)
+    differences = {
+        f"{MODEL} − {name}": FeatureDifference(
+            *(
+                bootstrap.mean(per_scan[MODEL][measure] - values[measure], Scale.DIFFERENCE)
                 for measure in ("silhouette", "purity")
-            }
-            for name, values in per_scan.items()
-            if name != MODEL
-        },
-        "chance": 100 * float(chance_purity(labels, patients).mean()) if bootstrap else None,
-        "notes": notes + (bootstrap.notes() if bootstrap else []),
+            )
+        )
+        for name, values in per_scan.items()
+        if name != MODEL
     }
+    return rows, differences
 
 
 def run(options: EmbeddingMapOptions) -> None:

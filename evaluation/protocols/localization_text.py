@@ -2,11 +2,9 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
 
-from dino_oct.models.frozen import Weights
 from dino_oct.scores.bootstrap import Interval
-from dino_oct.scores.text import heading, show, table
+from dino_oct.scores.text import Evaluation, closing, heading, show, table
 from evaluation.config import ATTENTION
 from evaluation.maps.leaderboard import Faithfulness, Leaderboard, PairedDifference, Sanity, Standing
 from evaluation.maps.randomisation import LIMIT, STAGES
@@ -63,18 +61,13 @@ class Area:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Localization(Leaderboard):
-    """What ``localization.json`` holds: the leaderboard, and what it is of."""
+class Localization(Evaluation, Leaderboard):
+    """What ``localization.json`` holds beside its scans: the leaderboard, and what it is of."""
 
     evaluation: str = "localization"
-    model: dict[str, Any]
-    weights: dict[str, Weights]
-    data: dict[str, Any]
     models: dict[str, ModelFacts]
-    settings: dict[str, Any]
     units: str = UNITS
     area: Area
-    notes: list[str]
     statements: list[str] = field(default_factory=list)
 
 
@@ -83,7 +76,7 @@ def report(result: Localization) -> str:
     sets, area, score = result.data["sets"], result.area, result.score
     of_test = ", ".join(f"{name} {n['scans']}" for name, n in sets["test"]["classes"].items() if n["scans"])
     lines = [
-        *heading("maps on lesions", vars(result)),
+        *heading("maps on lesions", result),
         *(_model_line(name, model) for name, model in result.models.items()),
         f"data: {result.data['folder']} · heads and thresholds chosen on {sets['validation']['scans']} scans of "
         f"{sets['validation']['patients']} validation patients · scored on {sets['test']['scans']} scans of "
@@ -102,8 +95,8 @@ def report(result: Localization) -> str:
     if any(row.layers for row in result.rows.values()):
         lines += ["", _layers(result)]
     resamples = result.settings["bootstrap"]["resamples"]
-    lines += [f"[95 % interval, {resamples} resamples of patients]", ""]
-    return "\n".join([*lines, *result.statements, *(f"note: {note}" for note in result.notes)])
+    lines += [f"[95 % interval, {resamples} resamples of patients]"]
+    return "\n".join([*lines, *closing(result, result.statements)])
 
 
 def _model_line(name: str, model: ModelFacts) -> str:
@@ -115,12 +108,7 @@ def _model_line(name: str, model: ModelFacts) -> str:
 
 def shown(value: Interval, score: str) -> str:
     """A score as the tables show it: shares in per cent, ratios with two digits."""
-    return show(percent(value)) if score in PERCENT else show(value, 2)
-
-
-def percent(share: Interval) -> Interval:
-    """A share as per cent."""
-    return share.times(100)
+    return show(value.times(100)) if score in PERCENT else show(value, 2)
 
 
 def _ranked(result: Localization) -> list[tuple[str, Standing]]:
@@ -322,7 +310,7 @@ def paired(result: Localization, a: str, b: str) -> PairedDifference:
 def _difference(comparison: PairedDifference, score: str) -> str:
     """A comparison that was planned before the test scans were seen: its own interval decides, uncorrected."""
     value = comparison.difference
-    number = show(percent(value), signed=True) + " points" if score in PERCENT else show(value, 2, signed=True)
+    number = show(value.times(100), signed=True) + " points" if score in PERCENT else show(value, 2, signed=True)
     if value.is_above(0) or value.is_below(0):
         judgement = "better" if value.point > 0 else "WORSE"
     else:

@@ -36,8 +36,8 @@ def source_of(folder, **dataset):
 
 
 def read(folder, source, **options):
-    (one,), about = from_files([str(folder / "scans" / "CNV-1-1.png")], source, DatasetOptions(**options))
-    return one.scan, about
+    (scan,), about = from_files([str(folder / "scans" / "CNV-1-1.png")], source, DatasetOptions(**options))
+    return scan.scan, about
 
 
 def test_a_file_alone_takes_the_range_of_the_runs_folder(folder):
@@ -69,8 +69,8 @@ def test_a_range_of_the_settings_or_of_the_command_line_comes_first(folder):
 
 def test_without_a_run_the_given_files_decide_together(folder):
     files = sorted(str(file) for file in (folder / "scans").iterdir())
-    chosen, about = from_files(files, Source("timm:vit"), DatasetOptions())
-    assert chosen[1].scan.max() < 25
+    scans, about = from_files(files, Source("timm:vit"), DatasetOptions())
+    assert scans[1].scan.max() < 25
     assert any("integers 0 to 4095, decided over these files; --dataset.grey-range" in note for note in about["notes"])
 
 
@@ -83,6 +83,6 @@ def test_what_is_no_file_is_one_line(folder):
     turned = Image.Exif()
     turned[0x0112] = 6
     Image.fromarray(np.eye(60, 40, dtype=np.uint8) * 200).save(folder / "z.jpg", exif=turned)
-    (one,), about = from_files([str(folder / "z.jpg")], Source("timm:vit"), DatasetOptions())
-    assert one.scan.shape == (40, 60)
+    (scan,), about = from_files([str(folder / "z.jpg")], Source("timm:vit"), DatasetOptions())
+    assert scan.scan.shape == (40, 60)
     assert any("turned as their EXIF orientation says" in note for note in about["notes"])

@@ -127,7 +127,7 @@ def test_maps_of_a_cnn_are_the_librarys_before_it_normalises_them(method, librar
         # The library's eigencam leaves the sign to chance.
         signs = (1, -1) if method == "eigencam" else (1,)
         scaled = [scale_cam_image(scale_cam_image(np.maximum(sign * ours, 0)[None], (128, 96)))[0] for sign in signs]
-        assert min(np.abs(one - theirs).max() for one in scaled) < 1e-4
+        assert min(np.abs(values - theirs).max() for values in scaled) < 1e-4
 
 
 def test_an_image_alone_has_the_map_it_has_in_a_batch_and_nothing_is_left_behind():
@@ -181,12 +181,12 @@ def test_wrong_use_exits_with_status_2(command, fitted):
 
 
 def test_files_without_a_class_have_no_true_one(fitted, tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 90, (64, 96), dtype=np.uint8)).save(tmp_path / "one.png")
-    args = [str(tmp_path / "one.png"), "--model", str(fitted), "--out", str(tmp_path / "out")]
+    Image.fromarray(np.random.default_rng(0).integers(0, 90, (64, 96), dtype=np.uint8)).save(tmp_path / "scan.png")
+    args = [str(tmp_path / "scan.png"), "--model", str(fitted), "--out", str(tmp_path / "out")]
     command_line.main(parse_options(command_line.Options, args))
-    assert (tmp_path / "out" / "01_one.png").is_file()
+    assert (tmp_path / "out" / "01_scan.png").is_file()
     for more, message in (
-        (["--target", "true"], "one.png: its class is not known"),
+        (["--target", "true"], "scan.png: its class is not known"),
         (["--methods", "gradcam", "gradcam"], "must name each once"),
         (["--beside", str(fitted)], "given twice"),
         (["--n", "0"], "--n 0: must be from 1"),

@@ -1,4 +1,4 @@
-"""The league of maps: masks, controls with their exact values, choices on validation, and what may be said."""
+"""The leaderboard of maps: masks, controls with their exact values, choices on validation, and what may be said."""
 
 import dataclasses
 import os
@@ -50,19 +50,19 @@ def case(lesion: np.ndarray, retina: np.ndarray, label: str = "CNV", patient: st
 def test_controls_have_their_exact_values():
     lesion, retina = masks()
     maps = dict(zip(CONTROLS, control_maps(np.full((80, 104), 90, np.uint8), lesion, retina), strict=True))
-    found = {
+    scores = {
         name: dict(zip(ALL_SCORES, all_scores(values, case(lesion, retina), 0.5), strict=True))
         for name, values in maps.items()
     }
-    flat = found["brightness"]  # a scan of one grey is uniform
+    flat = scores["brightness"]  # a scan of one grey is uniform
     assert flat["energy"] == flat["auprc"] == flat["pointing"] == pytest.approx(lesion.mean())
     assert flat["enrichment"] == pytest.approx(1)
     assert flat["lesion_over_retina"] == 1
     assert flat["energy_retina"] == pytest.approx(retina.mean())
-    band = found["retina band"]
+    band = scores["retina band"]
     assert band["energy_retina"] == band["lesion_over_retina"] == 1
     assert band["enrichment"] == pytest.approx(1 / retina.mean())
-    perfect = found["the mask itself"]
+    perfect = scores["the mask itself"]
     assert perfect["energy"] == perfect["auprc"] == perfect["iou_tuned"] == perfect["pointing"] == 1
     assert perfect["lesion_over_retina"] == pytest.approx(retina.sum() / lesion.sum())
 
@@ -70,13 +70,13 @@ def test_controls_have_their_exact_values():
 def test_the_random_row_is_at_chance():
     lesion, retina = masks()
     rng = np.random.default_rng(0)
-    found = [
+    scores = [
         all_scores(
             control_maps(rng.integers(0, 255, (80, 104), dtype=np.uint8), lesion, retina)[0], case(lesion, retina)
         )
         for _ in range(60)
     ]
-    mean = dict(zip(ALL_SCORES, np.mean(found, axis=0), strict=True))
+    mean = dict(zip(ALL_SCORES, np.mean(scores, axis=0), strict=True))
     assert mean["energy"] == pytest.approx(lesion.mean(), rel=0.02)
     assert mean["rank_accuracy"] == pytest.approx(lesion.mean(), rel=0.25)
     assert mean["lesion_over_retina"] == pytest.approx(1, abs=0.03)
@@ -108,23 +108,23 @@ def test_layer_densities_by_hand():
 
 
 def test_one_good_map_and_nine_misses_score_a_tenth_of_the_good_one():
-    """As a league measures them: misses are not left out, and every map is scored on the same ten scans."""
+    """As a leaderboard measures them: misses are not left out, and every map is scored on the same ten scans."""
     lesion, retina = masks()
     good, beside, nothing = lesion.astype(np.float32), (~retina).astype(np.float32), np.zeros(lesion.shape, np.float32)
     cases = [dataclasses.replace(case(lesion, retina, patient=str(i)), position=i) for i in range(10)]
     score = dict(zip(ALL_SCORES, all_scores(good, cases[0], 0.5), strict=True))
     for miss in (beside, nothing):
-        maps = {("net", "gradcam"): [one[None] for one in (good, *[miss] * 9)]}
+        maps = {("net", "gradcam"): [values[None] for values in (good, *[miss] * 9)]}
         net = MapMaker(SimpleNamespace(name="net", kind="supervised"), MapSettings(), ("gradcam",))
-        found = measure([net], RawMaps(maps, {}, {}), {}, cases, [0.5] * 6)
-        assert np.isfinite(found.scores).all()
-        assert found.rows[0].name == "net: gradcam"
-        scores = _intervals(found, PatientBootstrap(np.array([case.patient for case in cases]), 50))[0]
-        single = _single_scans(found.scores[:, 0, -1])
+        on_cases = measure([net], RawMaps(maps, {}, {}), {}, cases, [0.5] * 6)
+        assert np.isfinite(on_cases.scores).all()
+        assert on_cases.rows[0].name == "net: gradcam"
+        scores = _intervals(on_cases, PatientBootstrap(np.array([case.patient for case in cases]), 50))[0]
+        single = _single_scans(on_cases.scores[:, 0, -1])
         assert scores["lesion_over_retina"].point == pytest.approx(score["lesion_over_retina"] / 10)
         assert single.median_lesion_over_retina == 0
         assert single.share_above_1 == 0.1
-        assert found.empty[:, 0].sum() == (9 if miss is nothing else 0)
+        assert on_cases.empty[:, 0].sum() == (9 if miss is nothing else 0)
         for name in ("pointing", "energy", "enrichment", "iou_tuned"):
             assert scores[name].point == pytest.approx(score[name] / 10), name
 
@@ -143,25 +143,25 @@ def measured(per_row: list[float], n: int = 24, seed: int = 0) -> tuple[Measured
     rows = [Row(f"m: {i}", "map", str(i), "m") for i in range(len(per_row))]
     rows += [Row(name, "reference", name) for name in CONTROLS]
     empty = np.zeros((n, len(rows)), bool)
-    found = Measured(rows, scores, empty, np.empty(0), None, np.empty((0, 0)))
-    return found, PatientBootstrap(np.arange(n) // 2, 500)
+    result = Measured(rows, scores, empty, np.empty(0), None, np.empty((0, 0)))
+    return result, PatientBootstrap(np.arange(n) // 2, 500)
 
 
 def test_rows_are_separated_only_where_patients_agree():
-    found = _compare(*measured([0.5, 0.5, 0.2, 0.1], seed=1), ALL_SCORES.index("auprc"))
-    assert {found.best, *found.equal_to_best} == {"m: 0", "m: 1"}
-    assert found.beats_simple_maps == {"m: 0": True, "m: 1": True, "m: 2": True, "m: 3": False}
-    pair = next(pair for pair in found.between_maps if (pair.a, pair.b) == ("m: 0", "m: 2"))
+    ranking = _compare(*measured([0.5, 0.5, 0.2, 0.1], seed=1), ALL_SCORES.index("auprc"))
+    assert {ranking.best, *ranking.equal_to_best} == {"m: 0", "m: 1"}
+    assert ranking.beats_simple_maps == {"m: 0": True, "m: 1": True, "m: 2": True, "m: 3": False}
+    pair = next(pair for pair in ranking.between_maps if (pair.a, pair.b) == ("m: 0", "m: 2"))
     assert pair.difference.low > 0.2
     assert pair.p <= pair.p_holm < 0.05
-    assert len(found.to_simple_maps) == 4 * 4
+    assert len(ranking.to_simple_maps) == 4 * 4
 
 
 def test_one_patient_separates_nothing():
-    one, _ = measured([0.9, 0.1])
-    found = _compare(one, PatientBootstrap(np.zeros(24), 100), ALL_SCORES.index("auprc"))
-    assert found.equal_to_best == ["m: 1"]
-    assert not any(found.beats_simple_maps.values())
+    scores, _ = measured([0.9, 0.1])
+    ranking = _compare(scores, PatientBootstrap(np.zeros(24), 100), ALL_SCORES.index("auprc"))
+    assert ranking.equal_to_best == ["m: 1"]
+    assert not any(ranking.beats_simple_maps.values())
 
 
 def test_scans_spread_over_patients_and_classes():
@@ -209,10 +209,10 @@ def test_masks_of_several_labels(folder, monkeypatch, cache_root):
     mask = every.read(i)
     assert (mask.lesion.sum(), mask.retina.sum()) == (80, 20 * 64)
     assert not every.estimates_retina
-    one = LesionMasks(data, str(folder / "masks"), lesion_values=[2])
-    assert one.estimates_retina
-    assert one.read(i).lesion.sum() == 40
-    assert (one.read(i).retina & ~one.read(i).lesion).sum() > 500  # from the scan's brightness
+    second = LesionMasks(data, str(folder / "masks"), lesion_values=[2])
+    assert second.estimates_retina
+    assert second.read(i).lesion.sum() == 40
+    assert (second.read(i).retina & ~second.read(i).lesion).sum() > 500  # from the scan's brightness
     flat = folder / "flat"
     flat.mkdir()
     for file in (folder / "masks").rglob("*.png"):
@@ -258,13 +258,13 @@ def test_other_values_than_a_phantoms_are_refused(trained, cache_root, monkeypat
     from evaluation.inputs.sources import open_source
 
     data = open_data(open_source(str(trained)), None, DatasetOptions(), PhantomOptions(), lambda text: None)
-    found = LesionMasks(data)
-    (i, *_) = found.with_lesion("test")
-    values = np.asarray(Image.open(found.file(i)))
-    monkeypatch.setattr(found, "folder", tmp_path)
-    Image.fromarray(values // 2).save(tmp_path / found.data.index.files[i].rsplit("/", 1)[-1].replace("jpeg", "png"))
+    masks = LesionMasks(data)
+    (i, *_) = masks.with_lesion("test")
+    values = np.asarray(Image.open(masks.file(i)))
+    monkeypatch.setattr(masks, "folder", tmp_path)
+    Image.fromarray(values // 2).save(tmp_path / masks.data.index.files[i].rsplit("/", 1)[-1].replace("jpeg", "png"))
     with pytest.raises(InputError, match="value 64 in a mask"):
-        found.read(i)
+        masks.read(i)
 
 
 def test_the_settings_of_scans_do_not_reach_masks(folder, monkeypatch, cache_root):
@@ -272,10 +272,10 @@ def test_the_settings_of_scans_do_not_reach_masks(folder, monkeypatch, cache_roo
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     given = DatasetOptions(split="official", max_side=50)
     data = open_data(None, str(folder / "scans"), given, PhantomOptions(), lambda text: None)
-    found = LesionMasks(data, str(folder / "masks"), retina_values=[7])
-    (i,) = found.with_lesion("test")
+    masks = LesionMasks(data, str(folder / "masks"), retina_values=[7])
+    (i,) = masks.with_lesion("test")
     assert data.scans[i].shape == (38, 50)
-    assert found.read(i).lesion.shape == (48, 64)
+    assert masks.read(i).lesion.shape == (48, 64)
     assert DatasetConfig().max_side > 50
 
 
@@ -406,15 +406,15 @@ def test_claims_follow_the_interval(ratio, words):
 
 
 def test_claims_follow_the_tests():
-    said = " ".join(statements(result_of(Interval(1.5, 1.2, 1.8))))
-    assert "Against the best head before training (start): +10.0 [+5.0, +20.0] points, better" in said
-    assert "run: attention against net: gradcam" in said
-    assert "-10.0 [-20.0, -5.0] points, WORSE" in said
-    assert "FAILED" not in said
-    assert "Shown to exceed every map without a network (random, centre, retina band, brightness): run: att" in said
-    assert "NOT shown" not in said
-    assert "misses that score 0: net: gradcam 3." in said
-    assert "nothing on the retina, misses whose lesion / retina is 0: run: attention 2, start: attention 2" in said
+    text = " ".join(statements(result_of(Interval(1.5, 1.2, 1.8))))
+    assert "Against the best head before training (start): +10.0 [+5.0, +20.0] points, better" in text
+    assert "run: attention against net: gradcam" in text
+    assert "-10.0 [-20.0, -5.0] points, WORSE" in text
+    assert "FAILED" not in text
+    assert "Shown to exceed every map without a network (random, centre, retina band, brightness): run: att" in text
+    assert "NOT shown" not in text
+    assert "misses that score 0: net: gradcam 3." in text
+    assert "nothing on the retina, misses whose lesion / retina is 0: run: attention 2, start: attention 2" in text
     doubtful = " ".join(statements(result_of(Interval(1.5, 1.2, 1.8), low=-0.05, beats=False, sanity="FAILED")))
     assert "no difference is shown" in doubtful
     assert "NOT shown to exceed every map without a network" in doubtful

@@ -37,8 +37,8 @@ def region(images):
 @pytest.mark.parametrize(("window", "stride"), [((6, 6), (3, 3)), ((8, 10), (4, 5)), (SIZE, SIZE)])
 def test_maps_of_all_classes_equal_captums(window, stride, grey, classifier):
     attr = pytest.importorskip("captum.attr", reason="captum is not installed (a test extra)")
-    found = occlude(classifier, grey, window, stride, "black", batch_size=7)
-    for k, ours in enumerate(found.maps):
+    sweep = occlude(classifier, grey, window, stride, "black", batch_size=7)
+    for k, ours in enumerate(sweep.maps):
         theirs = attr.Occlusion(classifier).attribute(
             grey[None], sliding_window_shapes=(1, *window), strides=(1, *stride), target=k, baselines=0
         )
@@ -46,31 +46,31 @@ def test_maps_of_all_classes_equal_captums(window, stride, grey, classifier):
 
 
 def test_a_logit_that_sums_over_a_region_has_the_map_computed_by_hand():
-    found = occlude(region, torch.ones(1, *SIZE), (4, 5), (4, 5), "black")
+    sweep = occlude(region, torch.ones(1, *SIZE), (4, 5), (4, 5), "black")
     expected = np.zeros(SIZE)
     expected[8:16, 10:20] = 20  # windows tile the image: each inside the region takes its 20 ones away
-    np.testing.assert_allclose(found.maps, np.stack([expected, -expected]), atol=1e-5)
-    assert found.logits.tolist() == [80, -80]
+    np.testing.assert_allclose(sweep.maps, np.stack([expected, -expected]), atol=1e-5)
+    assert sweep.logits.tolist() == [80, -80]
     # Hiding any of the four windows helps the second class by 20, and all of them together are its union.
-    assert found.drops[found.best_window(1), 1] == pytest.approx(-20)
-    assert masks_of(found.windows[found.best_union(1)], SIZE).any(dim=0)[0].nonzero().min(dim=0).values.tolist() == [
+    assert sweep.drops[sweep.best_window(1), 1] == pytest.approx(-20)
+    assert masks_of(sweep.windows[sweep.best_union(1)], SIZE).any(dim=0)[0].nonzero().min(dim=0).values.tolist() == [
         8,
         10,
     ]
-    assert found.best_union(1).sum() == 4
-    assert not found.best_union(0).any()  # nothing helps the first
+    assert sweep.best_union(1).sum() == 4
+    assert not sweep.best_union(0).any()  # nothing helps the first
 
 
 def test_every_pixel_is_covered_and_has_the_mean_of_its_windows(grey, classifier):
-    found = occlude(classifier, grey, (7, 7), (5, 5), batch_size=4)
-    assert found.windows[-1].tolist() == [SIZE[0] - 7, SIZE[1] - 7, 7, 7]
-    masks = masks_of(found.windows, SIZE)[:, 0].numpy().astype(float)
+    sweep = occlude(classifier, grey, (7, 7), (5, 5), batch_size=4)
+    assert sweep.windows[-1].tolist() == [SIZE[0] - 7, SIZE[1] - 7, 7, 7]
+    masks = masks_of(sweep.windows, SIZE)[:, 0].numpy().astype(float)
     assert masks.sum(axis=0).min() >= 1
-    expected = np.einsum("mhw,mk->khw", masks, found.drops) / masks.sum(axis=0)
-    np.testing.assert_allclose(found.maps, expected, atol=1e-6)
+    expected = np.einsum("mhw,mk->khw", masks, sweep.drops) / masks.sum(axis=0)
+    np.testing.assert_allclose(sweep.maps, expected, atol=1e-6)
     for i in (0, 11, len(masks) - 1):  # batching changes nothing
         hidden = Hider(grey, (7, 7), "neighbours")(torch.from_numpy(masks[i] > 0)[None, None])
-        np.testing.assert_allclose(found.hidden[i], classifier(hidden)[0], atol=1e-6)
+        np.testing.assert_allclose(sweep.hidden[i], classifier(hidden)[0], atol=1e-6)
 
 
 def test_fills_change_the_window_alone_and_neighbours_continue_layers():

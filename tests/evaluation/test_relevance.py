@@ -65,9 +65,9 @@ def example(kind: str, seed: int = 0) -> tuple[nn.Module, torch.Tensor]:
     return model, torch.randn(3, 3, 32, 48)
 
 
-def assert_relative(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
+def assert_relative(maps: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
     """Each map differs from the expected by less than a share of that one's maximum."""
-    difference, largest = ((a.flatten(1).amax(dim=1)) for a in ((found - expected).abs(), expected))
+    difference, largest = ((a.flatten(1).amax(dim=1)) for a in ((maps - expected).abs(), expected))
     assert (difference <= tolerance * largest).all(), (difference / largest).tolist()
 
 
@@ -78,8 +78,8 @@ def test_maps_of_the_reference(reference):
     for c in range(4):
         expected = arrays["relevance"][:, c].unflatten(-1, (6, 6))
         assert_relative(relevance(model, images, [c] * 3, "lrp"), expected, 1e-5)
-        for image, one in zip(images, expected, strict=True):
-            assert_relative(relevance(model, image[None], [c], "lrp"), one[None], 1e-5)
+        for image, of_image in zip(images, expected, strict=True):
+            assert_relative(relevance(model, image[None], [c], "lrp"), of_image[None], 1e-5)
     expected = arrays["relevance_start_layer1_image0_class2"].view(1, 6, 6)
     assert_relative(relevance(model, images[:1], [2], "lrp", start_layer=1), expected, 1e-5)
     assert_relative(relevance(model, images, None, "rollout"), arrays["rollout"].unflatten(-1, (6, 6)), 1e-5)
@@ -120,9 +120,9 @@ def test_gradient_maps_equal_an_explicit_computation(kind):
     """CVPR 2021's product of whole matrices, with attention in place of relevance, is ICCV 2021's map."""
     model, images = example(kind)
     for target, start_layer in ((0, 0), (3, 1)):
-        found = relevance(model, images, [target] * 3, "gradient", start_layer)
-        assert found.shape == (3, 4, 6)
-        assert_relative(found, explicit(model, images, target, start_layer), 1e-4)
+        maps = relevance(model, images, [target] * 3, "gradient", start_layer)
+        assert maps.shape == (3, 4, 6)
+        assert_relative(maps, explicit(model, images, target, start_layer), 1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -312,14 +312,14 @@ def test_the_command_writes_what_the_function_gives(fitted, tmp_path, capsys, ca
     options = parse_options(relevance_command.Options, ["--model", str(fitted), "--n", "3"])
     subjects = open_subjects(options)
     [(name, classifier)] = subjects.models.items()
-    for scan, one in zip(result["scans"], subjects.scans, strict=True):
-        asked = ask(classifier, one, "true")
-        assert scan["models"][name]["explained"] == scan["class"] == one.label
-        images = classifier.prepare(asked.image[None])
+    for facts, scan in zip(result["scans"], subjects.scans, strict=True):
+        answer = ask(classifier, scan, "true")
+        assert facts["models"][name]["explained"] == facts["class"] == scan.label
+        images = classifier.prepare(answer.image[None])
         for method in ("gradient", "lrp", "rollout"):
-            expected = relevance(classifier.model, images, [asked.target], method)[0].numpy()
-            np.testing.assert_allclose(arrays[f"{scan['key']}_{name}_{method}"], expected, rtol=1e-5, atol=1e-9)
-        assert (tmp_path / scan["page"]).is_file()
+            expected = relevance(classifier.model, images, [answer.target], method)[0].numpy()
+            np.testing.assert_allclose(arrays[f"{facts['key']}_{name}_{method}"], expected, rtol=1e-5, atol=1e-9)
+        assert (tmp_path / facts["page"]).is_file()
 
     run_command(fitted, tmp_path)
     assert relevance_maps.PATENT_NOTICE not in capsys.readouterr().out
