@@ -5,7 +5,7 @@ Nothing here imports a network, so that ``--help`` and wrong options are answere
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
@@ -218,7 +218,6 @@ RelevanceMethod = Literal["gradient", "lrp", "rollout"]
 MethodName = Literal[
     "attention", "rollout", "relevance", "lrp", "gradcam", "gradcam++", "hirescam", "eigencam", "occlusion"
 ]
-ALL = get_args(MethodName)
 ATTENTION = "attention"
 METHODS_BY_DEFAULT = ("attention", "relevance", "gradcam", "occlusion")
 SomeScans = Annotated[int, Range(0, 100_000)]

@@ -11,7 +11,7 @@ from dino_oct.features import resize_all
 from dino_oct.files import replacing, write_whole
 from dino_oct.models.frozen import Weights
 from dino_oct.scan_data import ScanData
-from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.bootstrap import Interval, PatientBootstrap
 from dino_oct.scores.paired import MODEL
 from dino_oct.scores.text import Evaluation, closing, heading, show, table, write_json
 from dino_oct.streams import generator
@@ -33,7 +33,9 @@ class Maps:
         features: row → (N, D).
         by_row: row → (seeds, N, 2).
         comparable: (N,) bool, scans that silhouette and purity are measured on.
-        near: row → (N, k) nearest scans of other patients by features; empty where there is one patient only.
+        k: neighbours; 0 where there is one patient only.
+        near: row → (N, k) nearest scans of other patients by features; empty without neighbours.
+        bootstrap: of the comparable scans; None without any.
         frames: training state → (N, 2), aligned; empty without an animation.
     """
 
@@ -42,7 +44,9 @@ class Maps:
     comparable: np.ndarray
     features: dict[str, np.ndarray]
     by_row: dict[str, np.ndarray]
+    k: int
     near: dict[str, np.ndarray]
+    bootstrap: PatientBootstrap | None
     frames: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -174,7 +178,7 @@ def write_results(result: EmbeddingMap, maps: Maps, folder: Path, projector: boo
     Returns:
         the names of what was written.
     """
-    index, k = maps.data.index, result.settings["k"]
+    index, k = maps.data.index, maps.k
     unlabelled = maps.labels == UNLABELLED
     marked = marks(index.class_names, bool(unlabelled.any()))
     labels = np.where(unlabelled, len(index.class_names), maps.labels)
@@ -238,5 +242,5 @@ def _page(
         "split": index.splits[positions].tolist(),
         "image": thumbnails([maps.data.scans[i] for i in positions]),
     }
-    data = page_data(panels, marked, labels[keep], result.settings["k"], scans)
+    data = page_data(panels, marked, labels[keep], maps.k, scans)
     return page(f"UMAP · {title}", result.data["notice"], notes, data)

@@ -1,19 +1,17 @@
 """Pages of pictures: scans, maps over scans, and the files that an explanation leaves."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -57,7 +55,7 @@ class Page:
     chosen: Chosen
     rows: Rows
     arrays: dict[str, np.ndarray]
-    facts: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
     scale: Scale | None = None
 
 
@@ -113,13 +111,13 @@ def draw_page(rows: Rows, title: str, foot: str, file: Path, scale: Scale | None
     columns = max(len(tiles) for _, tiles in rows)
     page_width = max(_LABEL + columns * (width + _GAP), 760)
     page_height = _TITLE + len(rows) * (height + _CAPTION) + (_SCALE if scale else 0) + _FOOT
-    figure = plt.figure(figsize=(page_width / _DPI, page_height / _DPI), dpi=_DPI)
+    figure = Figure(figsize=(page_width / _DPI, page_height / _DPI), dpi=_DPI)
 
     def write(left: float, top: float, text: str, **style: Any) -> None:
         style = {"fontsize": 8, "parse_math": False, **style}
         figure.text(left / page_width, 1 - top / page_height, text, **style)
 
-    def add_axes(left: float, top: float, width: float, height: float) -> plt.Axes:
+    def add_axes(left: float, top: float, width: float, height: float) -> Axes:
         box = (left / page_width, 1 - (top + height) / page_height, width / page_width, height / page_height)
         return figure.add_axes(box)
 
@@ -143,7 +141,6 @@ def draw_page(rows: Rows, title: str, foot: str, file: Path, scale: Scale | None
         bar.tick_params(labelsize=7)
     with replacing(file) as partial:
         figure.savefig(partial, dpi=_DPI, format="png")
-    plt.close(figure)
 
 
 def _earlier_pages(folder: Path, name: str) -> list[Path]:

@@ -1,10 +1,8 @@
-"""UMAP maps of frozen features, before and after training and beside other models, with numbers from the features.
-
-A map shows; it proves nothing. What is compared (silhouette, k-NN purity) is measured on the features themselves.
-"""
+"""UMAP maps of frozen features, before and after training and beside other models, with numbers from the features."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,26 +24,11 @@ from evaluation.inputs.features import extract_features, features_of, same_for_a
 from evaluation.inputs.model import open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import Source, open_source, open_sources
+from evaluation.pages import embedding_results
 from evaluation.pages.embedding_figures import AXES_NOTE
-from evaluation.pages.embedding_results import (
-    EmbeddingMap,
-    FeatureDifference,
-    MapRow,
-    Maps,
-    TrainingState,
-    report,
-    write_results,
-)
+from evaluation.pages.embedding_results import EmbeddingMap, FeatureDifference, MapRow, Maps, TrainingState
 from evaluation.protocols.results import of_source
-from evaluation.scores.embeddings import (
-    agreement,
-    aligned,
-    chance_purity,
-    most_neighbours,
-    nearest,
-    purity,
-    umap_map,
-)
+from evaluation.scores.embeddings import agreement, aligned, chance_purity, most_neighbours, nearest, purity, umap_map
 
 SCALES = {"silhouette": Scale.CORRELATION, "purity": Scale.PERCENT, "map_purity": Scale.PERCENT}
 MOST_RANKED = 5000  # scans that trustworthiness ranks all distances of: its memory grows with their square
@@ -90,19 +73,24 @@ def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[E
         features[model.name] = features_of(model, options, data, positions)
         notes += [note] if (note := same_for_all(model.name, [features[model.name]])) else []
     features |= pixels
-    drawn = {name: _maps_of_seeds(name, of_model, n_neighbours, options) for name, of_model in features.items()}
+    place = partial(umap_map, n_neighbours=n_neighbours, min_dist=options.min_dist, metric=options.metric)
+    seeds = range(options.seed, options.seed + options.seeds)
+    by_row = {
+        name: np.stack([place(of_model, seed) for seed in tqdm(seeds, desc=f"UMAP: {name}", disable=None, leave=False)])
+        for name, of_model in features.items()
+    }
     near = {name: nearest(of_model, patients, k) for name, of_model in features.items()} if k else {}
-    maps = Maps(data, positions, comparable, features, drawn, near)
     bootstrap = PatientBootstrap(patients[comparable], options.bootstrap, options.seed) if comparable.any() else None
+    maps = Maps(data, positions, comparable, features, by_row, k, near, bootstrap)
     training: dict[str, TrainingState] = {}
     if options.animate:
-        frames, training, frame_notes = _over_training(source, options, maps, n_neighbours, k, bootstrap)
+        frames, training, frame_notes = _over_training(source, options, maps, place)
         maps = dataclasses.replace(maps, frames=frames)
         notes += frame_notes
     notes += k_notes + label_notes
     if len(positions) > MOST_RANKED:
         notes.append(f"trustworthiness is of {MOST_RANKED:,} scans drawn by seed")
-    rows, differences = _measure(maps, k, options, bootstrap)
+    rows, differences = _measure(maps, options)
     notes += bootstrap.notes() if bootstrap else []
     notes += data.training_notes(positions, [other.name for other in others])
     result = EmbeddingMap(
@@ -115,7 +103,7 @@ def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[E
         },
         settings={
             "umap": {"n_neighbors": n_neighbours, "min_dist": options.min_dist, "metric": options.metric},
-            "seeds": list(range(options.seed, options.seed + options.seeds)),
+            "seeds": list(seeds),
             "k": k,
             **extracted.settings,
             "bootstrap": options.intervals,
@@ -163,13 +151,14 @@ def comparable_scans(
 
 
 def _choose(data: ScanData, options: EmbeddingMapOptions) -> tuple[np.ndarray, list[str]]:
-    index = data.index
-    positions = np.arange(len(index)) if options.split == "all" else index.positions(options.split)
-    where = f"{index.root}: {'in all' if options.split == 'all' else f'the {options.split} split has'}"
+    index, is_all = data.index, options.split == "all"
+    positions = np.arange(len(index)) if is_all else index.positions(options.split)
     if len(positions) < FEWEST:
+        where = "in all" if is_all else f"the {options.split} split has"
         more = "--phantom.patients or --phantom.scans-per-patient" if data.is_phantom else "more scans"
         raise InputError(
-            f"{where} {len(positions)} scans; a map needs at least {FEWEST}: give {more}, or another --split"
+            f"{index.root}: {where} {len(positions)} scans; a map needs at least {FEWEST}: give {more}, or another "
+            "--split"
         )
     if len(positions) <= options.max_scans:
         return positions, []
@@ -186,19 +175,6 @@ def _usable_k(k: int, patients: np.ndarray, comparable: np.ndarray) -> tuple[int
     # Trustworthiness is defined for k below half the scans.
     usable = min(k, others, (len(patients) - 1) // 2)
     return usable, [f"k {k}: {usable} here, for {len(patients)} scans"] if usable < k else []
-
-
-def _maps_of_seeds(name: str, features: np.ndarray, n_neighbours: int, options: EmbeddingMapOptions) -> np.ndarray:
-    seeds = tqdm(range(options.seed, options.seed + options.seeds), desc=f"UMAP: {name}", disable=None, leave=False)
-    return np.stack([_map(features, seed, n_neighbours, options) for seed in seeds])
-
-
-def _map(
-    features: np.ndarray, seed: int, n_neighbours: int, options: EmbeddingMapOptions, start: np.ndarray | None = None
-):
-    return umap_map(
-        features, seed, n_neighbours=n_neighbours, min_dist=options.min_dist, metric=options.metric, start=start
-    )
 
 
 def checkpoints(run: Path, most: int) -> tuple[dict[str, str], list[str]]:
@@ -220,12 +196,7 @@ def checkpoints(run: Path, most: int) -> tuple[dict[str, str], list[str]]:
 
 
 def _over_training(
-    source: Source,
-    options: EmbeddingMapOptions,
-    maps: Maps,
-    n_neighbours: int,
-    k: int,
-    bootstrap: PatientBootstrap | None,
+    source: Source, options: EmbeddingMapOptions, maps: Maps, place: Callable[..., np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, TrainingState], list[str]]:
     """Aligned maps of the run's checkpoints, the purity of the features of each, and notes.
 
@@ -234,62 +205,53 @@ def _over_training(
     after it, would let it.
     """
     states, notes = checkpoints(source.run, options.frames)
-    frames: dict[str, np.ndarray] = {}
-    training: dict[str, TrainingState] = {}
-    before, features_before = None, None
+    frames, training, before, features_before = {}, {}, None, None
     for name, path in tqdm(states.items(), desc="checkpoints", disable=None, leave=False):
         model = open_model(open_source(path), name, image_size=options.image_size, heads=options.heads)
         features = features_of(model, options, maps.data, maps.chosen)
         if features_before is not None and np.array_equal(features, features_before):
             continue  # the last step is the final state
-        points = _map(features, options.seed, n_neighbours, options, before)
+        points = place(features, options.seed, start=before)
         frames[name] = before = points if before is None else aligned(points, before)
         features_before = features
-        pure = bootstrap.mean(_purity(features, maps, k), Scale.PERCENT) if bootstrap else None
+        pure = maps.bootstrap.mean(_purity(features, maps), Scale.PERCENT) if maps.bootstrap else None
         training[name] = TrainingState(model.weights, pure)
     return frames, training, notes
 
 
-def _purity(points: np.ndarray, maps: Maps, k: int, metric: str = "cosine") -> np.ndarray:
+def _purity(points: np.ndarray, maps: Maps, metric: str = "cosine") -> np.ndarray:
     """Purity of the comparable scans, in per cent."""
     known = maps.comparable
-    near = nearest(points[known], maps.patients[known], k, metric)
+    near = nearest(points[known], maps.patients[known], maps.k, metric)
     return 100 * purity(near, maps.labels[known])
 
 
-def _measure(
-    maps: Maps, k: int, options: EmbeddingMapOptions, bootstrap: PatientBootstrap | None
-) -> tuple[dict[str, MapRow], dict[str, FeatureDifference]]:
+def _measure(maps: Maps, options: EmbeddingMapOptions) -> tuple[dict[str, MapRow], dict[str, FeatureDifference]]:
     """Every row, and its paired difference to the model."""
-    known = maps.comparable
+    known, bootstrap = maps.comparable, maps.bootstrap
     rng = generator("scans ranked for trustworthiness", options.seed)
     ranked = np.sort(rng.permutation(len(known))[:MOST_RANKED])
-    k_ranked = min(k or options.k, (len(ranked) - 1) // 2)
-    rows: dict[str, MapRow] = {}
-    per_scan: dict[str, dict[str, np.ndarray]] = {}
+    k_ranked = min(maps.k or options.k, (len(ranked) - 1) // 2)
+    rows, differences, of_model = {}, {}, {}
     for name, features in tqdm(maps.features.items(), desc="measures", disable=None, leave=False):
         drawn, intervals = maps.by_row[name], dict.fromkeys(SCALES)
         if bootstrap:
-            per_scan[name] = {
+            per_scan = {
                 # Distances of all pairs in blocks of at most 1 GiB: 200 MB for 5,000 scans.
                 "silhouette": silhouette_samples(features[known].astype(float), maps.labels[known], metric="cosine"),
-                "purity": _purity(features, maps, k),
-                "map_purity": _purity(drawn[0], maps, k, "euclidean"),
+                "purity": _purity(features, maps),
+                "map_purity": _purity(drawn[0], maps, "euclidean"),
             }
-            intervals = {name: bootstrap.mean(values, SCALES[name]) for name, values in per_scan[name].items()}
+            intervals = {measure: bootstrap.mean(values, SCALES[measure]) for measure, values in per_scan.items()}
+            of_model = of_model or per_scan
+            if name != MODEL:
+                differences[f"{MODEL} − {name}"] = FeatureDifference(
+                    bootstrap.mean(of_model["silhouette"] - per_scan["silhouette"], Scale.DIFFERENCE),
+                    bootstrap.mean(of_model["purity"] - per_scan["purity"], Scale.DIFFERENCE),
+                )
         trust = trustworthiness(features[ranked], drawn[0][ranked], n_neighbors=k_ranked, metric=options.metric)
         stability = agreement(drawn, k_ranked) if len(drawn) > 1 else None
         rows[name] = MapRow(**intervals, trustworthiness=float(trust), stability=stability)
-    differences = {
-        f"{MODEL} − {name}": FeatureDifference(
-            *(
-                bootstrap.mean(per_scan[MODEL][measure] - values[measure], Scale.DIFFERENCE)
-                for measure in ("silhouette", "purity")
-            )
-        )
-        for name, values in per_scan.items()
-        if name != MODEL
-    }
     return rows, differences
 
 
@@ -298,6 +260,6 @@ def run(options: EmbeddingMapOptions) -> None:
     sources = open_sources(options.sources)
     result, maps = evaluate(sources, options)
     folder = private_folder(sources[0].results_folder("embedding_map", options.out))
-    written = write_results(result, maps, folder, options.projector)
-    print(report(result))
+    written = embedding_results.write_results(result, maps, folder, options.projector)
+    print(embedding_results.report(result))
     print(f"written: {', '.join(written)} in {folder}")

@@ -1,5 +1,6 @@
 """One runner for the commands that explain what classifiers say about scans: each brings its maps, the rest is here."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from evaluation.config import ExplanationOptions
 from evaluation.inputs.model import Answer, FittedHead, Model, ask, open_classifiers
 from evaluation.inputs.selection import Chosen
 from evaluation.inputs.sources import open_sources
-from evaluation.pages.tiles import Page, Rows, Tile, as_picture, overlay, write_pages
+from evaluation.pages.tiles import Page, Tile, as_picture, overlay, write_pages
 from evaluation.protocols.results import choose_scans, of_source
 
 
@@ -59,36 +60,24 @@ class Subjects:
 
 
 @dataclass(frozen=True)
-class Drawing:
-    """One scan explained: rows of a page, arrays for the npz file, and facts of each model beside its answer."""
-
-    rows: Rows
-    arrays: dict[str, np.ndarray]
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Explainer:
     """What is particular to one command.
 
     Attributes:
         name: of its files; title: of its text.
-        draw: from a scan and every model's answer to its page.
+        draw: from a scan and every model's answer to its page; its facts are of each model, beside the answer.
         units: of the arrays; settings, notes: for the JSON file.
         subtitle, foot: of the pages.
     """
 
     name: str
     title: str
-    draw: Callable[[Chosen, dict[str, Answer]], Drawing]
+    draw: Callable[[Chosen, dict[str, Answer]], Page]
     units: str
     settings: dict[str, Any]
     subtitle: str
     foot: str
     notes: list[str] = field(default_factory=list)
-
-
-Prepare = Callable[[Subjects], Explainer]
 
 
 def open_subjects(options: ExplanationOptions) -> Subjects:
@@ -118,9 +107,9 @@ def run(options: ExplanationOptions, prepare: Callable[[Subjects], Explainer]) -
     explainer, pages, answers = prepare(subjects), [], []
     for scan in tqdm(subjects.scans, desc=explainer.name, unit="scan", disable=None, leave=False):
         of_scan = {name: ask(model, scan, options.target) for name, model in subjects.models.items()}
-        drawing = explainer.draw(scan, of_scan)
-        facts = {name: {**answer.facts(), **drawing.facts.get(name, {})} for name, answer in of_scan.items()}
-        pages.append(Page(scan, drawing.rows, drawing.arrays, {"models": facts}))
+        page = explainer.draw(scan, of_scan)
+        facts = {name: {**answer.facts(), **page.facts.get(name, {})} for name, answer in of_scan.items()}
+        pages.append(dataclasses.replace(page, facts={"models": facts}))
         answers.append(of_scan)
     result = _result(subjects, explainer, options)
     source = next(iter(subjects.models.values())).source
@@ -132,7 +121,7 @@ def run(options: ExplanationOptions, prepare: Callable[[Subjects], Explainer]) -
 
 def draw_methods(
     scan: Chosen, answers: dict[str, Answer], methods: Sequence[str], make: Callable[[Answer, str], np.ndarray]
-) -> Drawing:
+) -> Page:
     """A row of positive parts for each method, a column for each model; arrays ``MODEL_METHOD``.
 
     Args:
@@ -148,7 +137,7 @@ def draw_methods(
             caption = f"for {explained}, {values.shape[0]} × {values.shape[1]}, {height}"
             tiles.append(Tile(overlay(scan.scan, values), f"{name}: {answer.verdict}\n{caption}"))
         rows.append((method, tiles))
-    return Drawing(rows, arrays)
+    return Page(scan, rows, arrays)
 
 
 def _result(subjects: Subjects, explainer: Explainer, options: ExplanationOptions) -> Explanation:

@@ -13,8 +13,9 @@ from evaluation.inputs.selection import Chosen
 from evaluation.maps.methods import candidates, make_maps
 from evaluation.maps.rows import MapMaker
 from evaluation.pages.maps import FOOT, draw_maps
+from evaluation.pages.tiles import Page
 from evaluation.protocols import explanations
-from evaluation.protocols.explanations import Drawing, Explainer, Subjects
+from evaluation.protocols.explanations import Explainer, Subjects
 from evaluation.protocols.results import map_makers, map_notes
 
 
@@ -44,7 +45,7 @@ def run(options: SideBySideOptions) -> None:
 
 def _draw(
     scan: Chosen, makers: Sequence[MapMaker], answers: dict[str, Answer], mask: Mask | None, every_head: bool
-) -> Drawing:
+) -> Page:
     maps = {
         (maker.name, method): make_maps(
             maker.model, method, [scan.scan], [answers[maker.name].target], maker.settings, signed=True
@@ -54,7 +55,7 @@ def _draw(
     }
     if every_head:
         makers, maps = _each_head(makers, maps)
-    return Drawing(*draw_maps(scan.scan, makers, maps, {}, mask))
+    return Page(scan, *draw_maps(scan.scan, makers, maps, {}, mask))
 
 
 def _each_head(
