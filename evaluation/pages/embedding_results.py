@@ -136,15 +136,7 @@ def report(result: EmbeddingMap) -> str:
         "",
     ]
     purity = f"{settings['k']}-NN purity %"
-    header = [
-        "",
-        "silhouette",
-        purity,
-        "map's purity %",
-        "trustworthiness",
-        "overlap of seeds %",
-        "Procrustes of seeds",
-    ]
+    header = ["", "silhouette", purity, "map's purity %", "trustworthiness", *_STABILITY]
     rows = []
     for name, row in result.rows.items():
         measured = [show(row.silhouette, 3), show(row.purity), show(row.map_purity), f"{row.trustworthiness:.3f}"]
@@ -198,8 +190,7 @@ def write_results(result: EmbeddingMap, maps: Maps, folder: Path, projector: boo
         animate(training, marked, labels, result.notice + title, folder / "training.gif")
         panels.append(training)
         written.append("training.gif")
-    keep = np.sort(generator("scans of a page").permutation(len(labels))[:MOST_SHOWN])
-    write_whole(folder / "maps.html", _page(result, maps, panels, marked, labels, keep, title))
+    write_whole(folder / "maps.html", _page(result, maps, panels, marked, labels, title))
     files = np.array([index.files[i] for i in maps.chosen])
     arrays = {f"row{i}": points for i, points in enumerate(maps.by_row.values())}
     arrays |= {f"frame{i}": points for i, points in enumerate(maps.frames.values())}
@@ -207,6 +198,7 @@ def write_results(result: EmbeddingMap, maps: Maps, folder: Path, projector: boo
         np.savez(stream, files=files, labels=maps.labels, patients=maps.patients, **arrays)
     written += ["maps.html", "maps.npz"]
     if projector:
+        keep = _shown(len(labels))
         images = resize_all((maps.data.scans[i] for i in maps.chosen[keep]), (_SPRITE, _SPRITE))[:, 0].numpy()
         classes = [marked[label].name for label in labels]
         metadata = np.stack([classes, maps.patients, index.splits[maps.chosen], files], axis=1)[keep].tolist()
@@ -218,17 +210,15 @@ def write_results(result: EmbeddingMap, maps: Maps, folder: Path, projector: boo
     return [*written, "embedding_map.json"]
 
 
+def _shown(n: int) -> np.ndarray:
+    """Positions of the scans that fit on a page: all, or ``MOST_SHOWN`` drawn at random."""
+    return np.sort(generator("scans of a page").permutation(n)[:MOST_SHOWN])
+
+
 def _page(
-    result: EmbeddingMap,
-    maps: Maps,
-    panels: list[Panel],
-    marked: list[Mark],
-    labels: np.ndarray,
-    keep: np.ndarray,
-    title: str,
+    result: EmbeddingMap, maps: Maps, panels: list[Panel], marked: list[Mark], labels: np.ndarray, title: str
 ) -> str:
-    """The interactive page of the scans at ``keep``."""
-    index, notes = maps.data.index, [*result.verdicts, *result.notes]
+    index, notes, keep = maps.data.index, [*result.verdicts, *result.notes], _shown(len(labels))
     if len(keep) < len(labels):
         notes.append(f"{len(keep):,} of {len(labels):,} scans are on this page, and no nearest scans")
         panels = [
