@@ -99,9 +99,7 @@ def animate(panel: Panel, marked: Sequence[Mark], labels: np.ndarray, title: str
     palette = images[-1].quantize(64)  # one for all, or colours would flicker
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     with replacing(file) as partial:
-        frames[0].save(
-            partial, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False
-        )
+        frames[0].save(partial, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def _picture(

@@ -84,12 +84,8 @@ def attend(models: dict[str, Model], scan: Chosen, size: int, options: Attention
         which: cls_attention(model.model, model.prepare(image[None].to(model.device)), options.block)[0].cpu().numpy()
         for which, model in models.items()
     }
-    return Maps(
-        scan,
-        image[0].numpy(),
-        heads,
-        {which: spread(with_mean(values), options.mass) for which, values in heads.items()},
-    )
+    scores = {which: spread(with_mean(values), options.mass) for which, values in heads.items()}
+    return Maps(scan, image[0].numpy(), heads, scores)
 
 
 def evaluate(source: Source, options: AttentionOptions) -> tuple[Attention, list[Maps]]:
@@ -109,12 +105,13 @@ def evaluate(source: Source, options: AttentionOptions) -> tuple[Attention, list
         check_input(backbone, options.block, size)
     except InputError as reason:
         raise InputError(f"{source.name}: {reason}") from None
-    start = starting_weights(source)
-    notes = [start] if isinstance(start, str) else []
+    notes = []
+    if isinstance(start := starting_weights(source), str):
+        notes.append(start)
+    else:
+        models[START] = open_model(start, START)
     if models[MODEL].is_random:
         notes.append("the model has random weights: these maps are a control, not a finding")
-    if not isinstance(start, str):
-        models[START] = open_model(start, START)
     scans, about, _ = choose_scans([source], options)
     progress = tqdm(scans, desc="attention", unit="scan", disable=None, leave=False)
     maps = [attend(models, scan, size, options) for scan in progress]

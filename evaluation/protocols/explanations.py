@@ -104,18 +104,42 @@ def run(options: ExplanationOptions, prepare: Callable[[Subjects], Explainer]) -
     """
     check_settings(options)
     subjects = open_subjects(options)
-    explainer, pages, answers = prepare(subjects), [], []
+    models, source = subjects.models, next(iter(subjects.models.values())).source
+    explainer, pages, rows = prepare(subjects), [], []
     for scan in tqdm(subjects.scans, desc=explainer.name, unit="scan", disable=None, leave=False):
-        of_scan = {name: ask(model, scan, options.target) for name, model in subjects.models.items()}
-        page = explainer.draw(scan, of_scan)
-        facts = {name: {**answer.facts(), **page.facts.get(name, {})} for name, answer in of_scan.items()}
+        answers = {name: ask(model, scan, options.target) for name, model in models.items()}
+        page = explainer.draw(scan, answers)
+        facts = {name: {**answer.facts(), **page.facts.get(name, {})} for name, answer in answers.items()}
         pages.append(dataclasses.replace(page, facts={"models": facts}))
-        answers.append(of_scan)
-    result = _result(subjects, explainer, options)
-    source = next(iter(subjects.models.values())).source
+        rows.append([Path(scan.file).name, scan.label or "–", *(answer.verdict for answer in answers.values())])
+    random = [name for name, model in models.items() if model.is_random]
+    result = Explanation(
+        evaluation=explainer.name,
+        model=of_source(source),
+        weights={name: model.weights for name, model in models.items()},
+        data=subjects.about,
+        models={
+            name: Classifier(
+                model.timm_name, model.input_size, model.class_names, model.head, model.target, model.fitted or {}
+            )
+            for name, model in models.items()
+        },
+        settings={"target": options.target, **explainer.settings},
+        units=explainer.units,
+        notes=[
+            *subjects.about["notes"],
+            *(f"{name} has random weights: its maps are a control, not a finding" for name in random),
+            *explainer.notes,
+        ],
+    )
     folder = private_folder(source.results_folder(explainer.name, options.out))
     written = write_pages(result, pages, explainer.subtitle, explainer.foot, folder)
-    print("\n".join([*heading(explainer.title, result), _text(subjects.models, answers), *closing(result)]))
+    targets = [
+        f"{name}: {model.timm_name}, {model.input_size[0]} × {model.input_size[1]} px, {model.target}"
+        for name, model in models.items()
+    ]
+    lines = [*heading(explainer.title, result), *targets, "", table(["scan", "class", *models], rows)]
+    print("\n".join([*lines, *closing(result)]))
     print(written)
 
 
@@ -138,43 +162,3 @@ def draw_methods(
             tiles.append(Tile(overlay(scan.scan, values), f"{name}: {answer.verdict}\n{caption}"))
         rows.append((method, tiles))
     return Page(scan, rows, arrays)
-
-
-def _result(subjects: Subjects, explainer: Explainer, options: ExplanationOptions) -> Explanation:
-    models, about = subjects.models, subjects.about
-    return Explanation(
-        evaluation=explainer.name,
-        model=of_source(next(iter(models.values())).source),
-        weights={name: model.weights for name, model in models.items()},
-        data=about,
-        models={
-            name: Classifier(
-                model.timm_name, model.input_size, model.class_names, model.head, model.target, model.fitted or {}
-            )
-            for name, model in models.items()
-        },
-        settings={"target": options.target, **explainer.settings},
-        units=explainer.units,
-        notes=[
-            *about["notes"],
-            *(
-                f"{name} has random weights: its maps are a control, not a finding"
-                for name, model in models.items()
-                if model.is_random
-            ),
-            *explainer.notes,
-        ],
-    )
-
-
-def _text(models: dict[str, Model], answers: Sequence[dict[str, Answer]]) -> str:
-    """What every model says about every scan, as a table, and what its logits are."""
-    rows = []
-    for of_scan in answers:
-        scan = next(iter(of_scan.values())).scan
-        rows.append([Path(scan.file).name, scan.label or "–", *(answer.verdict for answer in of_scan.values())])
-    targets = [
-        f"{name}: {model.timm_name}, {model.input_size[0]} × {model.input_size[1]} px, {model.target}"
-        for name, model in models.items()
-    ]
-    return "\n".join([*targets, "", table(["scan", "class", *models], rows)])

@@ -1,8 +1,4 @@
-"""Linear probe on frozen features, beside the controls it must beat, and how it fares with fewer labels.
-
-C (or the epoch) is chosen on the validation patients; the scans of the test are classified once, by the chosen probe.
-With a share of the labels it is chosen within the labelled patients, by a cross-validation over them.
-"""
+"""Linear probe on frozen features, beside the controls it must beat, and how it fares with fewer labels."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -184,9 +180,8 @@ def label_curves(
         for name in names:
             fits = [fit_row(name, labelled, fraction < 1) for labelled in drawn]
             values = np.concatenate([score_all(weights, queries.labels, scores) for _, scores in fits])
-            rows[name] = CurveRow(
-                [choice.setting for choice, _ in fits], *(OverDraws(v.mean(), v.min(), v.max(), v) for v in values.T)
-            )
+            over_draws = [OverDraws(v.mean(), v.min(), v.max(), v) for v in values.T]
+            rows[name] = CurveRow([choice.setting for choice, _ in fits], **dict(zip(METRICS, over_draws, strict=True)))
         patients = [len(set(train.patients[labelled].tolist())) for labelled in drawn]
         setting_by = [choice.by for choice, _ in fits]  # of the last row: the draw decides, not the features
         curve.append(CurvePoint(fraction, patients, list(map(len, drawn)), setting_by, rows))

@@ -1,7 +1,4 @@
-"""Does a map find the lesion? Every method of every model scored against lesion masks, beside maps without a network.
-
-Attention heads and thresholds are chosen on validation patients; scores are of test patients.
-"""
+"""Does a map find the lesion? Every method of every model against lesion masks, beside maps without a network."""
 
 from collections.abc import Sequence
 
