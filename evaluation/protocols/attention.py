@@ -48,7 +48,7 @@ class Attention(Evaluation):
 
 
 @dataclass(frozen=True)
-class Maps:
+class ScanAttention:
     """Attention of one scan.
 
     Attributes:
@@ -73,7 +73,7 @@ def check_input(backbone: torch.nn.Module, block: int, size: int) -> None:
         raise InputError(f"size {size}: must hold two patches of {patch} px at least; give {2 * patch} or more")
 
 
-def attend(models: dict[str, Model], scan: Chosen, size: int, options: AttentionOptions) -> Maps:
+def attend(models: dict[str, Model], scan: Chosen, size: int, options: AttentionOptions) -> ScanAttention:
     """Attention of models of one architecture, which ``check_input`` accepts, on one scan.
 
     Args:
@@ -85,10 +85,10 @@ def attend(models: dict[str, Model], scan: Chosen, size: int, options: Attention
         for which, model in models.items()
     }
     scores = {which: spread(with_mean(values), options.mass) for which, values in heads.items()}
-    return Maps(scan, image[0].numpy(), heads, scores)
+    return ScanAttention(scan, image[0].numpy(), heads, scores)
 
 
-def evaluate(source: Source, options: AttentionOptions) -> tuple[Attention, list[Maps]]:
+def evaluate(source: Source, options: AttentionOptions) -> tuple[Attention, list[ScanAttention]]:
     """Run the whole evaluation.
 
     Returns:
@@ -139,7 +139,7 @@ def evaluate(source: Source, options: AttentionOptions) -> tuple[Attention, list
     return result, maps
 
 
-def _names(maps: Maps) -> list[str]:
+def _names(maps: ScanAttention) -> list[str]:
     return [*(f"head {head}" for head in range(len(maps.heads[MODEL]))), MEAN]
 
 
@@ -181,7 +181,7 @@ def _count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def pages(maps: Sequence[Maps], mass: float) -> Iterator[Page]:
+def pages(maps: Sequence[ScanAttention], mass: float) -> Iterator[Page]:
     """A page a scan, drawn one at a time.
 
     Its arrays: ``image`` (H, W) uint8, and for each network ``NETWORK`` (heads, rows, columns) float32 and
