@@ -5,7 +5,7 @@ Nothing here imports a network, so that ``--help`` and wrong options are answere
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
@@ -73,29 +73,52 @@ class PhantomOptions:
 
 
 @dataclass
-class EvaluationOptions:
-    """What every evaluation is asked for. Unset options are those that the run was trained with."""
+class DataOptions:
+    """Models, scans, and what is drawn of them."""
 
     model: tuple[Name, ...] = ()
     """Runs, exports, files of weights, timm:NAME, timm:NAME@FILE or random:NAME, each once; unset: the newest run under
     runs/. Data and settings are those of the first."""
     data: Name | None = None
-    """OCT2017-style folder, or 'phantom'; unset: the run's own."""
+    """OCT2017-style folder, or 'phantom'; unset: the first run's own."""
+    bootstrap: Resamples = 1000
+    """Resamples of patients behind each 95 % interval; 0 gives none."""
+    seed: Seed = 0
+    """Of the resamples, and of all else that is drawn."""
+    dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    phantom: PhantomOptions = field(default_factory=PhantomOptions)
+
+    @property
+    def intervals(self) -> dict[str, int | str]:
+        """How intervals are made, for the JSON file."""
+        return {"unit": "patient", "resamples": self.bootstrap, "seed": self.seed}
+
+
+@dataclass
+class EvaluationOptions(DataOptions):
+    """What every evaluation is asked for. Unset options are those that the run was trained with."""
+
     out: NewName | None = None
     """Folder for the results; unset: RUN/evaluation/NAME, or runs/SOURCE/evaluation/NAME where there is no run."""
     heads: Heads | None = None
     """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
-    bootstrap: Resamples = 1000
-    """Resamples of patients behind each 95 % interval; 0 gives none."""
-    seed: Seed = 0
-    """Of the resamples, and of the network with random weights."""
-    dataset: DatasetOptions = field(default_factory=DatasetOptions)
-    phantom: PhantomOptions = field(default_factory=PhantomOptions)
 
     @property
     def sources(self) -> tuple[str, ...]:
         """Every model, as it is named."""
         return (*self.model, *getattr(self, "beside", ()))
+
+
+@dataclass
+class ScanOptions(EvaluationOptions):
+    """Which scans are shown."""
+
+    scans: tyro.conf.Positional[tuple[Name, ...]] = ()
+    """Image files; unset: scans of --split."""
+    split: Literal["test", "val", "train"] = "test"
+    """Where scans are taken from if no file is given."""
+    n: Scans = 8
+    """Scans to take from the split, in turns through the classes, each from a new patient as long as there are any."""
 
 
 @dataclass
@@ -153,13 +176,13 @@ class FeatureOptions(EvaluationOptions):
 
     def kind(self) -> Kind | None:
         """The features asked for; None where the evaluation chooses."""
-        chosen = {
+        kinds = {
             "cls": IMAGE_FEATURE,
             "mean-patch": Kind(0, mean_patch=True),
             "cls+mean-patch": Kind(1, mean_patch=True),
             "blocks": Kind(self.n_blocks),
         }
-        return chosen[self.features] if self.features else None
+        return kinds[self.features] if self.features else None
 
 
 Head = Literal["own", "probe", "prototype"]
@@ -169,6 +192,8 @@ Head = Literal["own", "probe", "prototype"]
 class ClassTargetOptions(EvaluationOptions):
     """Whose logits are explained."""
 
+    beside: tuple[Name, ...] = ()
+    """Further models: an older spelling of several names after --model."""
     classifier: Head | None = None
     """own: the model's; probe: a linear probe of its features; prototype: cosine to each class's mean feature. Unset:
     own where the model has one with class names, else probe."""
@@ -177,17 +202,9 @@ class ClassTargetOptions(EvaluationOptions):
 
 
 @dataclass
-class ExplanationOptions(ClassTargetOptions):
+class ExplanationOptions(ScanOptions, ClassTargetOptions):
     """Which classifiers explain which class of which scans."""
 
-    scans: tyro.conf.Positional[tuple[Name, ...]] = ()
-    """Image files; unset: scans of --split."""
-    beside: tuple[Name, ...] = ()
-    """Further models: an older spelling of several names after --model."""
-    split: Literal["test", "val", "train"] = "test"
-    """Where scans are taken from if no file is given."""
-    n: Scans = 8
-    """Scans to take from the split, in turns through the classes, each from a new patient as long as there are any."""
     target: Name = "predicted"
     """The class to explain: predicted (by each model), true, or a class name."""
 
@@ -201,11 +218,9 @@ RelevanceMethod = Literal["gradient", "lrp", "rollout"]
 MethodName = Literal[
     "attention", "rollout", "relevance", "lrp", "gradcam", "gradcam++", "hirescam", "eigencam", "occlusion"
 ]
-ALL = get_args(MethodName)
 ATTENTION = "attention"
 METHODS_BY_DEFAULT = ("attention", "relevance", "gradcam", "occlusion")
 SomeScans = Annotated[int, Range(0, 100_000)]
-AttentionSize = Annotated[Side | None, tyro.conf.arg(aliases=["--size"])]
 VoteTemperature = Annotated[float, Range(above=0)]
 
 
@@ -272,18 +287,12 @@ class EmbeddingMapOptions(FeatureOptions):
 
 
 @dataclass
-class AttentionOptions(EvaluationOptions):
+class AttentionOptions(ScanOptions):
     """CLS attention per head of some scans: overlays, maps, masks, and how widely each head spreads."""
 
-    scans: tyro.conf.Positional[tuple[Name, ...]] = ()
-    """Image files; unset: scans of --split."""
-    split: Literal["test", "val", "train"] = "test"
-    """Where scans are taken from if no file is given."""
-    n: Scans = 8
-    """Scans to take from the split, in turns through the classes, each from a new patient as long as there are any."""
     block: Annotated[int, Range(-1000, 1000)] = -1
     """Transformer block, from 0, or negative from the last."""
-    attention_size: AttentionSize = None
+    attention_size: Annotated[Side | None, tyro.conf.arg(aliases=["--size"])] = None
     """Short side of the network's input, in pixels; unset: the run's monitor.attention_size, or 480."""
     mass: PositiveShare = 0.6
     """Share of the attention to patches that a mask holds, in (0, 1]."""
@@ -329,22 +338,26 @@ class RelevanceOptions(ExplanationOptions):
 
 
 @dataclass
-class LocalizationOptions(MaskOptions, ClassTargetOptions):
+class MapOptions(MaskOptions):
+    """Which maps."""
+
+    methods: Annotated[tuple[MethodName, ...], Items(1, distinct=True)] = METHODS_BY_DEFAULT
+    """Explanation maps; those that a model cannot have leave a gap with the reason. lrp is patented."""
+    attention_size: Side | None = None
+    """Short side in pixels of the scans that attention is computed on; unset: a pretraining's monitor.attention_size,
+    else what the classifier sees."""
+
+
+@dataclass
+class LocalizationOptions(MapOptions, ClassTargetOptions):
     """Maps of every method and model scored against lesion masks, with patient-bootstrap intervals."""
 
-    beside: tuple[Name, ...] = ()
-    """Further models: an older spelling of several names after --model."""
-    methods: Annotated[tuple[MethodName, ...], Items(1, distinct=True)] = METHODS_BY_DEFAULT
-    """Methods to score; those that a model cannot have leave a gap with the reason. lrp is patented."""
     target: Literal["true", "predicted"] = "true"
     """The class to explain."""
     score: Literal[ALL_SCORES] = "auprc"
     """Ranks the rows and chooses attention heads (on validation patients)."""
     n: SomeScans = 144
     """Test scans with a lesion, in turns through classes and patients, and half as many validation scans; 0: all."""
-    attention_size: Side | None = None
-    """Short side in pixels of the scans that attention is computed on; unset: a pretraining's monitor.attention_size,
-    else what the classifier sees."""
     attention_blocks: Literal["last", "all"] = "last"
     """Whose heads may be chosen."""
     window: PositiveShare = 0.2
@@ -362,25 +375,15 @@ class LocalizationOptions(MaskOptions, ClassTargetOptions):
 
 
 Figure = Literal["5", "6", "7", "9"]
-FIGURES: dict[str, tuple[MethodName, ...]] = {
-    "5": ("gradcam",),
-    "6": ("occlusion",),
-    "7": ("lrp",),
-    "9": ("attention",),
-}
+FIGURES: dict[str, tuple[MethodName, ...]] = {"5": ("gradcam",), "6": ("occlusion",), "7": ("lrp",), "9": (ATTENTION,)}
 
 
 @dataclass
-class SideBySideOptions(MaskOptions, ExplanationOptions):
+class SideBySideOptions(MapOptions, ExplanationOptions):
     """Pages of maps: one scan each, a row for each method, a column for each model."""
 
-    methods: Annotated[tuple[MethodName, ...], Items(1, distinct=True)] = METHODS_BY_DEFAULT
-    """One row of a page each; those that a model cannot have leave a gap with the reason. lrp is patented."""
     figure: Figure | None = None
     """A figure of the paper instead of --methods; 9 shows every attention head."""
-    attention_size: Side | None = None
-    """Short side in pixels of the scans that attention is computed on; unset: a pretraining's monitor.attention_size,
-    else what the classifier sees."""
 
     def __post_init__(self):
         if self.figure:
@@ -394,7 +397,7 @@ class SideBySideOptions(MaskOptions, ExplanationOptions):
 
 
 @dataclass
-class ComparisonOptions(MaskOptions):
+class ComparisonOptions(MaskOptions, DataOptions):
     """Compare models on the same test scans: one page, numbers as JSON and CSV, figures as PNG and SVG."""
 
     models: tyro.conf.Positional[tuple[Name, ...]] = ()
@@ -402,8 +405,6 @@ class ComparisonOptions(MaskOptions):
     model: tuple[Name, ...] = ()
     """Runs, exports, checkpoints (RUN/checkpoints/start: the weights before training), files of weights, timm:NAME,
     timm:NAME@FILE or random:NAME; each once."""
-    data: Name | None = None
-    """OCT2017-style folder, or 'phantom'; unset: the first run's own."""
     out: NewPath = Path("report")
     """Folder for report.html, results.json, results.csv, figures/ and the cache of finished steps."""
     k: Neighbours = (5, 10)
@@ -416,12 +417,6 @@ class ComparisonOptions(MaskOptions):
     """Test scans with a lesion on which maps are scored against the masks; 0: no league."""
     cases: Annotated[int, Range(0, 1000)] = 8
     """Scans of the case viewer, in turns: drawn by seed, best, median and worst of the model that validation chose."""
-    bootstrap: Resamples = 1000
-    """Resamples of patients behind each 95 % interval; 0 gives none."""
-    seed: Seed = 0
-    """Of the resamples, the maps and the random cases."""
-    dataset: DatasetOptions = field(default_factory=DatasetOptions)
-    phantom: PhantomOptions = field(default_factory=PhantomOptions)
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -14,10 +14,19 @@ from dino_oct.files import read_json
 from dino_oct.models.frozen import Weights
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import Interval
-from dino_oct.scores.class_summary import majority, never_recognised
+from dino_oct.scores.class_summary import Majority, majority, never_recognised
 from dino_oct.scores.classification import METRICS, NO_CALIBRATION_INTERVAL, calibration_error, confusion, score_all
 from dino_oct.scores.paired import ResultByClass, ScanSet, compare_scores
-from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, closing, heading, majority_row, show, table
+from dino_oct.scores.text import (
+    ACCURACY_HEADER,
+    Evaluation,
+    accuracy_cells,
+    closing,
+    heading,
+    majority_row,
+    show,
+    table,
+)
 
 NAME = "classifier"
 _RESAMPLES = 1000
@@ -54,6 +63,17 @@ class TestResult(ResultByClass):
     calibration_error: Interval
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinalResult(Evaluation):
+    """What ``test.json`` holds; verdicts: classes that are never recognised."""
+
+    evaluation: str = "supervised"
+    units: str = "per cent; each number with its 95 % interval by patient, or the reason why it has none"
+    rows: dict[str, TestResult]
+    majority: Majority
+    verdicts: list[str]
+
+
 def final_result(
     data: ScanData,
     positions: np.ndarray,
@@ -61,8 +81,8 @@ def final_result(
     weights: Weights,
     settings: dict[str, Any],
     seed: int = 0,
-) -> dict[str, Any]:
-    """What the JSON file of a test holds: every metric with its patient-bootstrap interval.
+) -> FinalResult:
+    """Every metric with its patient-bootstrap interval.
 
     Args:
         positions: of the classified scans in ``data``; probabilities: (N, C) of them.
@@ -86,22 +106,20 @@ def final_result(
             "the result; use --dataset.split patient",
             *notes,
         ]
-    return {
-        "evaluation": "supervised",
-        "model": {"source": weights.source, "chosen": "weights of the best validation"},
-        "weights": {NAME: weights},
-        "data": {
+    return FinalResult(
+        model={"source": weights.source, "chosen": "weights of the best validation"},
+        weights={NAME: weights},
+        data={
             **data.summary(train=trained, queries=positions),
             "queries": "test",
             "shortcut": data.shortcuts(np.concatenate([trained, positions])),
         },
-        "settings": {**settings, "bootstrap": {"unit": "patient", "resamples": _RESAMPLES, "seed": seed}},
-        "units": "per cent; each number with its 95 % interval by patient, or the reason why it has none",
-        "rows": {NAME: row},
-        "majority": compared.majority,
-        "verdicts": never_recognised([(NAME, row.never_recognised)]),
-        "notes": [*data.notes, *notes],
-    }
+        settings={**settings, "bootstrap": {"unit": "patient", "resamples": _RESAMPLES, "seed": seed}},
+        rows={NAME: row},
+        majority=compared.majority,
+        verdicts=never_recognised([(NAME, row.never_recognised)]),
+        notes=[*data.notes, *notes],
+    )
 
 
 def read_result(file: Path) -> dict[str, Any] | None:
@@ -124,20 +142,20 @@ def read_result(file: Path) -> dict[str, Any] | None:
     return result
 
 
-def result_text(result: dict[str, Any]) -> str:
+def result_text(result: FinalResult) -> str:
     """The result of a test as text."""
-    (row,), sets = result["rows"].values(), result["data"]["sets"]
+    (row,), sets = result.rows.values(), result.data["sets"]
     names = list(row.recall)
     lines = [
         *heading("test", result),
-        f"data: {result['data']['folder']} · trained: {sets['train']['scans']} scans of {sets['train']['patients']} "
+        f"data: {result.data['folder']} · trained: {sets['train']['scans']} scans of {sets['train']['patients']} "
         f"patients · classified once: test, {sets['queries']['scans']} scans of {sets['queries']['patients']} patients",
         "",
         table(
             ["", *ACCURACY_HEADER, "calibration error %"],
             [
                 [NAME, *accuracy_cells(row), show(row.calibration_error)],
-                [*majority_row(result["majority"], sets["queries"]["classes"]), ""],
+                [*majority_row(result.majority, sets["queries"]["classes"]), ""],
             ],
         ),
         "",
@@ -148,6 +166,6 @@ def result_text(result: dict[str, Any]) -> str:
                 for name, counts in zip(names, row.confusion, strict=True)
             ],
         ),
-        f"[95 % interval, {result['settings']['bootstrap']['resamples']} resamples of patients]",
+        f"[95 % interval, {result.settings['bootstrap']['resamples']} resamples of patients]",
     ]
-    return "\n".join([*lines, *closing(result)])
+    return "\n".join([*lines, *closing(result, result.verdicts)])

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +39,7 @@ from supervised.architectures import build, find
 from supervised.config import SupervisedConfig
 from supervised.data import LabelledScans, check_classes, labelled
 from supervised.finetune import set_trainable
-from supervised.judge import final_result, read_result, result_text, validation_metrics
+from supervised.judge import FinalResult, final_result, read_result, result_text, validation_metrics
 from supervised.learner import ClassifierLearner
 
 STATE: dict[str, type | tuple[type, ...]] = {  # what resuming needs
@@ -368,10 +367,10 @@ def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], names: Sequen
     )
 
 
-def test(config: SupervisedConfig, data: ScanData, run: Path, device: torch.device) -> dict[str, Any] | None:
+def test(config: SupervisedConfig, data: ScanData, run: Path, device: torch.device) -> FinalResult | None:
     """Classify the test split with a run's exported weights; None where there are no labelled test scans.
 
-    Every process must call it. Returns what the JSON file holds.
+    Every process must call it.
     """
     positions = labelled(data.index, "test")
     if not len(positions):

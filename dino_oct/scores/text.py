@@ -4,16 +4,54 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dino_oct.files import write_whole
+from dino_oct.models.frozen import Weights
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import Majority
 from dino_oct.scores.classification import METRICS
-from dino_oct.scores.paired import Metrics, Result, ResultByClass
+from dino_oct.scores.paired import Metrics, Result
+
+PHANTOM_NOTICE = "PHANTOMS: synthetic scans"
+# The order of a JSON file: what was evaluated, its numbers, what they say.
+_FIRST = ("evaluation", "model", "weights", "data", "models", "settings", "units")
+_LAST = ("verdicts", "notes", "statements")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What every evaluation says beside its own numbers.
+
+    Attributes:
+        evaluation: its name; model: ``source`` and how it was ``chosen``, with its ``run``.
+        weights: row → what identifies its weights.
+        data: as ``ScanData.summary``, and what else belongs to the scans.
+        units: of the numbers; notes: what limits them, one line each.
+    """
+
+    evaluation: str
+    model: dict[str, str | Path | None]
+    weights: dict[str, Weights]
+    data: dict[str, Any]
+    settings: dict[str, Any]
+    units: str
+    notes: list[str]
+
+    @property
+    def notice(self) -> str:
+        """What titles of figures begin with: nothing, or that the scans are phantoms."""
+        return f"{PHANTOM_NOTICE} · " if self.data["synthetic"] else ""
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``plain``, in the order of reading."""
+        values = plain(self)
+        numbers = [name for name in values if name not in _FIRST + _LAST]
+        return {name: values[name] for name in (*_FIRST, *numbers, *_LAST) if name in values}
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -25,9 +63,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in printed)
 
 
-def show(value: Interval, digits: int = 1, signed: bool = False) -> str:
-    """``Interval.words`` as a function, for the cells of tables."""
-    return value.words(digits, signed)
+def show(value: Interval | None, digits: int = 1, signed: bool = False) -> str:
+    """``Interval.words`` for a cell of a table, which is empty for None."""
+    return value.words(digits, signed) if value else ""
 
 
 ACCURACY_HEADER = ("accuracy %", "balanced %", "AUROC %", "lowest recall %")
@@ -90,40 +128,30 @@ def plain(value: Any) -> Any:
 
 def write_json(result: Any, file: Path) -> None:
     """Write a result whole or not at all."""
-    write_whole(file, json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False))
+    values = result.as_json() if isinstance(result, Evaluation) else plain(result)
+    write_whole(file, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False))
 
 
-def recall_table(rows: dict[str, ResultByClass], scans: dict[str, int]) -> str:
-    """Recall of each class by row.
-
-    Args:
-        scans: class → number of classified scans.
-    """
-    header = ["recall %", *(f"{name} ({count})" for name, count in scans.items())]
-    return table(header, [[name, *(show(row.recall[label]) for label in scans)] for name, row in rows.items()])
-
-
-def closing(result: dict[str, Any]) -> list[str]:
+def closing(result: Evaluation, verdicts: Sequence[str] = ()) -> list[str]:
     """Last lines of a report: verdicts, notes, and how well the classes are told without the retina."""
-    data = result["data"]
-    notes = [*result["notes"], *missing_intervals(result)]
-    lines = ["", *result["verdicts"], *(f"note: {note}" for note in notes)]
-    if shortcuts := data["shortcut"]:
-        found = ", ".join(f"{one['features']} {show(one['balanced_accuracy'])} %" for one in shortcuts)
-        done = "are neutralised here" if data["dataset"]["neutralise_borders"] else "are NOT neutralised here"
+    notes = dict.fromkeys([*result.notes, *missing_intervals(result)])
+    lines = ["", *verdicts, *(f"note: {note}" for note in notes)]
+    if shortcuts := result.data.get("shortcut"):
+        features = ", ".join(f"{cut['features']} {show(cut['balanced_accuracy'])} %" for cut in shortcuts)
+        done = "are neutralised here" if result.data["dataset"]["neutralise_borders"] else "are NOT neutralised here"
         lines.append(
-            f"shortcut check: balanced accuracy without the shape of the retina, from {found} "
+            f"shortcut check: balanced accuracy without the shape of the retina, from {features} "
             f"(chance {shortcuts[0]['chance']:.1f} %); white borders {done}"
         )
     return lines
 
 
-def heading(title: str, result: dict[str, Any], details: str = "") -> list[str]:
+def heading(title: str, result: Evaluation, details: str = "") -> list[str]:
     """First lines of a report: which evaluation of which source, whether on phantoms, and which weights by sha256, with
     what was loaded of them."""
-    model, notice = result["model"], f" · {PHANTOM_NOTICE}" if result["data"]["synthetic"] else ""
-    lines = [f"{title} of {model['source']} ({model['chosen']}){details}{notice}"]
-    for name, weights in result["weights"].items():
+    notice = f" · {PHANTOM_NOTICE}" if result.data["synthetic"] else ""
+    lines = [f"{title} of {result.model['source']} ({result.model['chosen']}){details}{notice}"]
+    for name, weights in result.weights.items():
         lines.append(f"{name}: {weights.file or weights.source} (sha256 {weights.sha256}…)")
         if weights.file:
             lines += _in_lines(weights.loaded)
@@ -139,6 +167,3 @@ def _in_lines(text: str, width: int = 80) -> list[str]:
             lines.append("")
         lines[-1] += f"; {clause}" if lines[-1] else f"  {clause}"
     return lines
-
-
-PHANTOM_NOTICE = "PHANTOMS: synthetic scans"

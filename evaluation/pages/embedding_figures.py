@@ -1,17 +1,15 @@
 """Figures of embedding maps: panels side by side under one legend, and an animation of one panel."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import io
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import numpy as np
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
@@ -75,19 +73,16 @@ def draw_panels(panels: Sequence[Panel], marked: Sequence[Mark], labels: np.ndar
     rows = -(-len(panels) // columns)
     width = max(3.3 * columns, 6.6)
     with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a file name is a $
-        figure, axes = plt.subplots(rows, columns, figsize=(width, 4 * rows + 0.9), squeeze=False, layout="compressed")
-        for axis in axes.flat[len(panels) :]:
-            axis.set_axis_off()
-        for axis, panel in zip(axes.flat, panels, strict=False):
-            frame = panel.frames[-1]
+        figure = Figure(figsize=(width, 4 * rows + 0.9), layout="compressed")
+        for i, panel in enumerate(panels):
+            axis, frame = figure.add_subplot(rows, columns, i + 1), panel.frames[-1]
             axis.set_title("\n".join(textwrap.wrap(panel.title, 40)[-2:]), fontsize=10, fontweight="bold", pad=20)
             axis.text(0.5, 1.02, frame.caption, transform=axis.transAxes, ha="center", va="bottom", fontsize=8)
-            _scatter(axis, frame.points, marked, labels)
+            _scatter(axis, frame.points, marked, labels, frame.points)
         _legend(figure, marked, labels, AXES_NOTE)
         figure.suptitle("\n".join(textwrap.wrap(title, int(width * 14))), fontsize=10)
         with replacing(file) as partial:
             figure.savefig(partial, dpi=150, bbox_inches="tight", pad_inches=0.1, format=file.suffix[1:])
-        plt.close(figure)
 
 
 def animate(panel: Panel, marked: Sequence[Mark], labels: np.ndarray, title: str, file: Path) -> None:
@@ -95,48 +90,35 @@ def animate(panel: Panel, marked: Sequence[Mark], labels: np.ndarray, title: str
     map they come from."""
     window = np.concatenate([frame.points for frame in panel.frames])
     images, durations = [], []
-    for i, frame in enumerate(panel.frames):
-        images.append(_picture(frame.points, window, marked, labels, title, frame.caption))
-        last = i == len(panel.frames) - 1
-        durations.append(_END_MS if last else _HOLD_MS)
-        if not last:
-            onward = panel.frames[i + 1].points
-            for share in (np.arange(1, _BETWEEN + 1) / (_BETWEEN + 1)).tolist():
-                eased = share * share * (3 - 2 * share)
-                points = frame.points + eased * (onward - frame.points)
-                images.append(_picture(points, window, marked, labels, title, frame.caption))
-                durations.append(_STEP_MS)
+    for frame, following in zip(panel.frames, (*panel.frames[1:], None), strict=True):
+        durations += [_HOLD_MS, *[_STEP_MS] * _BETWEEN] if following else [_END_MS]
+        for share in np.arange(_BETWEEN + 1 if following else 1) / (_BETWEEN + 1):
+            eased = share * share * (3 - 2 * share)
+            points = frame.points + eased * (following.points - frame.points) if following else frame.points
+            images.append(_picture(points, window, marked, labels, title, frame.caption))
     palette = images[-1].quantize(64)  # one for all, or colours would flicker
     frames = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
     with replacing(file) as partial:
-        frames[0].save(
-            partial, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False
-        )
+        frames[0].save(partial, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def _picture(
     points: np.ndarray, window: np.ndarray, marked: Sequence[Mark], labels: np.ndarray, title: str, caption: str
 ) -> Image.Image:
     with matplotlib.rc_context({"text.parse_math": False}):
-        figure, axis = plt.subplots(figsize=(5.2, 5.9), layout="constrained")
+        figure = Figure(figsize=(5.2, 5.9), layout="constrained")
+        axis = figure.add_subplot()
         axis.set_title(caption, fontsize=10, fontweight="bold")
         _scatter(axis, points, marked, labels, window)
         _legend(figure, marked, labels, "UMAP axes have no units")
         figure.suptitle("\n".join(textwrap.wrap(title, 72)), fontsize=8)
         with io.BytesIO() as stream:
             figure.savefig(stream, dpi=100, format="png")
-            plt.close(figure)
             return Image.open(stream, formats=["PNG"]).convert("RGB")
 
 
-def _scatter(
-    axis: plt.Axes,
-    points: np.ndarray,
-    marked: Sequence[Mark],
-    labels: np.ndarray,
-    window: np.ndarray | None = None,
-) -> None:
-    """Points in mixed order, so that no class lies above another, in a square as large as ``window`` needs."""
+def _scatter(axis: Axes, points: np.ndarray, marked: Sequence[Mark], labels: np.ndarray, window: np.ndarray) -> None:
+    """Points in mixed order, so that no class lies above another, in a square that holds ``window`` (M, 2)."""
     size = float(np.clip(9000 / len(points), 4, 36))
     order = generator("order of drawing").permutation(len(points))
     for part in np.array_split(order, _CHUNKS):
@@ -145,7 +127,7 @@ def _scatter(
             axis.scatter(
                 x, y, s=size, c=mark.colour, marker=_SHAPES[mark.shape], linewidths=0.25, edgecolors="white", alpha=0.85
             )
-    low, high = (points if window is None else window).min(axis=0), (points if window is None else window).max(axis=0)
+    low, high = window.min(axis=0), window.max(axis=0)
     half = 0.53 * max(float((high - low).max()), 1e-6)
     for setter, centre in zip((axis.set_xlim, axis.set_ylim), (low + high) / 2, strict=True):
         setter(centre - half, centre + half)
@@ -153,23 +135,14 @@ def _scatter(
     axis.spines[:].set_color("0.75")
 
 
-def _legend(figure: plt.Figure, marked: Sequence[Mark], labels: np.ndarray, note: str) -> None:
+def _legend(figure: Figure, marked: Sequence[Mark], labels: np.ndarray, note: str) -> None:
     """One legend below all panels, as many classes in a row as fit, under a note."""
     handles = [
         Line2D([], [], linestyle="", marker=_SHAPES[mark.shape], color=mark.colour, markersize=6.5) for mark in marked
     ]
     names = [f"{mark.name} ({int((labels == i).sum()):,})" for i, mark in enumerate(marked)]
     fit = int(figure.get_figwidth() * 14 / (max(map(len, names)) + 5))
-    legend = figure.legend(
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=max(min(len(names), fit), 1),
-        frameon=False,
-        fontsize=8.5,
-        columnspacing=1.2,
-        handletextpad=0.1,
-        title=note,
-        title_fontsize=7.5,
-    )
+    place = {"loc": "outside lower center", "ncols": max(min(len(names), fit), 1)}
+    spacing = {"columnspacing": 1.2, "handletextpad": 0.1, "frameon": False}
+    legend = figure.legend(handles, names, **place, **spacing, fontsize=8.5, title=note, title_fontsize=7.5)
     legend.get_title().set_color("0.35")

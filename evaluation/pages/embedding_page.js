@@ -124,9 +124,9 @@ function embeddingMaps(root, data) {
 
     function onPointer(event, press) {
       const bounds = over.getBoundingClientRect();
-      const found = pick(event.clientX - bounds.left, event.clientY - bounds.top, press ? 24 : 14);
-      if (press) pinned = found >= 0 && !(pinned && found === current);
-      if (press || !pinned) select(found, event.clientX, event.clientY);
+      const nearest = pick(event.clientX - bounds.left, event.clientY - bounds.top, press ? 24 : 14);
+      if (press) pinned = nearest >= 0 && !(pinned && nearest === current);
+      if (press || !pinned) select(nearest, event.clientX, event.clientY);
     }
     over.addEventListener("pointermove", (event) => onPointer(event, false));
     over.addEventListener("click", (event) => onPointer(event, true));
@@ -166,7 +166,7 @@ function embeddingMaps(root, data) {
 
   function counted(positions) {
     const counts = classes.map((_, c) => positions.filter((i) => scans.label[i] === c).length);
-    return classes.map((one, c) => [counts[c], `${one.name} × ${counts[c]}`]).filter(([count]) => count)
+    return classes.map(({name}, c) => [counts[c], `${name} × ${counts[c]}`]).filter(([count]) => count)
       .sort((a, b) => b[0] - a[0]).map(([, text]) => text).join(", ");
   }
 
@@ -187,13 +187,13 @@ function embeddingMaps(root, data) {
   }
 
   const legend = make("div", root, "legend");
-  classes.forEach((one, c) => {
+  classes.forEach(({name}, c) => {
     const button = make("button", legend);
     button.setAttribute("aria-pressed", "true");
     const symbol = make("canvas", button);
     symbol.width = symbol.height = 18;
     mark(symbol.getContext("2d"), c, 9, 9, 6);
-    make("span", button, "", `${one.name} (${scans.label.filter((label) => label === c).length})`);
+    make("span", button, "", `${name} (${scans.label.filter((label) => label === c).length})`);
     button.addEventListener("click", () => {
       hidden.has(c) ? hidden.delete(c) : hidden.add(c);
       button.setAttribute("aria-pressed", String(!hidden.has(c)));

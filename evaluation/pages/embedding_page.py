@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
 
+from dino_oct.scores.text import plain
 from evaluation.pages.embedding_figures import Mark, Panel
 
 IMAGE_BYTES = 12_000_000  # of all scans of a page together; a third more as text
@@ -37,19 +37,8 @@ def page_data(
         k: neighbours in the panels' ``near``.
         scans: ``file``, ``patient``, ``split`` and ``image`` (base64 JPEG) of the N scans.
     """
-    return {
-        "classes": [asdict(mark) for mark in marked],
-        "k": k,
-        "scans": {"label": labels.tolist(), **scans},
-        "panels": [
-            {
-                "title": panel.title,
-                "near": None if panel.near is None else panel.near.tolist(),
-                "frames": scaled_frames(panel),
-            }
-            for panel in panels
-        ],
-    }
+    drawn = [{"title": panel.title, "near": panel.near, "frames": scaled_frames(panel)} for panel in panels]
+    return plain({"classes": list(marked), "k": k, "scans": {"label": labels, **scans}, "panels": drawn})
 
 
 def page(title: str, notice: str | None, notes: Sequence[str], data: dict[str, Any]) -> str:

@@ -1,6 +1,5 @@
 """What the UMAP evaluation leaves: the printed table, figure, page, animation, projector export and JSON."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,11 @@ import numpy as np
 from dino_oct.data.index import UNLABELLED
 from dino_oct.features import resize_all
 from dino_oct.files import replacing, write_whole
+from dino_oct.models.frozen import Weights
 from dino_oct.scan_data import ScanData
-from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.bootstrap import Interval, PatientBootstrap
 from dino_oct.scores.paired import MODEL
-from dino_oct.scores.text import closing, heading, show, table, write_json
+from dino_oct.scores.text import Evaluation, closing, heading, show, table, write_json
 from dino_oct.streams import generator
 from evaluation.pages.embedding_figures import Frame, Mark, Panel, animate, draw_panels, marks
 from evaluation.pages.embedding_page import page, page_data, thumbnails
@@ -21,6 +21,7 @@ from evaluation.pages.projector import write_projector
 
 MOST_SHOWN = 5000  # scans on the page and in the projector
 _SPRITE = 48  # pixels per side of a scan in the projector
+_STABILITY = ("overlap of seeds %", "Procrustes of seeds")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Maps:
         features: row → (N, D).
         by_row: row → (seeds, N, 2).
         comparable: (N,) bool, scans that silhouette and purity are measured on.
-        near: row → (N, k) nearest scans of other patients by features; empty where there is one patient only.
+        k: neighbours; 0 where there is one patient only.
+        near: row → (N, k) nearest scans of other patients by features; empty without neighbours.
+        bootstrap: of the comparable scans; None without any.
         frames: training state → (N, 2), aligned; empty without an animation.
     """
 
@@ -41,7 +44,9 @@ class Maps:
     comparable: np.ndarray
     features: dict[str, np.ndarray]
     by_row: dict[str, np.ndarray]
+    k: int
     near: dict[str, np.ndarray]
+    bootstrap: PatientBootstrap | None
     frames: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -55,87 +60,108 @@ class Maps:
         return self.data.index.patients[self.chosen]
 
 
-def report(result: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class MapRow:
+    """What is measured of a row's features and maps; None where it cannot be.
+
+    Attributes:
+        silhouette: −1 to 1; purity, map_purity: of the features and of the map, per cent.
+        trustworthiness: of the map, 0 to 1; stability: ``scores.embeddings.agreement`` of several seeds.
+    """
+
+    silhouette: Interval | None
+    purity: Interval | None
+    map_purity: Interval | None
+    trustworthiness: float
+    stability: dict[str, tuple[float, float, float]] | None
+
+
+@dataclass(frozen=True)
+class FeatureDifference:
+    """The model's features less those of a row, paired by scan; in the units of ``MapRow``."""
+
+    silhouette: Interval
+    purity: Interval
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A checkpoint, and the purity of its features in per cent; None where it cannot be measured."""
+
+    weights: Weights
+    purity: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbeddingMap(Evaluation):
+    """What ``embedding_map.json`` holds; chance: the purity of random neighbours, per cent."""
+
+    evaluation: str = "embedding_map"
+    rows: dict[str, MapRow]
+    differences: dict[str, FeatureDifference]
+    chance: float | None
+    training: dict[str, TrainingState]
+    verdicts: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what could not be measured."""
+        values = super().as_json()
+        for part in ("rows", "training"):
+            values[part] = {
+                name: {key: value for key, value in row.items() if value is not None}
+                for name, row in values[part].items()
+            }
+        return values
+
+    @property
+    def scans(self) -> str:
+        """In words, how many."""
+        counts, split = self.data["sets"]["scans"], self.data["split"]
+        which = "all splits" if split == "all" else f"{split} split"
+        patients = f"{counts['patients']:,} patient{'' if counts['patients'] == 1 else 's'}"
+        return f"{which}, {counts['scans']:,} scans of {patients}"
+
+
+def report(result: EmbeddingMap) -> str:
     """The result as text: what was used, one table, and what it does not let one say."""
-    data, settings = result["data"], result["settings"]
-    counts, umap = data["sets"]["scans"], settings["umap"]
-    classes = ", ".join(f"{name} {count['scans']}" for name, count in counts["classes"].items() if count["scans"])
-    seeds = len(settings["seeds"])
+    data, settings = result.data, result.settings
+    umap, seeds, resamples = settings["umap"], len(settings["seeds"]), settings["bootstrap"]["resamples"]
+    counts = data["sets"]["scans"]["classes"]
+    classes = ", ".join(f"{name} {count['scans']}" for name, count in counts.items() if count["scans"])
     lines = [
         *heading("UMAP of features", result),
-        f"data: {data['folder']} · {_scans(result)}" + (f" ({classes})" if classes else ""),
+        f"data: {data['folder']} · {result.scans}" + (f" ({classes})" if classes else ""),
         f"UMAP: n_neighbors {umap['n_neighbors']}, min_dist {umap['min_dist']:g}, {umap['metric']}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}",
         "",
     ]
-    header = [
-        "", "silhouette", f"{settings['k']}-NN purity %", "map's purity %", "trustworthiness",
-        "overlap of seeds %", "Procrustes of seeds",
-    ]  # fmt: skip
-    rows = [
-        [name, *_measured(row), f"{row['trustworthiness']:.3f}", *_stability(row.get("stability"))]
-        for name, row in result["rows"].items()
-    ]
-    if result["chance"] is not None:
-        rows.append(["chance", "", f"{result['chance']:.1f}", "", "", "", ""])
-    rows += [[name, *_measured(row, signed=True), "", "", ""] for name, row in result["differences"].items()]
+    purity = f"{settings['k']}-NN purity %"
+    header = ["", "silhouette", purity, "map's purity %", "trustworthiness", *_STABILITY]
+    rows = []
+    for name, row in result.rows.items():
+        measured = [show(row.silhouette, 3), show(row.purity), show(row.map_purity), f"{row.trustworthiness:.3f}"]
+        rows.append([name, *measured, *_stability(row)])
+    if result.chance is not None:
+        rows.append(["chance", "", f"{result.chance:.1f}", "", "", "", ""])
+    for name, row in result.differences.items():
+        rows.append([name, show(row.silhouette, 3, signed=True), show(row.purity, signed=True), "", "", "", ""])
     lines.append(table(header, rows))
-    if settings["bootstrap"]["resamples"] and result["differences"]:
-        lines.append(
-            f"[95 % interval, {settings['bootstrap']['resamples']} resamples of patients]  (lowest–highest of pairs of "
-            "seeds)"
-        )
-    if trained := {name: row for name, row in result["training"].items() if "purity" in row}:
-        purities = [[name, show(row["purity"])] for name, row in trained.items()]
-        lines += ["", table(["training", f"{settings['k']}-NN purity %"], purities)]
-    return "\n".join([*lines, *closing(result)])
+    if resamples and result.differences:
+        lines.append(f"[95 % interval, {resamples} resamples of patients]  (lowest–highest of pairs of seeds)")
+    if trained := [[name, show(state.purity)] for name, state in result.training.items() if state.purity]:
+        lines += ["", table(["training", purity], trained)]
+    return "\n".join([*lines, *closing(result, result.verdicts)])
 
 
-def _measured(row: dict[str, Any], signed: bool = False) -> list[str]:
-    digits = {"silhouette": 3, "purity": 1, "map_purity": 1}
-    return [show(row[name], n, signed) if name in row else "" for name, n in digits.items()]
-
-
-def _stability(agreement: dict[str, tuple[float, float, float]] | None) -> list[str]:
-    if agreement is None:
+def _stability(row: MapRow) -> list[str]:
+    """Cells under ``_STABILITY``: mean, lowest and highest."""
+    if row.stability is None:
         return ["", ""]
-    percent = [100 * value for value in agreement["overlap"]]
-    return ["{:.0f} ({:.0f}–{:.0f})".format(*percent), "{:.2f} ({:.2f}–{:.2f})".format(*agreement["procrustes"])]
+    percent = [100 * value for value in row.stability["overlap"]]
+    return ["{:.0f} ({:.0f}–{:.0f})".format(*percent), "{:.2f} ({:.2f}–{:.2f})".format(*row.stability["procrustes"])]
 
 
-def _scans(result: dict[str, Any]) -> str:
-    counts, split = result["data"]["sets"]["scans"], result["data"]["split"]
-    which = "all splits" if split == "all" else f"{split} split"
-    patients = f"{counts['patients']:,} patient{'' if counts['patients'] == 1 else 's'}"
-    return f"{which}, {counts['scans']:,} scans of {patients}"
-
-
-def _title(result: dict[str, Any]) -> str:
-    return f"{result['data']['folder'].name}, {_scans(result)}"
-
-
-def _panels(result: dict[str, Any], maps: Maps) -> list[Panel]:
-    k = result["settings"]["k"]
-
-    def caption(purity: Interval | None) -> str:
-        return f"{k}-NN purity of the features {show(purity)} %" if purity else ""
-
-    shown = {name: f"{name}: {result['model']['source']}" if name == MODEL else name for name in maps.by_row}
-    return [
-        Panel(shown[name], (Frame(caption(result["rows"][name].get("purity")), drawn[0]),), maps.near.get(name))
-        for name, drawn in maps.by_row.items()
-    ]
-
-
-def _training_panel(result: dict[str, Any], maps: Maps) -> Panel:
-    k, frames = result["settings"]["k"], []
-    for name, points in maps.frames.items():
-        purity = result["training"][name].get("purity")
-        frames.append(Frame(f"{name}" + (f" · {k}-NN purity {purity.point:.1f} %" if purity else ""), points))
-    return Panel("over training", tuple(frames))
-
-
-def write_results(result: dict[str, Any], maps: Maps, folder: Path, projector: bool = True) -> list[str]:
+def write_results(result: EmbeddingMap, maps: Maps, folder: Path, projector: bool = True) -> list[str]:
     """Write figure, page, coordinates, animation, projector export and ``embedding_map.json`` into a folder.
 
     ``maps.npz`` holds ``row0`` … in the order of the JSON file's ``rows``, each (seeds, N, 2); ``frame0`` … (N, 2) in
@@ -144,18 +170,24 @@ def write_results(result: dict[str, Any], maps: Maps, folder: Path, projector: b
     Returns:
         the names of what was written.
     """
-    index = maps.data.index
+    index, k = maps.data.index, maps.k
     unlabelled = maps.labels == UNLABELLED
     marked = marks(index.class_names, bool(unlabelled.any()))
     labels = np.where(unlabelled, len(index.class_names), maps.labels)
-    panels, title, written = _panels(result, maps), _title(result), []
-    notice = result["data"]["notice"]
-    figure_title = f"{notice} · {title}" if notice else title
-    draw_panels(panels, marked, labels, figure_title, folder / "maps.png")
-    written.append("maps.png")
+    title, written = f"{result.data['folder'].name}, {result.scans}", ["maps.png"]
+    panels = []
+    for name, drawn in maps.by_row.items():
+        purity = result.rows[name].purity
+        caption = f"{k}-NN purity of the features {show(purity)} %" if purity else ""
+        shown = f"{name}: {result.model['source']}" if name == MODEL else name
+        panels.append(Panel(shown, (Frame(caption, drawn[0]),), maps.near.get(name)))
+    draw_panels(panels, marked, labels, result.notice + title, folder / "maps.png")
     if maps.frames:
-        training = _training_panel(result, maps)
-        animate(training, marked, labels, figure_title, folder / "training.gif")
+        purities = [result.training[name].purity for name in maps.frames]
+        captions = [f" · {k}-NN purity {purity.point:.1f} %" if purity else "" for purity in purities]
+        frames = zip(maps.frames.items(), captions, strict=True)
+        training = Panel("over training", tuple(Frame(name + text, points) for (name, points), text in frames))
+        animate(training, marked, labels, result.notice + title, folder / "training.gif")
         panels.append(training)
         written.append("training.gif")
     write_whole(folder / "maps.html", _page(result, maps, panels, marked, labels, title))
@@ -166,7 +198,13 @@ def write_results(result: dict[str, Any], maps: Maps, folder: Path, projector: b
         np.savez(stream, files=files, labels=maps.labels, patients=maps.patients, **arrays)
     written += ["maps.html", "maps.npz"]
     if projector:
-        result["notes"] = [*result["notes"], *_write_projector(maps, marked, labels, folder / "projector")]
+        keep = _shown(len(labels))
+        images = resize_all((maps.data.scans[i] for i in maps.chosen[keep]), (_SPRITE, _SPRITE))[:, 0].numpy()
+        classes = [marked[label].name for label in labels]
+        metadata = np.stack([classes, maps.patients, index.splits[maps.chosen], files], axis=1)[keep].tolist()
+        features = {name: rows[keep] for name, rows in maps.features.items()}
+        columns = ("class", "patient", "split", "file")
+        result.notes.extend(write_projector(features, columns, metadata, images, folder / "projector"))
         written.append("projector/")
     write_json(result, folder / "embedding_map.json")
     return [*written, "embedding_map.json"]
@@ -178,10 +216,9 @@ def _shown(n: int) -> np.ndarray:
 
 
 def _page(
-    result: dict[str, Any], maps: Maps, panels: list[Panel], marked: Sequence[Mark], labels: np.ndarray, title: str
+    result: EmbeddingMap, maps: Maps, panels: list[Panel], marked: list[Mark], labels: np.ndarray, title: str
 ) -> str:
-    keep, index = _shown(len(labels)), maps.data.index
-    notes = [*result["verdicts"], *result["notes"]]
+    index, notes, keep = maps.data.index, [*result.verdicts, *result.notes], _shown(len(labels))
     if len(keep) < len(labels):
         notes.append(f"{len(keep):,} of {len(labels):,} scans are on this page, and no nearest scans")
         panels = [
@@ -195,16 +232,5 @@ def _page(
         "split": index.splits[positions].tolist(),
         "image": thumbnails([maps.data.scans[i] for i in positions]),
     }
-    data = page_data(panels, marked, labels[keep], result["settings"]["k"], scans)
-    return page(f"UMAP · {title}", result["data"]["notice"], notes, data)
-
-
-def _write_projector(maps: Maps, marked: Sequence[Mark], labels: np.ndarray, folder: Path) -> list[str]:
-    keep, index = _shown(len(labels)), maps.data.index
-    metadata = [
-        [marked[label].name, str(index.patients[i]), str(index.splits[i]), index.files[i]]
-        for label, i in zip(labels[keep].tolist(), maps.chosen[keep].tolist(), strict=True)
-    ]
-    images = resize_all((maps.data.scans[i] for i in maps.chosen[keep]), (_SPRITE, _SPRITE))[:, 0].numpy()
-    features = {name: rows[keep] for name, rows in maps.features.items()}
-    return write_projector(features, ("class", "patient", "split", "file"), metadata, images, folder)
+    data = page_data(panels, marked, labels[keep], maps.k, scans)
+    return page(f"UMAP · {title}", result.data["notice"], notes, data)

@@ -26,20 +26,13 @@ _NAMED = 34  # characters that a caption has room for
 def page_of_case(
     case: Case, makers: Sequence[MapMaker], maps: dict[tuple[str, str], np.ndarray], heads: dict[str, Head]
 ) -> Page:
-    """The page of a scan whose maps were scored.
-
-    Args:
-        maps: (model, method) → (M, rows, columns).
-        heads: model → the attention head to show.
-    """
+    """The page of a scan whose maps were scored; arguments as ``draw_maps``."""
     explained = {
         maker.name: maker.model.class_names[case.targets[maker.name]] for maker in makers if maker.model.class_names
     }
-    rows, arrays = draw_maps(case.scan, makers, maps, heads, case.mask)
+    facts = {"explained": explained, "heads": {name: head.name for name, head in heads.items()}}
     scan = Chosen(case.file, case.patient, case.label or None, case.scan)
-    return Page(
-        scan, rows, arrays, {"explained": explained, "heads": {name: head.name for name, head in heads.items()}}
-    )
+    return Page(scan, *draw_maps(case.scan, makers, maps, heads, case.mask), facts)
 
 
 def draw_maps(
@@ -62,48 +55,44 @@ def draw_maps(
     methods = list(dict.fromkeys(method for maker in makers for method in (*maker.methods, *maker.gaps)))
     first = Tile(_outlines(as_picture(scan), mask), "scan")
     rows, arrays = [], {}
-    shown: dict[str, list[np.ndarray]] = {maker.name: [] for maker in makers}
+    ranks: dict[str, list[np.ndarray]] = {maker.name: [] for maker in makers}
     for method in methods:
-        tiles = [first]
+        rows.append((method, [first]))
         for maker in makers:
             candidates = maps.get((maker.name, method))
             if candidates is None:
-                tiles.append(_blank(scan, maker.name, "no such map" if method in maker.gaps else "not asked for"))
+                why = "no such map" if method in maker.gaps else "not asked for"
+                rows[-1][1].append(_blank(scan, maker.name, why))
                 continue
             arrays[f"{maker.name}_{method}"] = candidates
+            values, head = candidates[0], ""
             if method == ATTENTION and len(candidates) > 1:
                 choice = heads.get(maker.name)
-                values, head = (
-                    (candidates[choice.position], choice.name) if choice else (candidates.mean(axis=0), "mean of heads")
-                )
-            else:
-                values, head = candidates[0], ""
-            shown[maker.name].append(values.clip(0))
+                values = candidates[choice.position] if choice else candidates.mean(axis=0)
+                head = choice.name if choice else "mean of heads"
+            ranks[maker.name].append(rank_normalise(enlarge(values.clip(0)[None], scan.shape)[0]))
             signed = method == "occlusion" and bool((values < 0).any())
             picture = signed_overlay(scan, values, float(np.abs(values).max())) if signed else overlay(scan, values)
-            tiles.append(Tile(_outlines(picture, mask), f"{maker.name[:_NAMED]}\n{_said(values, mask, head)}"))
-        rows.append((method, tiles))
-    combined = {
-        name: [rank_normalise(enlarge(values[None], scan.shape)[0]) for values in ones] for name, ones in shown.items()
-    }
-    if any(len(ones) > 1 for ones in combined.values()):
-        for what, combine in ((ENSEMBLE, ensemble), (DISAGREEMENT, disagreement)):
-            tiles = [first]
-            for name, ones in combined.items():
-                if len(ones) < 2:
-                    tiles.append(_blank(scan, name, "needs two maps"))
-                    continue
-                values = combine(ones)
-                arrays[f"{name}_{what}"] = values
-                caption = _said(values, mask) if what == ENSEMBLE else f"mean {values.mean():.2f} of 0.5"
-                # Ranks spread over the whole scan: the upper half alone says where a method would point.
-                strength = (2 * values - 1).clip(0) if what == ENSEMBLE else values
-                tiles.append(Tile(_outlines(overlay(scan, strength), mask), f"{name[:_NAMED]}\n{caption}"))
-            rows.append((what, tiles))
+            caption = f"{maker.name[:_NAMED]}\n{_caption(values, mask, head)}"
+            rows[-1][1].append(Tile(_outlines(picture, mask), caption))
+    if all(len(of_model) < 2 for of_model in ranks.values()):
+        return rows, arrays
+    for what, combine in ((ENSEMBLE, ensemble), (DISAGREEMENT, disagreement)):
+        rows.append((what, [first]))
+        for name, of_model in ranks.items():
+            if len(of_model) < 2:
+                rows[-1][1].append(_blank(scan, name, "needs two maps"))
+                continue
+            values = arrays[f"{name}_{what}"] = combine(of_model)
+            caption = _caption(values, mask) if what == ENSEMBLE else f"mean {values.mean():.2f} of 0.5"
+            # Ranks spread over the whole scan: the upper half alone says where a method would point.
+            strength = (2 * values - 1).clip(0) if what == ENSEMBLE else values
+            picture = _outlines(overlay(scan, strength), mask)
+            rows[-1][1].append(Tile(picture, f"{name[:_NAMED]}\n{caption}"))
     return rows, arrays
 
 
-def _said(values: np.ndarray, mask: Mask | None, what: str = "") -> str:
+def _caption(values: np.ndarray, mask: Mask | None, what: str = "") -> str:
     if mask is None:
         return what or f"up to {values.max():.2g}"
     ratio = lesion_over_retina(enlarge(values.clip(0)[None], mask.lesion.shape)[0], mask.lesion, mask.retina)

@@ -1,30 +1,30 @@
 """Pages of pictures: scans, maps over scans, and the files that an explanation leaves."""
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.figure import Figure
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from dino_oct.errors import InputError
 from dino_oct.features import resize
 from dino_oct.files import naming, read_json, remove, replacing
-from dino_oct.scores.text import PHANTOM_NOTICE, write_json
+from dino_oct.scores.text import Evaluation, write_json
 from evaluation.inputs.selection import Chosen, page_name
 from evaluation.maps.methods import enlarge
 
 _TILE, _WIDEST, _GAP = 220, 420, 8  # pixels: short side of a picture, its longer side at most, between pictures
-_LABEL, _CAPTION, _TITLE, _FOOT = 150, 44, 56, 40  # pixels of margins and captions
+_LABEL, _CAPTION, _TITLE, _SCALE, _FOOT = 150, 44, 56, 60, 40  # pixels of margins, captions and the bar
 _DPI = 100
 _OUTLINE = (255, 140, 0)
 
@@ -37,14 +37,26 @@ class Tile:
     caption: str
 
 
+Rows = list[tuple[str, list[Tile]]]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Colours that maps of a page share, and what the bar that explains them is titled."""
+
+    colours: ScalarMappable
+    title: str
+
+
 @dataclass(frozen=True)
 class Page:
     """One scan: rows of pictures, each row with a label; arrays for the npz file, facts for the JSON file."""
 
     chosen: Chosen
-    rows: list[tuple[str, list[Tile]]]
+    rows: Rows
     arrays: dict[str, np.ndarray]
-    facts: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    scale: Scale | None = None
 
 
 def picture_size(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -93,36 +105,42 @@ def _blend(grey: np.ndarray, colours: np.ndarray, opacity: np.ndarray) -> np.nda
     return ((1 - opacity) * grey + opacity * 255 * colours[..., :3]).round().clip(0, 255).astype(np.uint8)
 
 
-def draw_page(rows: Sequence[tuple[str, Sequence[Tile]]], title: str, foot: str, file: Path) -> None:
+def draw_page(rows: Rows, title: str, foot: str, file: Path, scale: Scale | None = None) -> None:
     """Write rows of pictures as one PNG; all pictures are of one size."""
     height, width = rows[0][1][0].picture.shape[:2]
     columns = max(len(tiles) for _, tiles in rows)
     page_width = max(_LABEL + columns * (width + _GAP), 760)
-    page_height = _TITLE + len(rows) * (height + _CAPTION) + _FOOT
-    figure = plt.figure(figsize=(page_width / _DPI, page_height / _DPI), dpi=_DPI)
-    figure.text(8 / page_width, 1 - 8 / page_height, title, va="top", fontsize=9, parse_math=False)
-    figure.text(8 / page_width, 8 / page_height, foot, va="bottom", fontsize=8, parse_math=False)
-    for i, (label, tiles) in enumerate(rows):
-        bottom = 1 - (_TITLE + (i + 1) * (height + _CAPTION)) / page_height
-        middle = bottom + height / 2 / page_height
-        figure.text(8 / page_width, middle, label, va="center", fontsize=8, parse_math=False, wrap=False)
+    page_height = _TITLE + len(rows) * (height + _CAPTION) + (_SCALE if scale else 0) + _FOOT
+    figure = Figure(figsize=(page_width / _DPI, page_height / _DPI), dpi=_DPI)
+
+    def write(left: float, top: float, text: str, **style: Any) -> None:
+        style = {"fontsize": 8, "parse_math": False, **style}
+        figure.text(left / page_width, 1 - top / page_height, text, **style)
+
+    def add_axes(left: float, top: float, width: float, height: float) -> Axes:
+        box = (left / page_width, 1 - (top + height) / page_height, width / page_width, height / page_height)
+        return figure.add_axes(box)
+
+    write(8, 8, title, va="top", fontsize=9)
+    write(8, page_height - 8, foot, va="bottom")
+    top = _TITLE
+    for label, tiles in rows:
+        top += _CAPTION
+        write(8, top + height / 2, label, va="center")
         for j, tile in enumerate(tiles):
             left = _LABEL + j * (width + _GAP)
-            axis = figure.add_axes((left / page_width, bottom, width / page_width, height / page_height))
+            axis = add_axes(left, top, width, height)
             axis.imshow(tile.picture, interpolation="nearest", aspect="auto")
             axis.set_axis_off()
-            figure.text(
-                (left + width / 2) / page_width,
-                bottom + (height + 4) / page_height,
-                tile.caption,
-                ha="center",
-                va="bottom",
-                fontsize=8,
-                parse_math=False,
-            )
+            write(left + width / 2, top - 4, tile.caption, ha="center", va="bottom")
+        top += height
+    if scale:
+        bar = add_axes(_LABEL, top + 8, min(600, page_width - 2 * _LABEL), 12)
+        figure.colorbar(scale.colours, cax=bar, orientation="horizontal")
+        bar.set_xlabel(scale.title, fontsize=8, loc="left")
+        bar.tick_params(labelsize=7)
     with replacing(file) as partial:
         figure.savefig(partial, dpi=_DPI, format="png")
-    plt.close(figure)
 
 
 def _earlier_pages(folder: Path, name: str) -> list[Path]:
@@ -134,36 +152,30 @@ def _earlier_pages(folder: Path, name: str) -> list[Path]:
         return []
 
 
-def write_pages(result: dict[str, Any], pages: Sequence[Page], subtitle: str, foot: str, folder: Path) -> None:
+def write_pages(result: Evaluation, pages: Iterable[Page], subtitle: str, foot: str, folder: Path) -> str:
     """Write one PNG a scan, ``NAME.npz``, ``NAME.json`` and TensorBoard images into a folder, NAME the evaluation's.
 
     The arrays of page i are ``scan{i}_…`` in the npz file, and its facts are entry i of the JSON file's ``scans``.
+
+    Returns:
+        What was written, as a line.
     """
-    name, arrays, files = result["evaluation"], {}, []
-    notice = f"{PHANTOM_NOTICE} · " if result["data"]["synthetic"] else ""
+    name, arrays, scans = result.evaluation, {}, []
     # An earlier evaluation's pages and TensorBoard images would pass for this one's.
     for old in [*_earlier_pages(folder, name), *(folder / "tensorboard").glob("events.out.tfevents.*")]:
         remove(old)
-    for i, page in enumerate(pages):
-        files.append(folder / page_name(i, page.chosen))
-        label = f" (true class {page.chosen.label})" if page.chosen.label else ""
-        draw_page(page.rows, f"{notice}{page.chosen.file}{label}\n{subtitle}", foot, files[-1])
-        arrays |= {f"scan{i}_{key}": value for key, value in page.arrays.items()}
     with naming(folder / "tensorboard"), SummaryWriter(str(folder / "tensorboard")) as writer:
-        for file in files:
+        for i, page in enumerate(tqdm(pages, desc="pages", unit="scan", disable=None, leave=False)):
+            scan, file = page.chosen, folder / page_name(i, page.chosen)
+            label = f" (true class {scan.label})" if scan.label else ""
+            draw_page(page.rows, f"{result.notice}{scan.file}{label}\n{subtitle}", foot, file, page.scale)
             with Image.open(file, formats=["PNG"]) as image:
                 writer.add_image(f"{name}/{file.stem}", np.asarray(image.convert("RGB")), 0, dataformats="HWC")
+            arrays |= {f"scan{i}_{key}": value for key, value in page.arrays.items()}
+            about = {"file": scan.file, "class": scan.label, "patient": scan.patient, "page": file.name}
+            scans.append({"key": f"scan{i}", **about, **page.facts})
     with replacing(folder / f"{name}.npz") as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)
-    result["scans"] = [
-        {
-            "key": f"scan{i}",
-            "file": page.chosen.file,
-            "class": page.chosen.label,
-            "patient": page.chosen.patient,
-            "page": file.name,
-            **page.facts,
-        }
-        for i, (page, file) in enumerate(zip(pages, files, strict=True))
-    ]
-    write_json(result, folder / f"{name}.json")
+    write_json({**result.as_json(), "scans": scans}, folder / f"{name}.json")
+    count = f"{len(scans)} page{'' if len(scans) == 1 else 's'}"
+    return f"written: {count}, {name}.npz, {name}.json and tensorboard/ in {folder}"

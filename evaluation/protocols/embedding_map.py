@@ -1,12 +1,9 @@
-"""UMAP maps of frozen features, before and after training and beside other models, with numbers from the features.
-
-A map shows; it proves nothing. What is compared (silhouette, k-NN purity) is measured on the features themselves.
-"""
+"""UMAP maps of frozen features, before and after training and beside other models, with numbers from the features."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from sklearn.manifold import trustworthiness
@@ -27,18 +24,11 @@ from evaluation.inputs.features import extract_features, features_of, same_for_a
 from evaluation.inputs.model import open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import Source, open_source, open_sources
+from evaluation.pages import embedding_results
 from evaluation.pages.embedding_figures import AXES_NOTE
-from evaluation.pages.embedding_results import Maps, report, write_results
-from evaluation.protocols.results import of_bootstrap, of_source
-from evaluation.scores.embeddings import (
-    agreement,
-    aligned,
-    chance_purity,
-    most_neighbours,
-    nearest,
-    purity,
-    umap_map,
-)
+from evaluation.pages.embedding_results import EmbeddingMap, FeatureDifference, MapRow, Maps, TrainingState
+from evaluation.protocols.results import of_source
+from evaluation.scores.embeddings import agreement, aligned, chance_purity, most_neighbours, nearest, purity, umap_map
 
 SCALES = {"silhouette": Scale.CORRELATION, "purity": Scale.PERCENT, "map_purity": Scale.PERCENT}
 MOST_RANKED = 5000  # scans that trustworthiness ranks all distances of: its memory grows with their square
@@ -50,11 +40,11 @@ UNITS = (
 )
 
 
-def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[dict[str, Any], Maps]:
+def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[EmbeddingMap, Maps]:
     """Run the whole evaluation, of the first source beside the others.
 
     Returns:
-        What the JSON file holds (numbers as ``Interval``), and the maps.
+        The result, and the maps.
 
     Raises:
         InputError: too few scans, an animation without a run, a SOURCE given twice, or as ``load_backbone``.
@@ -83,47 +73,50 @@ def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[d
         features[model.name] = features_of(model, options, data, positions)
         notes += [note] if (note := same_for_all(model.name, [features[model.name]])) else []
     features |= pixels
-    weights = {**extracted.weights, **{model.name: model.weights for model in beside}}
-    drawn = {name: _maps_of_seeds(name, of_model, n_neighbours, options) for name, of_model in features.items()}
+    place = partial(umap_map, n_neighbours=n_neighbours, min_dist=options.min_dist, metric=options.metric)
+    seeds = range(options.seed, options.seed + options.seeds)
+    by_row = {
+        name: np.stack([place(of_model, seed) for seed in tqdm(seeds, desc=f"UMAP: {name}", disable=None, leave=False)])
+        for name, of_model in features.items()
+    }
     near = {name: nearest(of_model, patients, k) for name, of_model in features.items()} if k else {}
-    maps = Maps(data, positions, comparable, features, drawn, near)
-    trained: dict[str, Any] = {}
+    bootstrap = PatientBootstrap(patients[comparable], options.bootstrap, options.seed) if comparable.any() else None
+    maps = Maps(data, positions, comparable, features, by_row, k, near, bootstrap)
+    training: dict[str, TrainingState] = {}
     if options.animate:
-        frames, trained, frame_notes = _over_training(source, options, maps, n_neighbours, k)
+        frames, training, frame_notes = _over_training(source, options, maps, place)
         maps = dataclasses.replace(maps, frames=frames)
         notes += frame_notes
-    measured = _measure(maps, k, options)
-    notes += [
-        *k_notes,
-        *label_notes,
-        *measured["notes"],
-        *data.training_notes(positions, [other.name for other in others]),
-    ]
-    notes += extracted.notes
-    return {
-        "evaluation": "embedding_map",
-        "model": of_source(source),
-        "weights": weights,
-        "data": {
+    notes += k_notes + label_notes
+    if len(positions) > MOST_RANKED:
+        notes.append(f"trustworthiness is of {MOST_RANKED:,} scans drawn by seed")
+    rows, differences = _measure(maps, options)
+    notes += bootstrap.notes() if bootstrap else []
+    notes += data.training_notes(positions, [other.name for other in others])
+    result = EmbeddingMap(
+        model=of_source(source),
+        weights={**extracted.weights, **{model.name: model.weights for model in beside}},
+        data={
             **data.summary(scans=positions),
             "split": options.split,
-            "shortcut": data.shortcuts(positions[comparable]) if comparable.any() else None,
+            "shortcut": data.shortcuts(positions[comparable]) if bootstrap else None,
         },
-        "settings": {
+        settings={
             "umap": {"n_neighbors": n_neighbours, "min_dist": options.min_dist, "metric": options.metric},
-            "seeds": list(range(options.seed, options.seed + options.seeds)),
+            "seeds": list(seeds),
             "k": k,
             **extracted.settings,
-            "bootstrap": of_bootstrap(options),
+            "bootstrap": options.intervals,
         },
-        "units": UNITS,
-        "rows": measured["rows"],
-        "differences": measured["differences"],
-        "chance": measured["chance"],
-        "training": trained,
-        "verdicts": [AXES_NOTE + " Compare models by silhouette and purity, which are measured on the features."],
-        "notes": notes,
-    }, maps
+        units=UNITS,
+        rows=rows,
+        differences=differences,
+        chance=100 * float(chance_purity(maps.labels[comparable], patients[comparable]).mean()) if bootstrap else None,
+        training=training,
+        verdicts=[AXES_NOTE + " Compare models by silhouette and purity, which are measured on the features."],
+        notes=notes + extracted.notes,
+    )
+    return result, maps
 
 
 def comparable_scans(
@@ -158,13 +151,14 @@ def comparable_scans(
 
 
 def _choose(data: ScanData, options: EmbeddingMapOptions) -> tuple[np.ndarray, list[str]]:
-    index = data.index
-    positions = np.arange(len(index)) if options.split == "all" else index.positions(options.split)
-    where = f"{index.root}: {'in all' if options.split == 'all' else f'the {options.split} split has'}"
+    index, is_all = data.index, options.split == "all"
+    positions = np.arange(len(index)) if is_all else index.positions(options.split)
     if len(positions) < FEWEST:
+        where = "in all" if is_all else f"the {options.split} split has"
         more = "--phantom.patients or --phantom.scans-per-patient" if data.is_phantom else "more scans"
         raise InputError(
-            f"{where} {len(positions)} scans; a map needs at least {FEWEST}: give {more}, or another --split"
+            f"{index.root}: {where} {len(positions)} scans; a map needs at least {FEWEST}: give {more}, or another "
+            "--split"
         )
     if len(positions) <= options.max_scans:
         return positions, []
@@ -181,19 +175,6 @@ def _usable_k(k: int, patients: np.ndarray, comparable: np.ndarray) -> tuple[int
     # Trustworthiness is defined for k below half the scans.
     usable = min(k, others, (len(patients) - 1) // 2)
     return usable, [f"k {k}: {usable} here, for {len(patients)} scans"] if usable < k else []
-
-
-def _maps_of_seeds(name: str, features: np.ndarray, n_neighbours: int, options: EmbeddingMapOptions) -> np.ndarray:
-    seeds = tqdm(range(options.seed, options.seed + options.seeds), desc=f"UMAP: {name}", disable=None, leave=False)
-    return np.stack([_map(features, seed, n_neighbours, options) for seed in seeds])
-
-
-def _map(
-    features: np.ndarray, seed: int, n_neighbours: int, options: EmbeddingMapOptions, start: np.ndarray | None = None
-):
-    return umap_map(
-        features, seed, n_neighbours=n_neighbours, min_dist=options.min_dist, metric=options.metric, start=start
-    )
 
 
 def checkpoints(run: Path, most: int) -> tuple[dict[str, str], list[str]]:
@@ -215,8 +196,8 @@ def checkpoints(run: Path, most: int) -> tuple[dict[str, str], list[str]]:
 
 
 def _over_training(
-    source: Source, options: EmbeddingMapOptions, maps: Maps, n_neighbours: int, k: int
-) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
+    source: Source, options: EmbeddingMapOptions, maps: Maps, place: Callable[..., np.ndarray]
+) -> tuple[dict[str, np.ndarray], dict[str, TrainingState], list[str]]:
     """Aligned maps of the run's checkpoints, the purity of the features of each, and notes.
 
     Each map starts from the one before and is then turned onto it. The order is that of training, so that no early map
@@ -224,75 +205,54 @@ def _over_training(
     after it, would let it.
     """
     states, notes = checkpoints(source.run, options.frames)
-    known = maps.comparable
-    bootstrap = PatientBootstrap(maps.patients[known], options.bootstrap, options.seed) if known.any() else None
-    frames: dict[str, np.ndarray] = {}
-    measured: dict[str, Any] = {}
-    before, features_before = None, None
+    frames, training, before, features_before = {}, {}, None, None
     for name, path in tqdm(states.items(), desc="checkpoints", disable=None, leave=False):
         model = open_model(open_source(path), name, image_size=options.image_size, heads=options.heads)
         features = features_of(model, options, maps.data, maps.chosen)
         if features_before is not None and np.array_equal(features, features_before):
             continue  # the last step is the final state
-        points = _map(features, options.seed, n_neighbours, options, before)
+        points = place(features, options.seed, start=before)
         frames[name] = before = points if before is None else aligned(points, before)
         features_before = features
-        measured[name] = {"weights": model.weights}
-        if bootstrap:
-            measured[name]["purity"] = bootstrap.mean(_purity(features, maps, k), Scale.PERCENT)
-    return frames, measured, notes
+        pure = maps.bootstrap.mean(_purity(features, maps), Scale.PERCENT) if maps.bootstrap else None
+        training[name] = TrainingState(model.weights, pure)
+    return frames, training, notes
 
 
-def _purity(points: np.ndarray, maps: Maps, k: int, metric: str = "cosine") -> np.ndarray:
+def _purity(points: np.ndarray, maps: Maps, metric: str = "cosine") -> np.ndarray:
     """Purity of the comparable scans, in per cent."""
     known = maps.comparable
-    near = nearest(points[known], maps.patients[known], k, metric)
+    near = nearest(points[known], maps.patients[known], maps.k, metric)
     return 100 * purity(near, maps.labels[known])
 
 
-def _measure(maps: Maps, k: int, options: EmbeddingMapOptions) -> dict[str, Any]:
-    """Rows, paired differences to the model, chance, and notes."""
-    known, notes = maps.comparable, []
-    labels, patients = maps.labels[known], maps.patients[known]
+def _measure(maps: Maps, options: EmbeddingMapOptions) -> tuple[dict[str, MapRow], dict[str, FeatureDifference]]:
+    """Every row, and its paired difference to the model."""
+    known, bootstrap = maps.comparable, maps.bootstrap
     rng = generator("scans ranked for trustworthiness", options.seed)
     ranked = np.sort(rng.permutation(len(known))[:MOST_RANKED])
-    if len(ranked) < len(known):
-        notes.append(f"trustworthiness is of {MOST_RANKED:,} scans drawn by seed")
-    k_ranked = min(k or options.k, (len(ranked) - 1) // 2)
-    bootstrap = PatientBootstrap(patients, options.bootstrap, options.seed) if known.any() else None
-    rows: dict[str, dict[str, Any]] = {}
-    per_scan: dict[str, dict[str, np.ndarray]] = {}
+    k_ranked = min(maps.k or options.k, (len(ranked) - 1) // 2)
+    rows, differences, of_model = {}, {}, {}
     for name, features in tqdm(maps.features.items(), desc="measures", disable=None, leave=False):
-        drawn = maps.by_row[name]
-        rows[name] = {}
+        drawn, intervals = maps.by_row[name], dict.fromkeys(SCALES)
         if bootstrap:
-            per_scan[name] = {
+            per_scan = {
                 # Distances of all pairs in blocks of at most 1 GiB: 200 MB for 5,000 scans.
-                "silhouette": silhouette_samples(features[known].astype(float), labels, metric="cosine"),
-                "purity": _purity(features, maps, k),
-                "map_purity": _purity(drawn[0], maps, k, "euclidean"),
+                "silhouette": silhouette_samples(features[known].astype(float), maps.labels[known], metric="cosine"),
+                "purity": _purity(features, maps),
+                "map_purity": _purity(drawn[0], maps, "euclidean"),
             }
-            rows[name] = {
-                measure: bootstrap.mean(values, SCALES[measure]) for measure, values in per_scan[name].items()
-            }
-        rows[name]["trustworthiness"] = float(
-            trustworthiness(features[ranked], drawn[0][ranked], n_neighbors=k_ranked, metric=options.metric)
-        )
-        if len(drawn) > 1:
-            rows[name]["stability"] = agreement(drawn, k_ranked)
-    return {
-        "rows": rows,
-        "differences": {
-            f"{MODEL} − {name}": {
-                measure: bootstrap.mean(per_scan[MODEL][measure] - values[measure], Scale.DIFFERENCE)
-                for measure in ("silhouette", "purity")
-            }
-            for name, values in per_scan.items()
-            if name != MODEL
-        },
-        "chance": 100 * float(chance_purity(labels, patients).mean()) if bootstrap else None,
-        "notes": notes + (bootstrap.notes() if bootstrap else []),
-    }
+            intervals = {measure: bootstrap.mean(values, SCALES[measure]) for measure, values in per_scan.items()}
+            of_model = of_model or per_scan
+            if name != MODEL:
+                differences[f"{MODEL} − {name}"] = FeatureDifference(
+                    bootstrap.mean(of_model["silhouette"] - per_scan["silhouette"], Scale.DIFFERENCE),
+                    bootstrap.mean(of_model["purity"] - per_scan["purity"], Scale.DIFFERENCE),
+                )
+        trust = trustworthiness(features[ranked], drawn[0][ranked], n_neighbors=k_ranked, metric=options.metric)
+        stability = agreement(drawn, k_ranked) if len(drawn) > 1 else None
+        rows[name] = MapRow(**intervals, trustworthiness=float(trust), stability=stability)
+    return rows, differences
 
 
 def run(options: EmbeddingMapOptions) -> None:
@@ -300,6 +260,6 @@ def run(options: EmbeddingMapOptions) -> None:
     sources = open_sources(options.sources)
     result, maps = evaluate(sources, options)
     folder = private_folder(sources[0].results_folder("embedding_map", options.out))
-    written = write_results(result, maps, folder, options.projector)
-    print(report(result))
+    written = embedding_results.write_results(result, maps, folder, options.projector)
+    print(embedding_results.report(result))
     print(f"written: {', '.join(written)} in {folder}")

@@ -1,7 +1,4 @@
-"""Does a map find the lesion? Every method of every model scored against lesion masks, beside maps without a network.
-
-Attention heads and thresholds are chosen on validation patients; scores are of test patients.
-"""
+"""Does a map find the lesion? Every method of every model against lesion masks, beside maps without a network."""
 
 from collections.abc import Sequence
 
@@ -19,45 +16,29 @@ from evaluation.inputs.model import Model, open_classifiers, open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.selection import Chosen, take_turns
 from evaluation.inputs.sources import Source, open_sources, starting_weights
-from evaluation.maps.chefer import PATENT_NOTICE
 from evaluation.maps.leaderboard import rate
-from evaluation.maps.methods import MapSettings, usable
 from evaluation.maps.rows import Case, MapMaker
 from evaluation.pages.maps import FOOT, page_of_case
 from evaluation.pages.tiles import Page, write_pages
 from evaluation.protocols.localization_text import Area, Localization, ModelFacts, report, statements
-from evaluation.protocols.results import of_bootstrap, of_source
+from evaluation.protocols.results import map_makers, map_notes, of_source
 
 START = "start"
+_MAP_SETTINGS = ("window", "stride", "fill", "attention_blocks")
 
 
-def map_makers(models: Sequence[Model], options: LocalizationOptions) -> tuple[list[MapMaker], list[str]]:
-    """The models with the maps that are scored, and notes.
-
-    The first model's starting weights come along for their attention, unless they are among the models.
-
-    Raises:
-        InputError: a method is asked for that no model has.
-    """
-    makers, notes = [], []
-    for model in models:
-        methods, gaps = usable(model, options.methods)
-        makers.append(MapMaker(model, _settings(model, options), tuple(methods), gaps))
-    if not any(maker.methods for maker in makers):
-        raise InputError(next(iter(makers[0].gaps.values())))
-    first = makers[0]
-    if ATTENTION in first.methods and first.kind == "self-supervised":
-        start = starting_weights(first.model.source)
-        if isinstance(start, str):
-            notes.append(start)
-        elif start.name not in {model.source.name for model in models}:
-            makers.insert(1, MapMaker(open_model(start, START), first.settings, (ATTENTION,)))
-    return makers, notes
-
-
-def _settings(model: Model, options: LocalizationOptions) -> MapSettings:
-    side = options.attention_size or model.source.attention_size
-    return MapSettings(side, options.attention_blocks, options.window, options.stride, options.fill)
+def with_start(makers: Sequence[MapMaker]) -> tuple[list[MapMaker], list[str]]:
+    """With the first model's starting weights behind it for their attention, unless these are among the models; and
+    why they are not there."""
+    first, *others = makers
+    if not (ATTENTION in first.methods and first.kind == "self-supervised"):
+        return list(makers), []
+    start = starting_weights(first.model.source)
+    if isinstance(start, str):
+        return list(makers), [start]
+    if start.name in {maker.model.source.name for maker in makers}:
+        return list(makers), []
+    return [first, MapMaker(open_model(start, START), first.settings, (ATTENTION,)), *others], []
 
 
 def choose_cases(
@@ -120,7 +101,7 @@ def evaluate(
     # Before models are opened: a missing mask costs no time.
     with_lesion = {split: masks.with_lesion(split) for split in ("val", "test")}
     models = models or list(open_classifiers(sources, options, data).values())
-    makers, notes = map_makers(models, options)
+    makers, notes = with_start(map_makers(models, options, **{name: getattr(options, name) for name in _MAP_SETTINGS}))
     test, val = (
         choose_cases(data, masks, with_lesion[split], n, makers, options.target)
         for split, n in (("test", options.n), ("val", -(-options.n // 2)))
@@ -157,12 +138,9 @@ def evaluate(
         },
         models={maker.name: _facts(maker) for maker in makers},
         settings={
-            **{
-                name: getattr(options, name)
-                for name in ("methods", "target", "score", "n", "window", "stride", "fill", "attention_blocks")
-            },
+            **{name: getattr(options, name) for name in ("methods", "target", "score", "n", *_MAP_SETTINGS)},
             "chosen_on": "val",
-            "bootstrap": of_bootstrap(options),
+            "bootstrap": options.intervals,
         },
         area=area,
         notes=[*resampled.notes(), *_patient_notes(data, positions, sources), *notes, *_method_notes(makers, masks)],
@@ -192,17 +170,13 @@ def _facts(maker: MapMaker) -> ModelFacts:
 
 def _patient_notes(data: ScanData, positions: dict[str, np.ndarray], sources: Sequence[Source]) -> list[str]:
     notes = [*data.index.notes, *data.training_notes(positions["test"], [source.name for source in sources[1:]])]
-    patients = {which: set(data.index.patients[scans].tolist()) for which, scans in positions.items()}
-    if shared := len(patients["val"] & patients["test"]):
+    if shared := len(np.intersect1d(*(data.index.patients[scans] for scans in positions.values()))):
         notes.append(f"{shared} patients have scans in validation and in test: the choice of heads saw them")
     return notes
 
 
 def _method_notes(makers: Sequence[MapMaker], masks: LesionMasks) -> list[str]:
-    notes = [f"{maker.name} has no {method}: {reason}" for maker in makers for method, reason in maker.gaps.items()]
-    if any("lrp" in maker.methods for maker in makers):
-        notes.append(PATENT_NOTICE)
-    notes += masks.notes()
+    notes = map_notes(makers) + masks.notes()
     if masks.estimates_retina:
         notes.append("masks without retina values: the retina band is estimated from each scan's brightness")
     return notes + [f"{maker.name}: {maker.kind}, a control" for maker in makers if maker.is_control]
@@ -224,7 +198,6 @@ def run(options: LocalizationOptions) -> None:
     sources = open_sources(options.sources)
     result, pages = evaluate(sources, options)
     folder = private_folder(sources[0].results_folder("localization", options.out))
-    write_pages(vars(result), pages, "test scan of median score of its class", FOOT, folder)
+    written = write_pages(result, pages, "test scan of median score of its class", FOOT, folder)
     print(report(result))
-    count = f"{len(pages)} page{'' if len(pages) == 1 else 's'}"
-    print(f"written: {count}, localization.npz, localization.json and tensorboard/ in {folder}")
+    print(written)

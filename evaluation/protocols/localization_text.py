@@ -2,17 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
 
-from dino_oct.models.frozen import Weights
 from dino_oct.scores.bootstrap import Interval
-from dino_oct.scores.text import heading, show, table
+from dino_oct.scores.text import Evaluation, closing, heading, show, table
 from evaluation.config import ATTENTION
 from evaluation.maps.leaderboard import Faithfulness, Leaderboard, PairedDifference, Sanity, Standing
 from evaluation.maps.randomisation import LIMIT, STAGES
 from evaluation.scores.lesions import CONTROLS, SIMPLE
 
-PERCENT = ("pointing", "energy", "rank_accuracy", "auprc", "iou_otsu", "iou_mass", "iou_tuned", "energy_retina")
 TITLES = {
     "auprc": "average precision %",
     "pointing": "pointing game %",
@@ -25,13 +22,14 @@ TITLES = {
     "iou_mass": "IoU (60 % of mass) %",
     "iou_tuned": "IoU (tuned) %",
 }
+PERCENT = tuple(score for score, title in TITLES.items() if title.endswith("%"))
 _LISTED = 8  # names that a sentence has room for
 _MAIN = ("auprc", "pointing", "rank_accuracy", "lesion_over_retina")
 UNITS = (
     "means over the same scans with a lesion for every map; a map with nothing positive is a miss and scores 0, one "
     "with nothing on the retina scores 0 in lesion_over_retina; shares and IoU 0 to 1; enrichment and "
-    "lesion_over_retina 1 if uniform; deletion: "
-    "low is good, insertion: high is good, probability of the class 0 to 1; ms: a scan; mb: peak memory of one scan"
+    "lesion_over_retina 1 if uniform; deletion: low is good, insertion: high is good, probability of the class 0 to 1; "
+    "ms: a scan; mb: peak memory of one scan"
 )
 
 
@@ -63,18 +61,13 @@ class Area:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Localization(Leaderboard):
-    """What ``localization.json`` holds: the leaderboard, and what it is of."""
+class Localization(Evaluation, Leaderboard):
+    """What ``localization.json`` holds beside its scans: the leaderboard, and what it is of."""
 
     evaluation: str = "localization"
-    model: dict[str, Any]
-    weights: dict[str, Weights]
-    data: dict[str, Any]
     models: dict[str, ModelFacts]
-    settings: dict[str, Any]
     units: str = UNITS
     area: Area
-    notes: list[str]
     statements: list[str] = field(default_factory=list)
 
 
@@ -83,7 +76,7 @@ def report(result: Localization) -> str:
     sets, area, score = result.data["sets"], result.area, result.score
     of_test = ", ".join(f"{name} {n['scans']}" for name, n in sets["test"]["classes"].items() if n["scans"])
     lines = [
-        *heading("maps on lesions", vars(result)),
+        *heading("maps on lesions", result),
         *(_model_line(name, model) for name, model in result.models.items()),
         f"data: {result.data['folder']} · heads and thresholds chosen on {sets['validation']['scans']} scans of "
         f"{sets['validation']['patients']} validation patients · scored on {sets['test']['scans']} scans of "
@@ -94,16 +87,9 @@ def report(result: Localization) -> str:
     if result.heads:
         heads = ", ".join(f"{name} {head.name}" for name, head in result.heads.items())
         lines.append(f"attention heads, by {TITLES[score].removesuffix(' %')} on validation patients: {heads}")
-    lines += ["", _ranking(result), "", _further(result), "", _by_class(result)]
-    if result.faithfulness:
-        lines += ["", _faithfulness(result.faithfulness)]
-    if result.sanity:
-        lines += ["", _sanity(result.sanity)]
-    if any(row.layers for row in result.rows.values()):
-        lines += ["", _layers(result)]
-    resamples = result.settings["bootstrap"]["resamples"]
-    lines += [f"[95 % interval, {resamples} resamples of patients]", ""]
-    return "\n".join([*lines, *result.statements, *(f"note: {note}" for note in result.notes)])
+    lines += [text for part in _tables(result) for text in ("", part)]
+    lines += [f"[95 % interval, {result.settings['bootstrap']['resamples']} resamples of patients]"]
+    return "\n".join([*lines, *closing(result, result.statements)])
 
 
 def _model_line(name: str, model: ModelFacts) -> str:
@@ -115,62 +101,47 @@ def _model_line(name: str, model: ModelFacts) -> str:
 
 def shown(value: Interval, score: str) -> str:
     """A score as the tables show it: shares in per cent, ratios with two digits."""
-    return show(percent(value)) if score in PERCENT else show(value, 2)
+    return show(value.times(100)) if score in PERCENT else show(value, 2)
 
 
-def percent(share: Interval) -> Interval:
-    """A share as per cent."""
-    return share.times(100)
-
-
-def _ranked(result: Localization) -> list[tuple[str, Standing]]:
-    """Rows of networks from the highest score down, then the maps without one."""
-    ours = [item for item in result.rows.items() if item[1].kind != "reference"]
-    ours.sort(key=lambda item: -item[1].scores[result.score].point)
-    return ours + [item for item in result.rows.items() if item[1].kind == "reference"]
-
-
-def _label(name: str, row: Standing) -> str:
-    return f"{name} ({row.candidate})" if row.candidate else name
-
-
-def _ranking(result: Localization) -> str:
-    first = result.score
-    columns = [first, *(name for name in _MAIN if name != first)]
-    header = ["map", *(TITLES[name] for name in columns), "beyond simple maps", "randomisation", "ms", "MB"]
-    rows = []
-    for name, row in _ranked(result):
+def _tables(result: Localization) -> list[str]:
+    """Rows of networks from the highest score down, then the maps without one; then what else was measured."""
+    score = result.score
+    main = [score, *(name for name in _MAIN if name != score)]
+    further = [name for name in TITLES if name not in main]
+    classes = sorted({label for row in result.rows.values() for label in row.classes})
+    ranking, other_scores, by_class, by_layer = [], [], [], []
+    for name, row in sorted(result.rows.items(), key=lambda item: _rank(item[1], score)):
+        label = f"{name} ({row.candidate})" if row.candidate else name
         sanity = result.sanity.models.get(row.model, {}).get(row.method) if result.sanity else None
         beats = result.beats_simple_maps.get(name)
-        rows.append(
-            [
-                _label(name, row),
-                *(shown(row.scores[score], score) for score in columns),
-                "" if beats is None else "yes" if beats else "NOT shown",
-                sanity.verdict if sanity else "",
-                "" if row.ms is None else f"{row.ms:.1f}",
-                "" if row.mb is None else f"{row.mb:.0f}",
-            ]
-        )
-    return table(header, rows)
-
-
-def _further(result: Localization) -> str:
-    columns = [name for name in TITLES if name not in (*_MAIN, result.score)]
-    rows = [
-        [_label(name, row), *(shown(row.scores[score], score) for score in columns)] for name, row in _ranked(result)
+        judged = ["" if beats is None else "yes" if beats else "NOT shown", sanity.verdict if sanity else ""]
+        cost = ["" if row.ms is None else f"{row.ms:.1f}", "" if row.mb is None else f"{row.mb:.0f}"]
+        ranking.append([label, *(shown(row.scores[column], column) for column in main), *judged, *cost])
+        other_scores.append([label, *(shown(row.scores[column], column) for column in further)])
+        by_class.append([label, *(shown(row.classes[column][score], score) for column in classes)])
+        if row.layers and (row.kind == "map" or name in CONTROLS):
+            by_layer.append([label, *(f"{density.point:.2f}" for density in row.layers.values())])
+    tables = [
+        table(["map", *(TITLES[name] for name in main), "beyond simple maps", "randomisation", "ms", "MB"], ranking),
+        table(["further scores", *(TITLES[name] for name in further)], other_scores),
+        table([f"{TITLES[score]}, by class", *classes], by_class),
     ]
-    return table(["further scores", *(TITLES[name] for name in columns)], rows)
+    if result.faithfulness:
+        tables.append(_faithfulness(result.faithfulness))
+    if result.sanity:
+        tables.append(_sanity(result.sanity))
+    if by_layer:
+        about = "density by retinal layer, relative to the whole retina (1: as everywhere)\n"
+        bands = next(row.layers for row in result.rows.values() if row.layers)
+        tables.append(about + table(["map", *bands], by_layer))
+    return tables
 
 
-def _by_class(result: Localization) -> str:
-    score = result.score
-    classes = sorted({label for row in result.rows.values() for label in row.classes})
-    rows = [
-        [_label(name, row), *(shown(row.classes[label][score], score) for label in classes)]
-        for name, row in _ranked(result)
-    ]
-    return table([f"{TITLES[score]}, by class", *classes], rows)
+def _rank(row: Standing, score: str) -> tuple[bool, float]:
+    """Maps without a network last, in the order they have."""
+    is_reference = row.kind == "reference"
+    return is_reference, 0 if is_reference else -row.scores[score].point
 
 
 def _faithfulness(faithfulness: Faithfulness) -> str:
@@ -180,11 +151,9 @@ def _faithfulness(faithfulness: Faithfulness) -> str:
         for model, by_row in faithfulness.models.items()
         for row, values in by_row.items()
     ]
-    header = ["model", "map", "deletion, mean", "insertion, mean", "deletion, blur", "insertion, blur"]
-    about = (
-        f"probability of the class as pixels are hidden or shown ({faithfulness.scans} scans; deletion: low is good)"
-    )
-    return about + "\n" + table(header, rows)
+    header = ["model", "map", *(name.replace("_", ", ") for name in names)]
+    scans = f"{faithfulness.scans} scans; deletion: low is good"
+    return f"probability of the class as pixels are hidden or shown ({scans})\n{table(header, rows)}"
 
 
 def _sanity(sanity: Sanity) -> str:
@@ -200,44 +169,32 @@ def _sanity(sanity: Sanity) -> str:
     return about + "\n" + table(["model", "map", *STAGES, "verdict"], rows)
 
 
-def _layers(result: Localization) -> str:
-    shown_rows = [
-        (_label(name, row), row.layers) for name, row in _ranked(result) if row.kind == "map" or name in CONTROLS
-    ]
-    bands = list(shown_rows[0][1])
-    rows = [[name, *(f"{layers[band].point:.2f}" for band in bands)] for name, layers in shown_rows]
-    return "density by retinal layer, relative to the whole retina (1: as everywhere)\n" + table(["map", *bands], rows)
-
-
 def statements(result: Localization) -> list[str]:
     """What the numbers let one say, in plain words."""
-    rows, score = result.rows, result.score
-    title = TITLES[score].removesuffix(" %")
-    best, equal = result.best, result.equal_to_best
-    sentences = [
-        f"Highest {title}: {best} ({shown(rows[best].scores[score], score)})."
-        + (
-            f" Not shown to be worse: {', '.join(equal)} (paired by patient, Holm over {len(result.between_maps)} "
-            "pairs)."
-            if equal
-            else " Every other map is shown to be worse (paired by patient, Holm)."
-        )
-    ]
+    rows, best, equal = result.rows, result.best, result.equal_to_best
+    title, simple = TITLES[result.score].removesuffix(" %"), ", ".join(SIMPLE)
+    sentences = [f"Highest {title}: {best} ({shown(rows[best].scores[result.score], result.score)})."]
+    if equal:
+        pairs = f"paired by patient, Holm over {len(result.between_maps)} pairs"
+        sentences[0] += f" Not shown to be worse: {', '.join(equal)} ({pairs})."
+    else:
+        sentences[0] += " Every other map is shown to be worse (paired by patient, Holm)."
     beats = result.beats_simple_maps
-    sure, doubtful = ([name for name, tested in beats.items() if tested == wanted] for wanted in (True, False))
+    sure, doubtful = ([name for name, is_shown in beats.items() if is_shown == wanted] for wanted in (True, False))
     if sure:
-        sentences.append(f"Shown to exceed every map without a network ({', '.join(SIMPLE)}): {', '.join(sure)}.")
+        sentences.append(f"Shown to exceed every map without a network ({simple}): {', '.join(sure)}.")
     if doubtful:
         some = f"the {len(doubtful)} other maps" if sure else f"all {len(doubtful)} maps"
         which = ", ".join(doubtful) if len(doubtful) <= _LISTED else some
-        sentences.append(f"NOT shown to exceed every map without a network ({', '.join(SIMPLE)}): {which}.")
+        sentences.append(f"NOT shown to exceed every map without a network ({simple}): {which}.")
     sentences += _attention_statements(result)
     sentences += _between_kinds(result, title)
+    tested = result.sanity.models if result.sanity else {}
     failed = [
         f"{model}: {method}"
-        for model, by_method in (result.sanity.models if result.sanity else {}).items()
-        for method, tested in by_method.items()
-        if tested.verdict == "FAILED"
+        for model, by_method in tested.items()
+        for method, result_of_method in by_method.items()
+        if result_of_method.verdict == "FAILED"
     ]
     if failed:
         sentences.append(
@@ -289,13 +246,13 @@ def _attention_statements(result: Localization) -> list[str]:
 
 def _between_kinds(result: Localization, title: str) -> list[str]:
     """Attention of the best self-supervised network against Grad-CAM of the best supervised one, best on validation."""
-    picked = [_best_on_validation(result, kind, method) for kind, method in
-              (("self-supervised", ATTENTION), ("supervised", "gradcam"))]  # fmt: skip
-    if None in picked:
+    attention = _best_on_validation(result, "self-supervised", ATTENTION)
+    gradcam = _best_on_validation(result, "supervised", "gradcam")
+    if attention is None or gradcam is None:
         return []
-    comparison = paired(result, *picked)
+    comparison = paired(result, attention, gradcam)
     return [
-        f"Does self-supervised attention localise better than supervised Grad-CAM? {picked[0]} against {picked[1]} "
+        f"Does self-supervised attention localise better than supervised Grad-CAM? {attention} against {gradcam} "
         f"(each the best of its kind on validation patients), {title}: {_difference(comparison, result.score)}."
     ]
 
@@ -322,7 +279,7 @@ def paired(result: Localization, a: str, b: str) -> PairedDifference:
 def _difference(comparison: PairedDifference, score: str) -> str:
     """A comparison that was planned before the test scans were seen: its own interval decides, uncorrected."""
     value = comparison.difference
-    number = show(percent(value), signed=True) + " points" if score in PERCENT else show(value, 2, signed=True)
+    number = show(value.times(100), signed=True) + " points" if score in PERCENT else show(value, 2, signed=True)
     if value.is_above(0) or value.is_below(0):
         judgement = "better" if value.point > 0 else "WORSE"
     else:

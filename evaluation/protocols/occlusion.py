@@ -11,9 +11,9 @@ from evaluation.config import OcclusionOptions
 from evaluation.inputs.model import Answer
 from evaluation.inputs.selection import Chosen
 from evaluation.maps.occlude import Hider, Occlusion, masks_of, occlude
-from evaluation.pages.tiles import Tile, as_picture, outlined, signed_overlay
+from evaluation.pages.tiles import Page, Tile, as_picture, outlined, signed_overlay
 from evaluation.protocols import explanations
-from evaluation.protocols.explanations import Drawing, Explainer, Subjects
+from evaluation.protocols.explanations import Explainer, Subjects
 
 FOOT = (
     "red: hiding it lowers the class's logit, blue: raises it; one scale a row, symmetric around 0; map: mean over the "
@@ -52,34 +52,20 @@ def run(options: OcclusionOptions) -> None:
     explanations.run(options, prepare)
 
 
-def _draw(scan: Chosen, answers: dict[str, Answer], options: OcclusionOptions) -> Drawing:
+def _draw(scan: Chosen, answers: dict[str, Answer], options: OcclusionOptions) -> Page:
     rows, arrays, facts = [], {}, {}
     for name, answer in answers.items():
-        sweep = _sweep(answer, options)
-        masks = _best_masks(answer, sweep, options)
+        window = tuple(max(round(options.window * side), 1) for side in answer.image.shape[-2:])
+        stride = tuple(max(round(options.stride * length), 1) for length in window)
+        sweep = occlude(answer.model.forward, answer.image, window, stride, options.fill, batch_size=options.batch_size)
+        masks = _best_masks(answer, sweep, Hider(answer.image.float() / 255, window, options.fill))
         rows.append(_row(name, answer, sweep, masks))
         arrays |= {name: sweep.maps, f"{name}_windows": sweep.windows, f"{name}_hidden": sweep.hidden}
         facts[name] = {"best_masks": {what: _mask_facts(answer, hidden) for what, hidden in masks.items()}}
-    return Drawing(rows, arrays, facts)
+    return Page(scan, rows, arrays, facts)
 
 
-def _forward(answer: Answer, grey: torch.Tensor) -> torch.Tensor:
-    return answer.model.model(answer.model.prepare(grey.to(answer.model.device)))
-
-
-def _window(answer: Answer, options: OcclusionOptions) -> tuple[int, int]:
-    return tuple(max(round(options.window * side), 1) for side in answer.image.shape[-2:])
-
-
-def _sweep(answer: Answer, options: OcclusionOptions) -> Occlusion:
-    window = _window(answer, options)
-    stride = tuple(max(round(options.stride * length), 1) for length in window)
-    return occlude(
-        lambda grey: _forward(answer, grey), answer.image, window, stride, options.fill, batch_size=options.batch_size
-    )
-
-
-def _best_masks(answer: Answer, sweep: Occlusion, options: OcclusionOptions) -> dict[str, Hidden]:
+def _best_masks(answer: Answer, sweep: Occlusion, hider: Hider) -> dict[str, Hidden]:
     """The single window and the union whose hiding raises the explained class's logit most; hidden together."""
     size = tuple(answer.image.shape[-2:])
     union = sweep.best_union(answer.target)
@@ -87,9 +73,9 @@ def _best_masks(answer: Answer, sweep: Occlusion, options: OcclusionOptions) -> 
         return {}
     single = masks_of(sweep.windows[[sweep.best_window(answer.target)]], size)
     masks = torch.cat([single, masks_of(sweep.windows[union], size).any(dim=0, keepdim=True)])
-    images = Hider(answer.image.float() / 255, _window(answer, options), options.fill)(masks)
+    images = hider(masks)
     with torch.inference_mode():
-        logits = _forward(answer, images).double().cpu().numpy()
+        logits = answer.model.forward(images).double().cpu().numpy()
     return {
         what: Hidden(masks[i, 0].numpy(), images[i, 0].numpy(), logits[i])
         for i, what in enumerate(("best window", "union"))
@@ -113,21 +99,12 @@ def _row(name: str, answer: Answer, sweep: Occlusion, masks: dict[str, Hidden]) 
     tiles = [Tile(as_picture(scan), f"scan {answer.scan.label or ''}\n{answer.verdict}")]
     for k, values in enumerate(sweep.maps):
         explained = " (explained)" if k == answer.target else ""
-        tiles.append(
-            Tile(
-                signed_overlay(scan, values, limit),
-                f"{names[k]}{explained}\nlogit {answer.logits[k]:.1f}, D {values.min():.1f} to {values.max():+.1f}",
-            )
-        )
+        caption = f"logit {answer.logits[k]:.1f}, D {values.min():.1f} to {values.max():+.1f}"
+        tiles.append(Tile(signed_overlay(scan, values, limit), f"{names[k]}{explained}\n{caption}"))
     for what, hidden in masks.items():
         before, after = answer.logits[answer.target], hidden.logits[answer.target]
-        p = 100 * softmax(hidden.logits)[answer.target]
+        p_before, p_after = (100 * values[answer.target] for values in (answer.probabilities, softmax(hidden.logits)))
         image = np.asarray(255 * hidden.image).round().astype(np.uint8)
-        tiles.append(
-            Tile(
-                outlined(scan.shape, image, hidden.mask),
-                f"{what} hidden\n{answer.explained} {before:.1f} → {after:.1f}, "
-                f"{100 * answer.probabilities[answer.target]:.0f} → {p:.0f} %",
-            )
-        )
+        caption = f"{answer.explained} {before:.1f} → {after:.1f}, {p_before:.0f} → {p_after:.0f} %"
+        tiles.append(Tile(outlined(scan.shape, image, hidden.mask), f"{what} hidden\n{caption}"))
     return f"{name}\n±{limit:.1f} logits", tiles

@@ -1,27 +1,53 @@
 """What the results of all evaluations have in common."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dino_oct.errors import InputError
 from dino_oct.files import private_folder
-from evaluation.config import EvaluationOptions
-from evaluation.inputs.sources import Source, short_names
+from dino_oct.scan_data import ScanData
+from dino_oct.scores.class_summary import Majority, never_recognised
+from dino_oct.scores.paired import MODEL, PIXELS, START, Compared, ResultByClass, ScanSet, Setting, verdict
+from dino_oct.scores.text import ACCURACY_HEADER, Evaluation, majority_row, show, table
+from evaluation.config import EvaluationOptions, MapOptions, ScanOptions
+from evaluation.inputs.model import Model
+from evaluation.inputs.scans import open_data
+from evaluation.inputs.selection import Chosen, from_files, from_split
+from evaluation.inputs.sources import Source, open_sources, short_names
+from evaluation.maps.chefer import PATENT_NOTICE
+from evaluation.maps.methods import MapSettings, usable
+from evaluation.maps.rows import MapMaker
 
 
-def of_source(source: Source) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Classification(Evaluation):
+    """The model and its controls, each a row, as classifiers of the same scans.
+
+    Attributes:
+        differences: "model − row", in points.
+        verdicts: what the numbers let one say.
+    """
+
+    units: str = (
+        "per cent; differences in points; each number with its 95 % interval by patient, or the reason why it has none"
+    )
+    rows: dict[str, Any]
+    differences: dict[str, Any]
+    majority: Majority
+    verdicts: list[str]
+
+
+def of_source(source: Source) -> dict[str, str | Path | None]:
     """Which source was evaluated, and how it was chosen."""
     return {"source": source.name, "run": source.run, "chosen": source.chosen}
 
 
-def of_bootstrap(options: EvaluationOptions) -> dict[str, Any]:
-    """How intervals were made."""
-    return {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed}
-
-
-def shared_patients(tested: set[str], trained: set[str], way_out: str = "use --dataset.split patient") -> list[str]:
+def shared_patients(queries: ScanSet, train: ScanSet, way_out: str = "use --dataset.split patient") -> list[str]:
     """A note where classified patients also have training scans."""
-    shared = len(tested & trained)
+    tested = set(queries.patients.tolist())
+    shared = len(tested & set(train.patients.tolist()))
     if not shared:
         return []
     return [
@@ -29,12 +55,87 @@ def shared_patients(tested: set[str], trained: set[str], way_out: str = "use --d
     ]
 
 
-def folders(sources: Sequence[Source], evaluation: str, out: str | None) -> list[Path]:
-    """A folder for the results of each source, new ones for their owner alone; several share ``out``, one below it
-    each."""
-    names = short_names(sources)
-    if out is None or len(sources) == 1:
-        places = [source.results_folder(evaluation, out) for source in sources]
-    else:
-        places = [Path(out, name.replace("/", "_")) for name in names]
-    return [private_folder(place) for place in places]
+def choose_scans(
+    sources: Sequence[Source], options: ScanOptions
+) -> tuple[list[Chosen], dict[str, Any], ScanData | None]:
+    """The scans to show, what a result says about them, and the data they are from; None for image files.
+
+    Raises:
+        InputError: as ``from_files``, ``open_data`` and ``from_split``.
+    """
+    if options.scans:
+        return *from_files(options.scans, sources[0], options.dataset), None
+    data = open_data(sources[0], options.data, options.dataset, options.phantom, print)
+    return *from_split(data, options.split, options.n, [source.name for source in sources[1:]]), data
+
+
+def map_makers(models: Sequence[Model], options: MapOptions, **settings: Any) -> list[MapMaker]:
+    """The models with the maps that each can give.
+
+    Args:
+        settings: of ``MapSettings``, beside the attention size.
+
+    Raises:
+        InputError: a method is asked for that no model has.
+    """
+    makers = []
+    for model in models:
+        methods, gaps = usable(model, options.methods)
+        side = options.attention_size or model.source.attention_size
+        makers.append(MapMaker(model, MapSettings(side, **settings), tuple(methods), gaps))
+    if not any(maker.methods for maker in makers):
+        raise InputError(next(iter(makers[0].gaps.values())))
+    return makers
+
+
+def map_notes(makers: Sequence[MapMaker]) -> list[str]:
+    """Maps that a model cannot give, and that one is patented."""
+    notes = [f"{maker.name} has no {method}: {reason}" for maker in makers for method, reason in maker.gaps.items()]
+    return notes + ([PATENT_NOTICE] if any("lrp" in maker.methods for maker in makers) else [])
+
+
+def verdicts(compared: Compared[Setting], name_of: Callable[[str, Setting], str]) -> list[str]:
+    """Whether the model beats raw pixels and its starting weights, and which classes are never recognised.
+
+    Args:
+        name_of: from a row and a setting to a name of both.
+    """
+    beside = [(other, compared.differences.get(f"{MODEL} − {other}", {})) for other in (PIXELS, START)]
+    rows = [(name_of(name, k), row) for name, by_setting in compared.rows.items() for k, row in by_setting.items()]
+    return [
+        *(verdict(of_k.accuracy, other, k) for other, by_setting in beside for k, of_k in by_setting.items()),
+        *never_recognised((name, row.never_recognised) for name, row in rows),
+    ]
+
+
+def tables(
+    result: Classification, columns: Sequence[str], rows: Sequence[list[str]], recalls: dict[str, ResultByClass]
+) -> list[str]:
+    """Tables of accuracies and of recalls, and what their intervals are.
+
+    Args:
+        columns: titles of the cells before the accuracies; the empty one is that of a row's name.
+        rows: cells under ``columns`` and ``ACCURACY_HEADER``.
+        recalls: row name → result.
+    """
+    classes = result.data["sets"]["queries"]["classes"]
+    always, *cells = majority_row(result.majority, classes)
+    header = ["recall %", *(f"{name} ({count['scans']})" for name, count in classes.items())]
+    return [
+        table([*columns, *ACCURACY_HEADER], [*rows, [*("" if column else always for column in columns), *cells]]),
+        "",
+        table(header, [[name, *(show(row.recall[label]) for label in classes)] for name, row in recalls.items()]),
+        f"[95 % interval, {result.settings['bootstrap']['resamples']} resamples of patients]",
+    ]
+
+
+def with_folders(evaluation: str, options: EvaluationOptions) -> list[tuple[Source, Path]]:
+    """The sources of an evaluation, each with a folder for its results, a new one for its owner alone; several share
+    ``--out``, one below it each."""
+    sources = open_sources(options.sources)
+    share_out = options.out and len(sources) > 1
+    outs = [Path(options.out, name.replace("/", "_")) if share_out else options.out for name in short_names(sources)]
+    return [
+        (source, private_folder(source.results_folder(evaluation, out)))
+        for source, out in zip(sources, outs, strict=True)
+    ]

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dino_oct.errors import InputError
 from dino_oct.scan_data import ScanData
 from evaluation.config import ATTENTION, SideBySideOptions
 from evaluation.inputs.masks import LesionMasks, Mask, has_masks
-from evaluation.inputs.model import Answer, Model
+from evaluation.inputs.model import Answer
 from evaluation.inputs.selection import Chosen
-from evaluation.maps.chefer import PATENT_NOTICE
-from evaluation.maps.methods import MapSettings, candidates, make_maps, usable
+from evaluation.maps.methods import candidates, make_maps
 from evaluation.maps.rows import MapMaker
 from evaluation.pages.maps import FOOT, draw_maps
+from evaluation.pages.tiles import Page
 from evaluation.protocols import explanations
-from evaluation.protocols.explanations import Drawing, Explainer, Subjects
+from evaluation.protocols.explanations import Explainer, Subjects
+from evaluation.protocols.results import map_makers, map_notes
 
 
 def run(options: SideBySideOptions) -> None:
@@ -27,25 +27,17 @@ def run(options: SideBySideOptions) -> None:
     """
 
     def prepare(subjects: Subjects) -> Explainer:
-        makers = _makers(list(subjects.models.values()), options)
+        makers = map_makers(list(subjects.models.values()), options)
         masks = _masks(subjects.data, options)
-        notes = [f"{maker.name} has no {method}: {why}" for maker in makers for method, why in maker.gaps.items()]
-        notes += masks.notes() if masks else []
-        notes += [PATENT_NOTICE] if "lrp" in options.methods else []
-
-        def draw(scan: Chosen, answers: dict[str, Answer]) -> Drawing:
-            mask = _mask_of(masks, scan)
-            return _draw(scan, makers, answers, mask, every_head=options.figure == "9")
-
         return Explainer(
             name="side_by_side",
             title="maps side by side",
-            draw=draw,
+            draw=lambda scan, answers: _draw(scan, makers, answers, _mask_of(masks, scan), options.figure == "9"),
             units="maps: as evaluation/gradcam.py, occlusion.py, relevance.py and attention.py give them",
             settings={"methods": options.methods, "figure": options.figure},
             subtitle=", ".join(options.methods),
             foot=FOOT,
-            notes=notes,
+            notes=map_notes(makers) + (masks.notes() if masks else []),
         )
 
     explanations.run(options, prepare)
@@ -53,7 +45,7 @@ def run(options: SideBySideOptions) -> None:
 
 def _draw(
     scan: Chosen, makers: Sequence[MapMaker], answers: dict[str, Answer], mask: Mask | None, every_head: bool
-) -> Drawing:
+) -> Page:
     maps = {
         (maker.name, method): make_maps(
             maker.model, method, [scan.scan], [answers[maker.name].target], maker.settings, signed=True
@@ -63,18 +55,7 @@ def _draw(
     }
     if every_head:
         makers, maps = _each_head(makers, maps)
-    return Drawing(*draw_maps(scan.scan, makers, maps, {}, mask))
-
-
-def _makers(models: Sequence[Model], options: SideBySideOptions) -> list[MapMaker]:
-    makers = []
-    for model in models:
-        methods, gaps = usable(model, options.methods)
-        side = options.attention_size or model.source.attention_size
-        makers.append(MapMaker(model, MapSettings(side), tuple(methods), gaps))
-    if not any(maker.methods for maker in makers):
-        raise InputError(next(iter(makers[0].gaps.values())))
-    return makers
+    return Page(scan, *draw_maps(scan.scan, makers, maps, {}, mask))
 
 
 def _each_head(

@@ -18,7 +18,7 @@ from dino_oct.models.frozen import load_frozen
 from dino_oct.models.network import normalise
 from dino_oct.monitor import fit_short_side
 from evaluation import attention
-from evaluation.inputs import selection as chosen_scans
+from evaluation.inputs import selection
 from evaluation.scores.attention import mass_mask, spread
 
 CPU = torch.device("cpu")
@@ -44,8 +44,8 @@ def scan_file(tmp_path):
     """A wide scan without class or patient: a bright band on noise."""
     scan = np.random.default_rng(0).integers(0, 60, (64, 96), dtype=np.uint8)
     scan[28:40] += 150
-    Image.fromarray(scan).save(tmp_path / "one.png")
-    return tmp_path / "one.png"
+    Image.fromarray(scan).save(tmp_path / "scan.png")
+    return tmp_path / "scan.png"
 
 
 def refused(args: list[object]) -> str:
@@ -88,10 +88,10 @@ def test_scans_take_turns_through_classes_and_patients():
     labels = np.array([0, 0, 0, 1, 1, 0, 1])
     patients = np.array(["1", "1", "2", "3", "3", "1", "4"])
     positions = np.arange(7)
-    assert chosen_scans.take_turns(positions, labels, patients, 4) == [0, 3, 2, 6]
-    assert chosen_scans.take_turns(positions, labels, patients, 99) == [0, 3, 2, 6, 1, 4, 5]
-    assert chosen_scans.take_turns(positions[2:4], labels, patients, 8) == [2, 3]
-    assert chosen_scans.take_turns(positions[:0], labels, patients, 8) == []
+    assert selection.take_turns(positions, labels, patients, 4) == [0, 3, 2, 6]
+    assert selection.take_turns(positions, labels, patients, 99) == [0, 3, 2, 6, 1, 4, 5]
+    assert selection.take_turns(positions[2:4], labels, patients, 8) == [2, 3]
+    assert selection.take_turns(positions[:0], labels, patients, 8) == []
 
 
 def test_a_run_is_shown_beside_its_start(run, capsys):
@@ -143,7 +143,7 @@ def test_one_file_without_labels_gives_what_cls_attention_gives(scan_file, tmp_p
     np.testing.assert_allclose(arrays["scan0_model"], expected, atol=1e-6)
     assert arrays["scan0_model"].shape == (3, 8, 12)
     assert not np.allclose(expected, cls_attention(backbone, normalise(grey[None], backbone))[0].numpy())
-    assert (tmp_path / "out" / "01_one.png").is_file()
+    assert (tmp_path / "out" / "01_scan.png").is_file()
 
 
 def test_white_borders_are_neutralised_as_in_the_cache(scan_file):
@@ -151,10 +151,10 @@ def test_white_borders_are_neutralised_as_in_the_cache(scan_file):
         scan = np.array(image)
     scan[:, :20] = 255
     Image.fromarray(scan).save(scan_file)
-    data = chosen_scans.DatasetConfig()
-    assert chosen_scans.read_scan(str(scan_file), data)[0].scan[:, :16].max() < 240
+    data = selection.DatasetConfig()
+    assert selection.read_scan(str(scan_file), data)[0].scan[:, :16].max() < 240
     data.neutralise_borders = False
-    assert np.array_equal(chosen_scans.read_scan(str(scan_file), data)[0].scan, scan)
+    assert np.array_equal(selection.read_scan(str(scan_file), data)[0].scan, scan)
 
 
 def test_a_real_scan(tmp_path, capsys):
@@ -172,7 +172,7 @@ def test_wrong_use_exits_with_status_2(command, scan_file):
     finished: subprocess.CompletedProcess = command("evaluation/attention.py", scan_file, *TINY_FILE, "--block", 99)
     assert finished.returncode == 2
     assert len(finished.stderr.strip().splitlines()) == 1
-    assert finished.stderr.startswith("error: block 99: the model has ")
+    assert finished.stderr.strip() == f"error: {TINY_FILE[1]}: block 99: the model has 3 blocks; give -3 to 2"
 
 
 @pytest.mark.parametrize(
@@ -198,4 +198,4 @@ def test_wrong_files_and_models_are_one_line(scan_file):
     assert "no CLS token" in refused([scan_file, "--model", "random:resnet18"])
     assert "--data" in refused([scan_file, *TINY_FILE, "--data", scan_file.parent])
     scan_file.write_bytes(b"no image")
-    assert "one.png: not an image" in refused([scan_file, *TINY_FILE])
+    assert "scan.png: not an image" in refused([scan_file, *TINY_FILE])

@@ -120,14 +120,14 @@ def test_chance_is_what_random_neighbours_give():
 
 def test_agreement_ignores_what_a_map_leaves_open():
     rng = np.random.default_rng(0)
-    one = rng.normal(size=(80, 2))
-    turned = 3 * one[:, ::-1] @ [[0.6, -0.8], [0.8, 0.6]] + 5  # mirrored, turned, scaled, shifted
-    same, other = agreement([one, turned], 5), agreement([one, rng.normal(size=(80, 2))], 5)
+    points = rng.normal(size=(80, 2))
+    turned = 3 * points[:, ::-1] @ [[0.6, -0.8], [0.8, 0.6]] + 5  # mirrored, turned, scaled, shifted
+    same, other = agreement([points, turned], 5), agreement([points, rng.normal(size=(80, 2))], 5)
     assert same["overlap"] == (1, 1, 1)
     assert max(same["procrustes"]) < 1e-9
     assert other["overlap"][0] < 0.15
     assert other["procrustes"][0] > 0.8
-    np.testing.assert_allclose(aligned(turned / 3, one), one, atol=1e-9)
+    np.testing.assert_allclose(aligned(turned / 3, points), points, atol=1e-9)
 
 
 def test_a_map_belongs_to_its_seed_and_keeps_groups_together():
@@ -150,9 +150,9 @@ def test_what_the_command_tells(animated):
         assert row["purity"]["low"] <= row["purity"]["point"] <= row["purity"]["high"]
         assert 0 <= row["trustworthiness"] <= 1
         assert len(row["stability"]["overlap"]) == 3
-    for name, found in result["differences"].items():
+    for name, difference in result["differences"].items():
         other = result["rows"][name.removeprefix("model − ")]
-        for measure, interval in found.items():
+        for measure, interval in difference.items():
             expected = result["rows"]["model"][measure]["point"] - other[measure]["point"]
             assert interval["point"] == pytest.approx(expected)
     assert result["settings"]["umap"] == {"n_neighbors": 15, "min_dist": 0.1, "metric": "euclidean"}
@@ -282,15 +282,15 @@ def test_the_page_in_a_browser(hostile, tmp_path):
     told = re.search(r'<pre id="report">(.*?)</pre>', finished.stdout, re.DOTALL)
     assert told, finished.stderr[-2000:]
     text = told[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    found = json.loads(text)
-    assert found["before"] == [0, 0]
-    assert min(found["after"]) > 0
-    assert found["shown"]
-    assert HOSTILE in found["text"]
-    assert found["hidden"]
-    assert found["less"]
-    assert found["elements"] == 1
-    assert found["title"] == HOSTILE
+    state = json.loads(text)
+    assert state["before"] == [0, 0]
+    assert min(state["after"]) > 0
+    assert state["shown"]
+    assert HOSTILE in state["text"]
+    assert state["hidden"]
+    assert state["less"]
+    assert state["elements"] == 1
+    assert state["title"] == HOSTILE
 
 
 def test_a_page_of_many_scans_is_bounded(trained, own_cache, monkeypatch, tmp_path):
@@ -298,12 +298,12 @@ def test_a_page_of_many_scans_is_bounded(trained, own_cache, monkeypatch, tmp_pa
     options = parse_options(embedding_map.Options, ["--model", str(trained), "--seeds", "1", "--bootstrap", "20"])
     result, maps = protocol.evaluate([source], options)
     monkeypatch.setattr(embedding_results, "MOST_SHOWN", 10)
-    protocol.write_results(result, maps, tmp_path, projector=False)
+    embedding_results.write_results(result, maps, tmp_path, projector=False)
     page = Scripts((tmp_path / "maps.html").read_text())
     assert {len(column) for column in page.data["scans"].values()} == {10}
     assert page.data["panels"][0]["near"] is None
     assert "10 of 16 scans are on this page" in (tmp_path / "maps.html").read_text()
-    assert "stability" not in result["rows"]["model"]
+    assert result.rows["model"].stability is None
     assert not (tmp_path / "projector").exists()
     scans = [np.random.default_rng(i).integers(0, 255, (300, 400), dtype=np.uint8) for i in range(12)]
     large = sum(map(len, embedding_page.thumbnails(scans)))
@@ -316,8 +316,8 @@ def test_more_scans_than_asked_for_are_drawn_by_seed(trained, own_cache):
     result, maps = protocol.evaluate([open_source(str(trained))], parse_options(embedding_map.Options, args))
     assert len(set(maps.chosen.tolist())) == 20
     assert set(maps.data.index.splits[maps.chosen].tolist()) == {"train", "val", "test"}
-    assert any("20 of 48 scans drawn by seed" in note for note in result["notes"])
-    assert any("were trained on" in note for note in result["notes"])
+    assert any("20 of 48 scans drawn by seed" in note for note in result.notes)
+    assert any("were trained on" in note for note in result.notes)
     # The silhouette as Rousseeuw (1987) writes it, with cosine distances.
     labels, features = maps.labels[maps.comparable], maps.features["model"][maps.comparable].astype(float)
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -326,7 +326,7 @@ def test_more_scans_than_asked_for_are_drawn_by_seed(trained, own_cache):
     own = labels[:, None] == np.unique(labels)
     inside, outside = to_class[own], np.where(own, np.inf, to_class).min(axis=1)
     expected = ((outside - inside) / np.maximum(inside, outside)).mean()
-    assert result["rows"]["model"]["silhouette"].point == pytest.approx(expected, abs=1e-6)
+    assert result.rows["model"].silhouette.point == pytest.approx(expected, abs=1e-6)
 
 
 def test_scans_without_labels_are_mapped_in_grey(noise, own_cache, tmp_path):
@@ -337,7 +337,7 @@ def test_scans_without_labels_are_mapped_in_grey(noise, own_cache, tmp_path):
     result = json.loads((tmp_path / "out" / "embedding_map.json").read_text())
     assert set(result["rows"]["model"]) == {"trustworthiness"}
     page = Scripts((tmp_path / "out" / "maps.html").read_text())
-    assert [one["name"] for one in page.data["classes"]] == ["unlabelled"]
+    assert [mark["name"] for mark in page.data["classes"]] == ["unlabelled"]
     assert "a map needs at least 5" in refused(args)
     assert "no checkpoints to animate" in refused([*args, "--animate", True])
 
@@ -360,13 +360,13 @@ def test_checkpoints_are_in_the_order_of_training(tmp_path):
     (folder / "start" / "config.json").write_text("{}")
     for step in (900, 100, 1000, 200, 50):
         (folder / f"step_{step:07d}.pt").touch()
-    found, notes = protocol.checkpoints(tmp_path, 16)
-    assert list(found) == ["start", "step 50", "step 100", "step 200", "step 900", "step 1,000", "final"]
+    states, notes = protocol.checkpoints(tmp_path, 16)
+    assert list(states) == ["start", "step 50", "step 100", "step 200", "step 900", "step 1,000", "final"]
     assert notes == []
-    found, _ = protocol.checkpoints(tmp_path, 4)
-    assert list(found) == ["start", "step 50", "step 1,000", "final"]
-    found, _ = protocol.checkpoints(tmp_path, 2)
-    assert list(found) == ["start", "final"]
+    states, _ = protocol.checkpoints(tmp_path, 4)
+    assert list(states) == ["start", "step 50", "step 1,000", "final"]
+    states, _ = protocol.checkpoints(tmp_path, 2)
+    assert list(states) == ["start", "final"]
 
 
 @pytest.mark.parametrize(

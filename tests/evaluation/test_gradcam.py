@@ -183,12 +183,12 @@ def test_wrong_use_exits_with_status_2(command, fitted):
 
 
 def test_files_without_a_class_have_no_true_one(fitted, tmp_path):
-    Image.fromarray(np.random.default_rng(0).integers(0, 90, (64, 96), dtype=np.uint8)).save(tmp_path / "one.png")
-    args = [str(tmp_path / "one.png"), "--model", str(fitted), "--out", str(tmp_path / "out")]
+    Image.fromarray(np.random.default_rng(0).integers(0, 90, (64, 96), dtype=np.uint8)).save(tmp_path / "scan.png")
+    args = [str(tmp_path / "scan.png"), "--model", str(fitted), "--out", str(tmp_path / "out")]
     command_line.main(parse_options(command_line.Options, args))
-    assert (tmp_path / "out" / "01_one.png").is_file()
+    assert (tmp_path / "out" / "01_scan.png").is_file()
     for more, message in (
-        (["--target", "true"], "one.png: its class is not known"),
+        (["--target", "true"], "scan.png: its class is not known"),
         (["--methods", "gradcam", "gradcam"], "must name each once"),
         (["--beside", str(fitted)], "given twice"),
         (["--n", "0"], "--n 0: must be from 1"),

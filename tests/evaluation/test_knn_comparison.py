@@ -6,6 +6,7 @@ import pytest
 from dino_oct.errors import InputError
 from dino_oct.knn import knn_votes
 from dino_oct.scores.paired import ScanSet, verdict
+from evaluation.config import KnnOptions
 from evaluation.protocols.knn import compare_features
 
 CLASSES = ("CNV", "DME", "NORMAL")
@@ -31,7 +32,7 @@ def compare(model, pixels, reference=None, queries=None, ks=(1, 5), **settings):
         name: (kind(rng, reference.labels), kind(rng, queries.labels))
         for name, kind in (("model", model), ("raw pixels", pixels))
     }
-    return compare_features(features, reference, queries, CLASSES, ks, **settings)
+    return compare_features(features, reference, queries, CLASSES, KnnOptions(k=ks, **settings))
 
 
 def test_features_that_separate_the_classes_beat_features_that_do_not():
@@ -52,9 +53,9 @@ def test_features_that_separate_the_classes_beat_features_that_do_not():
 
 
 def test_a_model_no_better_than_pixels_is_told_so():
-    said = verdict(compare(noise, noise).differences["model − raw pixels"][5].accuracy, "raw pixels", 5)
-    assert "does NOT beat raw pixels" in said
-    assert "includes 0" in said
+    sentence = verdict(compare(noise, noise).differences["model − raw pixels"][5].accuracy, "raw pixels", 5)
+    assert "does NOT beat raw pixels" in sentence
+    assert "includes 0" in sentence
     worse = compare(noise, separable).differences["model − raw pixels"][5].accuracy
     assert "WORSE than raw pixels" in verdict(worse, "raw pixels", 5)
     alone = compare(separable, noise, queries=ScanSet(np.array([1]), np.array(["x"])))
@@ -74,8 +75,9 @@ def test_leaving_out_the_own_patient_unmasks_near_duplicates():
         ScanSet(scans.labels[1::2], scans.patients[1::2]),
     )
     rows = {"model": (features[::2], features[1::2])}
-    with_own = compare_features(rows, reference, queries, CLASSES, (1,)).rows["model"][1]
-    without = compare_features(rows, reference, queries, CLASSES, (1,), exclude_same_patient=True).rows["model"][1]
+    with_own = compare_features(rows, reference, queries, CLASSES, KnnOptions(k=(1,))).rows["model"][1]
+    options = KnnOptions(k=(1,), exclude_same_patient=True)
+    without = compare_features(rows, reference, queries, CLASSES, options).rows["model"][1]
     assert with_own.accuracy.point == 100
     assert without.accuracy.point < 60
 

@@ -1,5 +1,6 @@
 """The linear probe: its optimum, what chooses its setting, and the command as a user runs it."""
 
+import dataclasses
 import json
 from functools import partial
 
@@ -14,7 +15,7 @@ from dino_oct.errors import InputError
 from dino_oct.scores.paired import ScanSet
 from evaluation import linear
 from evaluation.config import LinearOptions as Options
-from evaluation.protocols.linear import Features, label_curves, probe
+from evaluation.protocols.linear import Features, fit_probe, label_curves
 from evaluation.scores.probes import (
     WITHIN,
     choose,
@@ -26,6 +27,7 @@ from evaluation.scores.probes import (
 )
 
 CS = (1e-4, 1e-2, 1.0, 100.0)
+OF_CS = Options(c_range=(CS[0], CS[-1]), n_c=len(CS))
 
 
 def overlapping(scans: int, dims: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -41,18 +43,18 @@ def overlapping(scans: int, dims: int, seed: int = 0) -> tuple[np.ndarray, np.nd
 def test_the_path_is_scikit_learns_optimum(scans, dims):
     features, labels = overlapping(scans, dims)
     exact = logistic_path(torch.from_numpy(features), labels, 4, CS, tolerance=1e-8, max_iterations=2000)
-    for c, found in exact:
+    for c, classifier in exact:
         expected = LogisticRegression(C=c, tol=1e-9, max_iter=20_000).fit(features, labels)
-        np.testing.assert_allclose(found.weight, expected.coef_, rtol=1e-3, atol=1e-4)
-        probabilities = found.probabilities(torch.from_numpy(features))
+        np.testing.assert_allclose(classifier.weight, expected.coef_, rtol=1e-3, atol=1e-4)
+        probabilities = classifier.probabilities(torch.from_numpy(features))
         np.testing.assert_allclose(probabilities, expected.predict_proba(features), atol=1e-4)
 
 
 def test_accuracies_at_the_working_precision_are_scikit_learns():
     features, labels = overlapping(1200, 40)
     train, test = features[:600].astype(np.float32), features[600:].astype(np.float32)
-    for c, found in logistic_path(torch.from_numpy(train), labels[:600], 4, CS):
-        mine = found.probabilities(torch.from_numpy(test)).argmax(axis=1)
+    for c, classifier in logistic_path(torch.from_numpy(train), labels[:600], 4, CS):
+        mine = classifier.probabilities(torch.from_numpy(test)).argmax(axis=1)
         other = LogisticRegression(C=c, tol=1e-7, max_iter=5000).fit(features[:600], labels[:600])
         assert (mine != other.predict(features[600:])).mean() <= 0.002  # 0.2 points of accuracy at most
 
@@ -70,8 +72,8 @@ def test_a_class_without_training_scans_is_never_predicted_and_one_class_is_refu
     features, labels = overlapping(80, 10)
     x = torch.from_numpy(features.astype(np.float32))
     without = labels != 2
-    for _, found in fit(x[without], labels[without], 4):
-        probabilities = found.probabilities(x)
+    for _, classifier in fit(x[without], labels[without], 4):
+        probabilities = classifier.probabilities(x)
         assert (probabilities[:, 2] == 0).all()
         np.testing.assert_allclose(probabilities.sum(axis=1), 1)
     with pytest.raises(InputError, match="at least two"):
@@ -102,19 +104,20 @@ def split_features(rng_seed: int = 0) -> tuple[Features, dict[str, ScanSet]]:
 
 def test_the_setting_is_chosen_by_validation_alone():
     features, sets = split_features()
-    fit = partial(logistic_path, cs=tuple(np.logspace(-5, 2, 8)))
-    everything = np.arange(200)
-    choice, scores = probe(features, sets["train"], sets["val"], everything, fit, 4)
+    cs, everything = np.logspace(-5, 2, 8).tolist(), np.arange(200)
+    options = Options(c_range=(cs[0], cs[-1]), n_c=len(cs))
+    choice, scores = fit_probe(features, sets["train"], sets["val"], everything, options, 4)
+    assert list(choice.accuracies) == cs
     assert choice.accuracies[choice.setting] == max(choice.accuracies.values())
     assert len(set(choice.accuracies.values())) > 2
     rng = np.random.default_rng(1)
     other_test = Features(features.train, features.val, rng.normal(size=(50, 30)).astype(np.float32))
-    same, other_scores = probe(other_test, sets["train"], sets["val"], everything, fit, 4)
+    same, other_scores = fit_probe(other_test, sets["train"], sets["val"], everything, options, 4)
     assert same.setting == choice.setting
     assert torch.equal(same.classifier.weight, choice.classifier.weight)
     assert (len(scores), len(other_scores)) == (200, 50)
     # Other validation labels choose otherwise: the worst of before is then the best.
-    candidates = list(fit(torch.from_numpy(features.train), sets["train"].labels, 4))
+    candidates = list(logistic_path(torch.from_numpy(features.train), sets["train"].labels, 4, cs))
     val = torch.from_numpy(features.val)
     for c, classifier in (candidates[0], candidates[4]):
         wanted = classifier.probabilities(val).argmax(axis=1)
@@ -124,16 +127,17 @@ def test_the_setting_is_chosen_by_validation_alone():
 def test_few_labels_choose_their_setting_among_themselves():
     """Labels of validation patients beside a few training patients would make the few many."""
     features, sets = split_features()
-    train, fit = sets["train"], partial(logistic_path, cs=CS)
+    train = sets["train"]
     few = np.flatnonzero(np.isin(train.patients, np.unique(train.patients)[:6]))  # of 8 scans of all four classes
-    choice, scores = probe(features, train, None, few, fit, 4)
+    choice, scores = fit_probe(features, train, None, few, OF_CS, 4)
     assert choice.by == WITHIN
     nothing = Features(features.train, np.full_like(features.val, np.nan), features.queries)
-    same, same_scores = probe(nothing, train, None, few, fit, 4)
+    same, same_scores = fit_probe(nothing, train, None, few, OF_CS, 4)
     assert same.setting == choice.setting
     np.testing.assert_array_equal(same_scores, scores)
     # The setting is that of the highest balanced accuracy on patients that were held out.
     x, labels, patients = (part[few] for part in (features.train, train.labels, train.patients))
+    fit = partial(logistic_path, cs=CS)
     inside = choose_within(fit, torch.from_numpy(x), labels, patients, 4)
     assert list(inside.accuracies) == list(CS)
     assert inside.accuracies[inside.setting] == max(inside.accuracies.values())
@@ -170,31 +174,31 @@ def test_draws_are_of_whole_patients_and_hold_every_class():
     patients = np.repeat([f"p{i}" for i in range(100)], 3)
     for fraction, expected in ((0.001, 4), (0.05, 5), (0.5, 50), (1.0, 100)):
         drawn = [draw_patients(labels, patients, fraction, np.random.default_rng(seed)) for seed in range(5)]
-        for chosen in drawn:
-            assert set(labels[chosen]) == {0, 1, 2, 3}
-            assert len(set(patients[chosen])) == expected
-            assert len(chosen) == 3 * expected
-        assert len({tuple(chosen) for chosen in drawn}) == (1 if fraction == 1 else 5)
+        for positions in drawn:
+            assert set(labels[positions]) == {0, 1, 2, 3}
+            assert len(set(patients[positions])) == expected
+            assert len(positions) == 3 * expected
+        assert len({tuple(positions) for positions in drawn}) == (1 if fraction == 1 else 5)
 
 
 def test_more_labels_do_better_and_rows_share_their_draws():
     features, sets = split_features()
-    seen = {"a": [], "b": []}
+    options = dataclasses.replace(OF_CS, fractions=(1.0, 0.04))
+    draws = {"a": [], "b": []}
 
-    def fit_row(name, chosen, within):
-        seen[name].append(chosen.tolist())
-        val = None if within else sets["val"]
-        return probe(features, sets["train"], val, chosen, partial(logistic_path, cs=CS), 4, fallback=1.0)
+    def fit_row(name, labelled, within):
+        draws[name].append(labelled.tolist())
+        return fit_probe(features, sets["train"], None if within else sets["val"], labelled, options, 4)
 
-    curve = label_curves(fit_row, ["a", "b"], sets["train"], sets["queries"], (1.0, 0.04), 3, 0)
-    assert seen["a"] == seen["b"]
-    assert [(point["fraction"], len(point["patients"])) for point in curve] == [(0.04, 3), (1.0, 1)]
-    assert [set(point["setting_by"]) for point in curve] == [
+    curve = label_curves(fit_row, ["a", "b"], sets["train"], sets["queries"], options)
+    assert draws["a"] == draws["b"]
+    assert [(point.fraction, len(point.patients)) for point in curve] == [(0.04, 3), (1.0, 1)]
+    assert [set(point.setting_by) for point in curve] == [
         {"fixed at 1, as a class has one patient only"},
         {"validation patients"},
     ]
-    few, everything = (point["rows"]["a"]["accuracy"] for point in curve)
-    assert few["low"] <= few["mean"] <= few["high"] < everything["mean"]
+    few, everything = (point.rows["a"].accuracy for point in curve)
+    assert few.low <= few.mean <= few.high < everything.mean
 
 
 def test_the_command(trained, command):
@@ -207,6 +211,9 @@ def test_the_command(trained, command):
         assert words in finished.stdout, finished.stdout
     folder = trained / "evaluation" / "linear"
     result = json.loads((folder / "linear_fast_test.json").read_text())
+    # What was evaluated, its numbers, what they say.
+    assert list(result) == ["evaluation", "model", "weights", "data", "settings", "units", "rows", "differences",
+                            "majority", "label_fractions", "verdicts", "notes"]  # fmt: skip
     assert list(result["rows"]) == ["model", "starting weights", "raw pixels"]
     for name, row in result["rows"].items():
         assert row["accuracy"]["low"] <= row["accuracy"]["point"] <= row["accuracy"]["high"]
@@ -216,7 +223,7 @@ def test_the_command(trained, command):
         assert tried[str(row["setting"])] == max(tried.values())
         all_labels = result["label_fractions"][-1]["rows"][name]["accuracy"]
         assert all_labels["mean"] == pytest.approx(row["accuracy"]["point"])
-        assert row["lowest_recall"]["recall"]["point"] == min(one["point"] for one in row["recall"].values())
+        assert row["lowest_recall"]["recall"]["point"] == min(recall["point"] for recall in row["recall"].values())
     few, every = result["label_fractions"]
     assert [text.split(",")[0] for text in few["setting_by"]] == ["fixed at 1.43845"] * 3
     assert every["setting_by"] == ["validation patients"]
@@ -273,12 +280,15 @@ def test_wrong_input_exits_with_status_2(trained, command, tmp_path):
 )  # fmt: skip
 def test_wrong_settings_are_one_line(args, message, trained, tmp_path, cache_root, monkeypatch):
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
-    one, one_trained = tmp_path / "one", tmp_path / "trained"
-    for folder in (one / "CNV", *(one_trained / part for part in ("train/CNV", "val/CNV", "val/DME", "test/DME"))):
+    one_class, one_trained = tmp_path / "one", tmp_path / "trained"
+    for folder in (
+        one_class / "CNV",
+        *(one_trained / part for part in ("train/CNV", "val/CNV", "val/DME", "test/DME")),
+    ):
         folder.mkdir(parents=True)
         for i in range(3):
             noise(folder / f"{folder.name}-{i}-1.png")
-    names = {"RUN": trained, "ONE": one, "ONE_TRAINED": one_trained}
+    names = {"RUN": trained, "ONE": one_class, "ONE_TRAINED": one_trained}
     with pytest.raises(InputError) as error:
         linear.main(parse_options(Options, [str(names.get(arg, arg)) for arg in args]))
     assert message in str(error.value)

@@ -1,4 +1,4 @@
-"""The league of maps: masks, controls with their exact values, choices on validation, and what may be said."""
+"""The leaderboard of maps: masks, controls with their exact values, choices on validation, and what may be said."""
 
 import dataclasses
 import os
@@ -108,7 +108,7 @@ def test_layer_densities_by_hand():
 
 
 def test_one_good_map_and_nine_misses_score_a_tenth_of_the_good_one():
-    """As a league measures them: misses are not left out, and every map is scored on the same ten scans."""
+    """As a leaderboard measures them: misses are not left out, and every map is scored on the same ten scans."""
     lesion, retina = masks()
     good, beside, nothing = lesion.astype(np.float32), (~retina).astype(np.float32), np.zeros(lesion.shape, np.float32)
     cases = [dataclasses.replace(case(lesion, retina, patient=str(i)), position=i) for i in range(10)]
@@ -260,13 +260,13 @@ def test_other_values_than_a_phantoms_are_refused(trained, cache_root, monkeypat
     from evaluation.inputs.sources import open_source
 
     data = open_data(open_source(str(trained)), None, DatasetOptions(), PhantomOptions(), lambda text: None)
-    found = LesionMasks(data)
-    (i, *_) = found.with_lesion("test")
-    values = np.asarray(Image.open(found.file(i)))
-    monkeypatch.setattr(found, "folder", tmp_path)
-    Image.fromarray(values // 2).save(tmp_path / found.data.index.files[i].rsplit("/", 1)[-1].replace("jpeg", "png"))
+    masks = LesionMasks(data)
+    (i, *_) = masks.with_lesion("test")
+    values = np.asarray(Image.open(masks.file(i)))
+    monkeypatch.setattr(masks, "folder", tmp_path)
+    Image.fromarray(values // 2).save(tmp_path / masks.data.index.files[i].rsplit("/", 1)[-1].replace("jpeg", "png"))
     with pytest.raises(InputError, match="value 64 in a mask"):
-        found.read(i)
+        masks.read(i)
 
 
 def test_the_settings_of_scans_do_not_reach_masks(folder, monkeypatch, cache_root):
@@ -274,10 +274,10 @@ def test_the_settings_of_scans_do_not_reach_masks(folder, monkeypatch, cache_roo
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     given = DatasetOptions(split="official", max_side=50)
     data = open_data(None, str(folder / "scans"), given, PhantomOptions(), lambda text: None)
-    found = LesionMasks(data, str(folder / "masks"), retina_values=[7])
-    (i,) = found.with_lesion("test")
+    masks = LesionMasks(data, str(folder / "masks"), retina_values=[7])
+    (i,) = masks.with_lesion("test")
     assert data.scans[i].shape == (38, 50)
-    assert found.read(i).lesion.shape == (48, 64)
+    assert masks.read(i).lesion.shape == (48, 64)
     assert DatasetConfig().max_side > 50
 
 
@@ -408,15 +408,15 @@ def test_claims_follow_the_interval(ratio, words):
 
 
 def test_claims_follow_the_tests():
-    said = " ".join(statements(result_of(Interval(1.5, 1.2, 1.8))))
-    assert "Against the best head before training (start): +10.0 [+5.0, +20.0] points, better" in said
-    assert "run: attention against net: gradcam" in said
-    assert "-10.0 [-20.0, -5.0] points, WORSE" in said
-    assert "FAILED" not in said
-    assert "Shown to exceed every map without a network (random, centre, retina band, brightness): run: att" in said
-    assert "NOT shown" not in said
-    assert "misses that score 0: net: gradcam 3." in said
-    assert "nothing on the retina, misses whose lesion / retina is 0: run: attention 2, start: attention 2" in said
+    text = " ".join(statements(result_of(Interval(1.5, 1.2, 1.8))))
+    assert "Against the best head before training (start): +10.0 [+5.0, +20.0] points, better" in text
+    assert "run: attention against net: gradcam" in text
+    assert "-10.0 [-20.0, -5.0] points, WORSE" in text
+    assert "FAILED" not in text
+    assert "Shown to exceed every map without a network (random, centre, retina band, brightness): run: att" in text
+    assert "NOT shown" not in text
+    assert "misses that score 0: net: gradcam 3." in text
+    assert "nothing on the retina, misses whose lesion / retina is 0: run: attention 2, start: attention 2" in text
     doubtful = " ".join(statements(result_of(Interval(1.5, 1.2, 1.8), low=-0.05, beats=False, sanity="FAILED")))
     assert "no difference is shown" in doubtful
     assert "NOT shown to exceed every map without a network" in doubtful
