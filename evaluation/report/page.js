@@ -137,7 +137,7 @@ function comparisonReport({classes, scans, answers, embedding}) {
 
   for (const image of all("img[data-scan]")) image.src = jpeg(image.dataset.scan);
   for (const table of all("table.sortable")) {
-    const again = sortable(table), chooser = table.id === "league-table" && byId("league-class");
+    const again = sortable(table), chooser = table.id === "leaderboard-table" && byId("leaderboard-class");
     if (chooser) chooser.addEventListener("change", () => {
       for (const cell of all("[data-class]", table)) cell.hidden = cell.dataset.class !== chooser.value;
       again();

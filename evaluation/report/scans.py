@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.pages.embedding_page import thumbnails
-from evaluation.report.answers import Setting
+from evaluation.report.steps import Setting
 
 
 @dataclass(frozen=True)
