@@ -78,20 +78,20 @@ def ask(model: Candidate, shared: Setting) -> Answers:
     """Everything one model answers; what it cannot is left out, with the reason in ``model.gaps``."""
     answers, ks, temperature = Answers(model), shared.options.k, shared.options.temperature
     try:
-        votes = model.arrays("knn", lambda: _knn(model, shared), k=list(ks), temperature=temperature)
+        votes = model.steps.arrays("knn", lambda: _knn(model, shared), k=list(ks), temperature=temperature)
         answers.knn = {k: votes[str(k)] for k in ks}
     except InputError as reason:
         model.gaps[KNN] = str(reason)
     try:
-        probe = model.arrays("linear", lambda: _linear(model, shared))
+        probe = model.steps.arrays("linear", lambda: _linear(model, shared))
         numbers = float(probe["setting"]), float(probe["validation"]), int(probe["features"])
         answers.probe = Probe(probe["probabilities"], *numbers)
     except InputError as reason:
         model.gaps[LINEAR] = str(reason)
     try:
-        probabilities = model.arrays("classifier", lambda: _classify(model, shared))
+        probabilities = model.steps.arrays("classifier", lambda: _classify(model, shared))
         answers.classifier = probabilities["test"]
-        answers.facts = model.json("facts", lambda: facts(model), Facts)
+        answers.facts = model.steps.json("facts", lambda: facts(model), Facts)
         labels = shared.set_of("val").labels
         (scores,) = score_all(np.ones((1, len(labels))), labels, probabilities["val"])
         answers.classifier_validation = float(scores[METRICS.index("balanced_accuracy")])

@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 from PIL import Image
@@ -24,15 +24,6 @@ from evaluation.scores.localization import score_map
 CHOSEN_HEAD = "attention, chosen head"  # of each model; the leaderboard names it
 _OUTLINE = (0, 229, 255, 255)  # red, green, blue, alpha
 _SIDE, _QUALITY = 384, 88  # of a scan on the page: pixels of its short side at most, and JPEG quality
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A chosen scan: its position in the test, the rule, and the rule in words."""
-
-    scan: int
-    rule: str
-    why: str
 
 
 @dataclass(frozen=True)
@@ -70,13 +61,14 @@ class CaseAnswer:
 
 @dataclass(frozen=True)
 class Case:
-    """A chosen scan (position in the report's scans) with every model's answer; ``severity``: its lesion load."""
+    """A scan (position in the test, and so in the report's scans), the rule that chose it, by itself and in words, its
+    lesion load where it is known, and every model's answer."""
 
     scan: int
     rule: str
     why: str
-    severity: float | None
-    models: dict[str, CaseAnswer]
+    severity: float | None = None
+    models: dict[str, CaseAnswer] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,7 +84,7 @@ class Pictures:
 
 def choose_cases(
     right: np.ndarray, labels: np.ndarray, patients: np.ndarray, n: int, seed: int, model: str
-) -> list[Choice]:
+) -> list[Case]:
     """``n`` test scans by the four rules in turns; every rule spreads over classes and patients where it can.
 
     Args:
@@ -109,11 +101,11 @@ def choose_cases(
         "worst": best_first[::-1],
     }
     n = min(n, len(right))
-    choices: list[Choice] = []
+    cases: list[Case] = []
     for r, (rule, order) in enumerate(orders.items()):
         per_class = dict.fromkeys(labels.tolist(), 0)
         for _ in range(r, n, len(orders)):
-            taken = {choice.scan for choice in choices}
+            taken = {case.scan for case in cases}
             known = {patients[i] for i in taken}
             free = [i for i in order.tolist() if i not in taken]
             # The first of the classes that this rule has taken least, and of a new patient if there is any.
@@ -125,12 +117,12 @@ def choose_cases(
                 why = f"drawn by seed {seed}; {why}"
             else:
                 why += f": rank {rank[i] + 1} of {len(right)} test scans from the best"
-            choices.append(Choice(i, rule, why))
-    return choices
+            cases.append(Case(i, rule, why))
+    return cases
 
 
 def show_cases(
-    choices: Sequence[Choice],
+    chosen_cases: Sequence[Case],
     models: dict[str, Candidate],
     heads: dict[str, str],
     shared: Setting,
@@ -144,13 +136,13 @@ def show_cases(
         loads: (M,) lesion load of the test scans, if known.
     """
     cases, pictures, scans, of_scans = [], [], [], []
-    for choice in choices:
-        position = int(shared.positions["test"][choice.scan])
+    for case in chosen_cases:
+        position = int(shared.positions["test"][case.scan])
         scan, mask = np.asarray(shared.data.scans[position]), None
         if masks is not None and masks.file(position) is not None:
             mask = masks.read(position)
-        load = np.nan if loads is None else float(loads[choice.scan])
-        cases.append(Case(**vars(choice), severity=load if np.isfinite(load) else None, models={}))
+        load = np.nan if loads is None else float(loads[case.scan])
+        cases.append(replace(case, severity=load if np.isfinite(load) else None))
         pictures.append(Pictures(_jpeg(scan), scan.shape[1] / scan.shape[0], mask and _outline(mask, scan), {}))
         scans.append(scan)
         of_scans.append(mask)
@@ -164,7 +156,7 @@ def show_cases(
             continue
         for case, shown, (answer, maps) in zip(cases, pictures, answers, strict=True):
             case.models[key] = answer
-            shown.maps[key] = {method: _png(_grey(values)) for method, values in maps.items()}
+            shown.maps[key] = {method: _encoded(_grey(values)) for method, values in maps.items()}
     return cases, pictures
 
 
@@ -173,7 +165,7 @@ def _ask(
 ) -> list[tuple[CaseAnswer, dict[str, np.ndarray]]]:
     """For every scan what one model says, and its maps (rows, columns) by method."""
     cases, methods = digest(*scans), shared.options.methods
-    answer = model.arrays(
+    answer = model.steps.arrays(
         "logits", lambda: {"logits": np.stack([model.classifier.logits(scan) for scan in scans])}, cases=cases
     )
     logits, names = answer["logits"], list(model.classifier.class_names)
@@ -182,7 +174,7 @@ def _ask(
     maps: dict[str, list[np.ndarray]] = {}
     for method in able:
         try:
-            made = model.arrays(
+            made = model.steps.arrays(
                 f"maps {method}",
                 lambda method=method: _maps(model, method, scans, called),
                 cases=cases,
@@ -242,7 +234,7 @@ def _jpeg(scan: np.ndarray) -> str:
 def _outline(mask: Mask, scan: np.ndarray) -> str:
     """The lesion's inner edge in cyan on nothing, 3 pixels wide where the scan's short side has ``_SIDE``."""
     rows, columns = (round(_SIDE * side / min(scan.shape)) for side in scan.shape)
-    return _png(with_outline(np.zeros((rows, columns, 4), np.uint8), mask.lesion, _OUTLINE, width=7))
+    return _encoded(with_outline(np.zeros((rows, columns, 4), np.uint8), mask.lesion, _OUTLINE, width=7))
 
 
 def _grey(values: np.ndarray) -> np.ndarray:
@@ -250,11 +242,7 @@ def _grey(values: np.ndarray) -> np.ndarray:
     return np.round(255 * values.clip(0) / max(float(values.max()), 1e-12)).astype(np.uint8)
 
 
-def _png(pixels: np.ndarray) -> str:
-    return _encoded(pixels, "PNG")
-
-
-def _encoded(pixels: np.ndarray, kind: str, **settings: int) -> str:
+def _encoded(pixels: np.ndarray, kind: str = "PNG", **settings: int) -> str:
     """A picture as base64."""
     with io.BytesIO() as stream:
         Image.fromarray(pixels).save(stream, kind, optimize=True, **settings)

@@ -160,13 +160,13 @@ def _cases(
     if reference is None or not options.cases:
         raise InputError("none were asked for" if reference else "no model has a classifier to choose them by")
     right = answers[reference].classifier[np.arange(len(queries.labels)), queries.labels]
-    choices = choose_cases(right, queries.labels, queries.patients, options.cases, options.seed, reference)
+    cases = choose_cases(right, queries.labels, queries.patients, options.cases, options.seed, reference)
     try:
         beside = masks or LesionMasks(shared.data)
         _, loads = lesion_loads(shared.data, shared.positions["test"], masks)
     except InputError:
         beside, loads = None, None
-    return show_cases(choices, {key: of_model.model for key, of_model in answers.items()}, heads, shared, beside, loads)
+    return show_cases(cases, {key: of_model.model for key, of_model in answers.items()}, heads, shared, beside, loads)
 
 
 def _about(answers: Answers) -> ModelFacts:

@@ -74,7 +74,7 @@ def embedding(models: dict[str, Candidate], shared: Setting) -> tuple[Embedding,
     panels, maps = [], {}
     for key, model in models.items():
         try:
-            arrays = model.arrays(
+            arrays = model.steps.arrays(
                 "embedding",
                 lambda model=model: _map(model.features["test"][shown], labels, patients, known, k, seed),
                 **settings,

@@ -128,7 +128,7 @@ def _accuracy(results: Results, where: str) -> Figure:
         axes.margins(x=0.22)
         low, high = axes.get_xlim()
         low = min(low, high - 8)  # an axis of half a point would make noise look like a difference
-        axes.set(xlim=(low, high), xticks=[tick for tick in axes.get_xticks() if low <= tick <= 100])
+        axes.set(xlim=(low, high), xticks=[tick for tick in axes.get_xticks() if max(low, 0) <= tick <= 100])
     panels[0].set_yticks(range(len(models)), [_wrapped(key) for key in models])
     panels[0].set_ylim(len(models) - 0.5, -0.7)
     return panels[0].figure

@@ -41,8 +41,5 @@ def as_csv(results: Results) -> str:
 
 
 def _cells(value: Interval | None) -> list[str]:
-    if value is None:
-        return ["", "", ""]
-    return [
-        "" if part is None or not np.isfinite(part) else repr(part) for part in (value.point, value.low, value.high)
-    ]
+    ends = (value.point, value.low, value.high) if value else (None, None, None)
+    return ["" if end is None or not np.isfinite(end) else repr(end) for end in ends]

@@ -28,7 +28,7 @@ def warnings(models: dict[str, Candidate], shared: Setting) -> list[Finding]:
     """``results["warnings"]``: of the data, then of the patients, then of the models."""
     root, dataset = shared.data.index.root, shared.data.dataset
     identity = {"dataset": dataclasses.asdict(dataset), "folder": str(root.resolve())}
-    report = shared.json("audit", lambda: audit(root, dataset, progress=False), **identity)
+    report = shared.steps.json("audit", lambda: audit(root, dataset, progress=False), **identity)
     return [*of_data(report), *_of_patients(shared), *_of_models(models, shared), *_of_features(models)]
 
 
@@ -165,5 +165,5 @@ def _of_models(models: dict[str, Candidate], shared: Setting) -> Iterator[Findin
 def _of_features(models: dict[str, Candidate]) -> Iterator[Finding]:
     """Models whose features do not tell scans apart, as those of some networks with random weights."""
     for model in models.values():
-        if note := model.json("features", lambda model=model: same_for_all(model.key, [model.features["test"]])):
+        if note := model.steps.json("features", lambda model=model: same_for_all(model.key, [model.features["test"]])):
             yield Finding("model", True, note)

@@ -108,7 +108,7 @@ def suspects(answers: dict[str, Answers], shared: Setting, scans: ShownScans) ->
         return find_suspects(features, labels, patients, shared.class_names, c)
 
     settings = {"c": c, "most": MOST, "least": [LEAST_PATIENTS, LEAST_RECALL], "neighbours": NEIGHBOURS}
-    doubts = model.json("suspects", make, Doubts, **settings)
+    doubts = model.steps.json("suspects", make, Doubts, **settings)
     among = "among the models that did not learn from these labels" if unlabelled else "of all models"
     learnt = "" if unlabelled else " It learnt from these labels, so errors among its training scans may hide."
     rule = (

@@ -9,12 +9,24 @@ from evaluation.config import LocalizationOptions
 from evaluation.inputs.masks import LesionMasks, layers_digest
 from evaluation.inputs.sources import Source
 from evaluation.protocols import localization
-from evaluation.protocols.localization_text import Localization
+from evaluation.protocols.localization_text import PERCENT, TITLES, Localization
 from evaluation.report.models import STRIDE, WINDOW, Candidate
 from evaluation.report.steps import Setting, digest
 
 _FAITHFUL = _SANITY = 8  # test scans, each of a new patient: these two cost the most
 _FILL = "mean"  # what hides pixels in the deletion and insertion that the report shows
+
+
+_HELP = {
+    "auprc": "of the pixels, ranked by the map; the lesion's share of the scan by chance",
+    "pointing": "how often the map's highest pixel lies on the lesion",
+    "rank_accuracy": "share of the highest pixels, as many as the lesion has, that lie on it",
+    "lesion_over_retina": "density on the lesion over that on the retina; 1: no preference, 0: nothing on the lesion",
+    "energy": "share of the map's sum that lies on the lesion",
+    "enrichment": "energy over the lesion's share of the scan; 1 for a uniform map",
+    "iou_otsu": "overlap with the lesion above Otsu's threshold",
+    "iou_tuned": "overlap with the lesion above a threshold chosen on validation patients",
+}
 
 
 @dataclass(frozen=True)
@@ -24,31 +36,14 @@ class ScoreColumn:
     key: str
     title: str
     help: str
-    digits: int = 1
-    percent: bool = True
+    digits: int
+    percent: bool
 
 
 COLUMNS = [
-    ScoreColumn(
-        "auprc", "average precision", "of the pixels, ranked by the map; the lesion's share of the scan by chance"
-    ),
-    ScoreColumn("pointing", "pointing game", "how often the map's highest pixel lies on the lesion"),
-    ScoreColumn(
-        "rank_accuracy", "rank accuracy", "share of the highest pixels, as many as the lesion has, that lie on it"
-    ),
-    ScoreColumn(
-        "lesion_over_retina", "lesion / retina",
-        "density on the lesion over that on the retina; 1: no preference, 0: nothing on the lesion", 2, False,
-    ),
-    ScoreColumn("energy", "energy on lesion", "share of the map's sum that lies on the lesion"),
-    ScoreColumn(
-        "enrichment", "enrichment", "energy over the lesion's share of the scan; 1 for a uniform map", 2, False
-    ),
-    ScoreColumn("iou_otsu", "IoU (Otsu)", "overlap with the lesion above Otsu's threshold"),
-    ScoreColumn(
-        "iou_tuned", "IoU (tuned)", "overlap with the lesion above a threshold chosen on validation patients"
-    ),
-]  # fmt: skip
+    ScoreColumn(key, TITLES[key].removesuffix(" %"), text, 1 if key in PERCENT else 2, key in PERCENT)
+    for key, text in _HELP.items()
+]
 SCORE = COLUMNS[0]  # that ranks
 
 
@@ -140,7 +135,7 @@ def leaderboard(models: dict[str, Candidate], shared: Setting) -> MapLeaderboard
         sources, classifiers = [model.source for model in able], [model.classifier for model in able]
         return as_shown(localization.evaluate(sources, settings, shared.data, classifiers)[0])
 
-    return shared.json(
+    return shared.steps.json(
         "leaderboard",
         make,
         MapLeaderboard,

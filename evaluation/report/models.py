@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from evaluation.inputs.features import extract_features
 from evaluation.inputs.model import Model, as_classifier, open_model
 from evaluation.inputs.sources import Source, open_source, short_names
 from evaluation.maps.methods import MapSettings
-from evaluation.report.steps import Arrays, Setting
+from evaluation.report.steps import Setting, StepCache
 
 Kind = Literal["self-supervised", "supervised", "starting weights", "random weights", "other"]
 # Groups of the table's columns, and what a model's gaps are named by.
@@ -85,13 +85,10 @@ class Candidate:
         """How its maps are made: as ``evaluation/localization.py`` makes them without further options."""
         return MapSettings(self.source.attention_size, window=WINDOW, stride=STRIDE)
 
-    def arrays(self, step: str, make: Callable[[], Arrays], **identity: Any) -> Arrays:
-        """As ``Setting.arrays``, of a step of this model."""
-        return self.shared.arrays(f"{step} {self.key}", make, model=self.identity, **identity)
-
-    def json(self, step: str, make: Callable[[], Any], kind: Any = Any, **identity: Any) -> Any:
-        """As ``Setting.json``, of a step of this model."""
-        return self.shared.json(f"{step} {self.key}", make, kind, model=self.identity, **identity)
+    @cached_property
+    def steps(self) -> StepCache:
+        """Of what depends on the data and this model."""
+        return self.shared.steps.of(self.key, model=self.identity)
 
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
@@ -190,14 +187,11 @@ def facts(candidate: Candidate) -> Facts:
 def milliseconds(model: Model) -> float:
     """Milliseconds a scan of a pass through the classifier at its input size: median of some batches after one to
     warm up. The time of the machine that it runs on, not of the model alone."""
-    device = model.device
-    images = model.prepare(torch.zeros(_BATCH, 1, *model.input_size, dtype=torch.uint8, device=device))
+    images = model.prepare(torch.zeros(_BATCH, 1, *model.input_size, dtype=torch.uint8, device=model.device))
     seconds = []
     with torch.no_grad():
         for _ in range(1 + _REPEATS):
             start = time.perf_counter()
-            model.model(images)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
+            model.model(images).cpu()  # which waits for a GPU
             seconds.append(time.perf_counter() - start)
     return 1000 * float(np.median(seconds[1:])) / _BATCH

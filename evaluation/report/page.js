@@ -7,14 +7,6 @@ function comparisonReport({classes, scans, answers, embedding}) {
   const all = (query, root = document) => [...root.querySelectorAll(query)];
   const jpeg = (i) => `data:image/jpeg;base64,${scans.image[i]}`;
 
-  function make(tag, parent, className, text) {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    if (text !== undefined) element.textContent = text;
-    parent.append(element);
-    return element;
-  }
-
   function scanFigure(parent, i, note) {
     const figure = make("figure", parent, "scan"), image = make("img", figure), words = make("figcaption", figure);
     const {name, colour} = classes[scans.label[i] < 0 ? unlabelled : scans.label[i]], label = make("span", words, "class");
@@ -78,12 +70,12 @@ function comparisonReport({classes, scans, answers, embedding}) {
       button.setAttribute("aria-expanded", "true");
       const {model, true: real, called} = button.dataset, answer = answers[model], name = classes[called].name;
       const behind = answer.scans.map((scan, i) => ({scan, probability: answer.probability[i], called: answer.called[i]}))
-        .filter((one) => scans.label[one.scan] === Number(real) && one.called === Number(called));
+        .filter((shown) => scans.label[shown.scan] === Number(real) && shown.called === Number(called));
       box.replaceChildren();
       const bar = make("div", box, "bar");
       make("h3", bar, "", `${model}: ${behind.length} × ${classes[real].name} called ${name}`);
       make("button", bar, "plain-button", "Close").addEventListener("click", () => close(true));
-      const strip = make("div", box, "strip");
+      const strip = make("div", box, "tiles strip");
       for (const {scan, probability} of behind) {
         scanFigure(strip, scan, probability === null ? "" : ` · ${name} ${(100 * probability).toFixed(1)} %`);
       }
@@ -147,5 +139,5 @@ function comparisonReport({classes, scans, answers, embedding}) {
   if (byId("maps")) maps(byId("maps"), embedding);
   if (byId("viewer")) caseViewer(byId("viewer"));
 
-  addEventListener("beforeprint", () => all("details").forEach((one) => { one.open = true; }));
+  addEventListener("beforeprint", () => all("details").forEach((closed) => { closed.open = true; }));
 }

@@ -110,12 +110,14 @@ def _data(results: Results, media: Media) -> dict[str, Any]:
     """What the scripts read, as JSON; one class more for scans without a label."""
     embedding = results.embedding
     if embedding:
-        purities = [number(panel.purity, 1) for panel in embedding.panels]
-        panels = [
-            replace(panel, caption=panel.caption + (f" · {embedding.k}-NN purity {p.text} % {p.interval}" if p else ""))
-            for panel, p in zip(embedding.panels, purities, strict=True)
-        ]
-        embedding = replace(embedding, panels=panels)
+        purity = f" · {embedding.k}-NN purity "
+        embedding = replace(
+            embedding,
+            panels=[
+                replace(panel, caption=panel.caption + (purity + panel.purity.words(unit=" %") if panel.purity else ""))
+                for panel in embedding.panels
+            ],
+        )
     return plain(
         {
             "classes": [*results.classes, Mark(UNLABELLED_NAME, "#888888", "circle")],

@@ -1,6 +1,7 @@
 """What the steps of a comparison share, and finished ones on disk, so that an interrupted one goes on where it
 stopped."""
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -36,21 +37,30 @@ class StepCache:
     folder that cannot be written costs the next evaluation its time, not this one its result.
 
     Attributes:
+        label, identity: what all steps are of, in words, and the plain values that they all depend on.
         made: steps that were computed, in their order; those read from disk are not among them.
     """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+        self.label, self.identity = "", {"version": STEPS_VERSION}
         self.made: list[str] = []
 
-    def arrays(self, step: str, identity: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
+    def of(self, label: str = "", **identity: Any) -> "StepCache":
+        """The same cache for steps that depend on more."""
+        narrower = copy.copy(self)
+        narrower.label, narrower.identity = f"{self.label} {label}".strip(), {**self.identity, **identity}
+        return narrower
+
+    def arrays(self, step: str, make: Callable[[], Arrays], **identity: Any) -> Arrays:
         """The arrays of a step: read from disk, or made and kept.
 
         Args:
             step: its name, for people.
-            identity: plain values; everything that the result depends on.
+            identity: plain values; all else that the result depends on.
         """
-        text = json.dumps({"version": STEPS_VERSION, "step": step, **identity}, sort_keys=True, default=str)
+        step = f"{step} {self.label}".strip()
+        text = json.dumps({**self.identity, "step": step, **identity}, sort_keys=True, default=str)
         label = "".join(c if c.isalnum() or c in "-_" else "_" for c in step)[:60]
         file = self.folder / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         arrays = _read(file, text)
@@ -60,13 +70,13 @@ class StepCache:
             self._write(file, {_IDENTITY: np.array(text), _DIGEST: np.array(_digest_of(arrays)), **arrays})
         return arrays
 
-    def json(self, step: str, identity: dict[str, Any], make: Callable[[], Any], kind: Any = Any) -> Any:
+    def json(self, step: str, make: Callable[[], Any], kind: Any = Any, **identity: Any) -> Any:
         """As ``arrays``, for a result of plain values and dataclasses of them.
 
         Args:
             kind: of the result; unset: what JSON gives back, the first time too.
         """
-        arrays = self.arrays(step, identity, lambda: {"json": np.array(json.dumps(plain(make())))})
+        arrays = self.arrays(step, lambda: {"json": np.array(json.dumps(plain(make())))}, **identity)
         return typed(kind, json.loads(str(arrays["json"])))
 
     def _write(self, file: Path, arrays: Arrays) -> None:
@@ -153,17 +163,9 @@ class Setting:
         return PatientBootstrap(patients, self.options.bootstrap, self.options.seed)
 
     @cached_property
-    def digest(self) -> str:
-        """Of all that a step may take from the data."""
-        return data_digest(self.data)
-
-    def arrays(self, step: str, make: Callable[[], Arrays], **identity: Any) -> Arrays:
-        """As ``StepCache.arrays``, of a step that depends on the data too."""
-        return self.cache.arrays(step, {"data": self.digest, **identity}, make)
-
-    def json(self, step: str, make: Callable[[], Any], kind: Any = Any, **identity: Any) -> Any:
-        """As ``StepCache.json``, of a step that depends on the data too."""
-        return self.cache.json(step, {"data": self.digest, **identity}, make, kind)
+    def steps(self) -> StepCache:
+        """Of what depends on the data."""
+        return self.cache.of(data=data_digest(self.data))
 
 
 def data_digest(data: ScanData) -> str:

@@ -203,7 +203,7 @@ def score(answers: Answers, intervals: Intervals, shared: Setting) -> None:
     """Fill in a model's ``values``, for the scans as they are and for each resample of patients, and ``results``."""
     given = {f"knn_{k}": votes for k, votes in answers.knn.items()}
     given |= {"probe": answers.probe and answers.probe.probabilities, "classifier": answers.classifier}
-    answers.values = shared.arrays(
+    answers.values = shared.steps.arrays(
         f"resamples {answers.model.key}",
         lambda: _resampled(answers, intervals, shared.class_names),
         scores={name: None if scores is None else digest(scores) for name, scores in given.items()},

@@ -182,6 +182,6 @@ def _pixels(model: Candidate, k: int, intervals: Intervals, shared: Setting) -> 
         votes = knn_votes(train, shared.set_of("train").labels, test, [k], len(shared.class_names), temperature)
         return {"votes": votes[k]}
 
-    votes = model.arrays("pixels", make, k=k, temperature=temperature)["votes"]
+    votes = model.steps.arrays("pixels", make, k=k, temperature=temperature)["votes"]
     scores = intervals.bootstrap.values(partial(score_all, labels=intervals.queries.labels, scores=votes))
     return scores[:, METRICS.index("accuracy")]

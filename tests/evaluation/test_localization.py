@@ -1,4 +1,4 @@
-"""The league of maps: masks, controls with their exact values, choices on validation, and what may be said."""
+"""The leaderboard of maps: masks, controls with their exact values, choices on validation, and what may be said."""
 
 import dataclasses
 import os
@@ -108,7 +108,7 @@ def test_layer_densities_by_hand():
 
 
 def test_one_good_map_and_nine_misses_score_a_tenth_of_the_good_one():
-    """As a league measures them: misses are not left out, and every map is scored on the same ten scans."""
+    """As a leaderboard measures them: misses are not left out, and every map is scored on the same ten scans."""
     lesion, retina = masks()
     good, beside, nothing = lesion.astype(np.float32), (~retina).astype(np.float32), np.zeros(lesion.shape, np.float32)
     cases = [dataclasses.replace(case(lesion, retina, patient=str(i)), position=i) for i in range(10)]
