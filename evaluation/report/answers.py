@@ -8,7 +8,7 @@ import torch
 from dino_oct.errors import InputError
 from dino_oct.knn import knn_votes
 from dino_oct.models.classifier import predict_scans
-from dino_oct.scores.classification import METRICS, score_all
+from dino_oct.scores.classification import METRICS, Reliability, score_all
 from dino_oct.scores.paired import Result
 from evaluation.config import LinearOptions
 from evaluation.inputs.model import Model
@@ -31,6 +31,37 @@ class Probe:
     features: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult(Result):
+    """Of a linear probe, with ``Probe``'s numbers."""
+
+    setting: float
+    validation: float
+    features: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Test scans (positions in the report's scans) of the class ``true`` that were called another one."""
+
+    true: int
+    called: int
+    scans: np.ndarray
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How a classifier calls the test scans.
+
+    Attributes:
+        counts: (C, C) scans, true class by row, called class by column.
+        pairs: the scans behind each count of wrong ones, the most frequent pair first.
+    """
+
+    counts: np.ndarray
+    pairs: list[Pair]
+
+
 @dataclass
 class Answers:
     """Of one model.
@@ -39,8 +70,9 @@ class Answers:
         knn: k → votes (M, C) of the test scans.
         classifier: probabilities (M, C) of the classifier that maps explain (its own, or a probe in its place);
             classifier_validation: its per cent balanced accuracy on validation scans.
-        values, results: as ``table.score`` fills them: column or metric → (1 + resamples,), row 0 the scans as they are
-            (a calibration error has row 0 alone); and protocol → what the single evaluation says.
+        values, results, reliability, confusion: as ``table.score`` fills them: column or metric → (1 + resamples,), row
+            0 the scans as they are (a calibration error has row 0 alone); protocol → what the single evaluation says;
+            protocol that states probabilities → how far they can be relied on; and of ``classifier``.
     """
 
     model: Candidate
@@ -51,6 +83,8 @@ class Answers:
     facts: Facts = field(default_factory=Facts)
     values: dict[str, np.ndarray] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
+    reliability: dict[str, Reliability] = field(default_factory=dict)
+    confusion: Confusion | None = None
 
     @property
     def by_protocol(self) -> dict[str, np.ndarray]:

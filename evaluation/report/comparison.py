@@ -4,7 +4,9 @@ It reuses what the single evaluations cached, and its own finished steps (OUT/ca
 an earlier one was stopped. A model that cannot give a number or a map leaves a gap with its reason.
 """
 
+import csv
 import datetime
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from dino_oct.errors import InputError
-from dino_oct.files import private_folder
+from dino_oct.files import private_folder, write_whole
 from dino_oct.knn import check_k
 from dino_oct.limits import check_settings
-from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table
+from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table, write_json
 from evaluation.config import ComparisonOptions
 from evaluation.inputs.masks import LesionMasks
 from evaluation.inputs.scans import open_data
@@ -26,25 +29,17 @@ from evaluation.report.answers import Answers, ask
 from evaluation.report.cases import Case, Pictures, choose_cases, show_cases
 from evaluation.report.embedding import embedding
 from evaluation.report.figures import write_figures
-from evaluation.report.files import write_report
 from evaluation.report.findings import warnings
 from evaluation.report.label_errors import suspects
 from evaluation.report.leaderboard import leaderboard
 from evaluation.report.methods import INTENDED_USE, command, limits, paragraphs, single_commands, versions
 from evaluation.report.models import check_names, open_candidates
+from evaluation.report.page import render
 from evaluation.report.results import Answered, ClassFacts, DataFacts, Media, ModelFacts, Results
 from evaluation.report.scans import ShownScans
 from evaluation.report.severity import lesion_loads, severity
 from evaluation.report.steps import Setting, StepCache
-from evaluation.report.table import (
-    URGENT,
-    Intervals,
-    confusions,
-    make_table,
-    protocol_title,
-    reliabilities,
-    score,
-)
+from evaluation.report.table import URGENT, Intervals, make_table, protocol_title, score
 from evaluation.report.verdict import best_on_validation, verdict
 
 _URGENT = ("urgent_sensitivity", "urgent_specificity")
@@ -123,8 +118,8 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         classes=[ClassFacts(**vars(m), urgent=m.name.casefold() in URGENT) for m in marks(index.class_names, False)],
         models={key: _about(of_model) for key, of_model in answers.items()},
         table=make_table(answers, intervals, shared),
-        confusions=confusions(answers, shared),
-        reliability=reliabilities(answers, shared),
+        confusions={key: of_model.confusion for key, of_model in answers.items() if of_model.confusion},
+        reliability={key: of_model.reliability for key, of_model in answers.items()},
         answers={
             key: Answered(np.arange(len(stated)), stated.argmax(axis=1), stated.max(axis=1))
             for key, of_model in answers.items()
@@ -210,6 +205,38 @@ def report(results: Results) -> str:
             *(f"gap: {text}" for text in results.gaps),
         ]
     )
+
+
+def write_report(results: Results, media: Media, folder: Path) -> list[str]:
+    """Write ``results.json``, ``results.csv`` and ``report.html``, each whole or not at all.
+
+    Returns:
+        the names of what was written.
+    """
+    write_json(results, folder / "results.json")
+    write_whole(folder / "results.csv", as_csv(results))
+    write_whole(folder / "report.html", render(results, media))
+    return ["report.html", "results.json", "results.csv"]
+
+
+def as_csv(results: Results) -> str:
+    """The table of models: one row a model; point, low and high of every column."""
+    keys = [column.key for column in results.table.columns]
+    with io.StringIO() as stream:
+        writer = csv.writer(stream)
+        facts = ("kind", "architecture", "source", "sha256")
+        columns = [f"{key}{end}" for key in keys for end in ("", "_low", "_high")]
+        writer.writerow(["model", *facts, "test_scans", "test_patients", *columns])
+        for model, row in results.table.rows.items():
+            about = [getattr(results.models[model], name) for name in facts]
+            cells = [cell for key in keys for cell in _cells(row[key])]
+            writer.writerow([model, *about, results.verdict.scans, results.verdict.patients, *cells])
+        return stream.getvalue()
+
+
+def _cells(value: Interval | None) -> list[str]:
+    ends = (value.point, value.low, value.high) if value else (None, None, None)
+    return ["" if end is None or not np.isfinite(end) else repr(end) for end in ends]
 
 
 def run(options: ComparisonOptions) -> None:

@@ -114,16 +114,12 @@ def leaderboard(models: dict[str, Candidate], shared: Setting) -> MapLeaderboard
     options = shared.options
     # A missing folder opens no model.
     masks = LesionMasks(shared.data, options.masks, options.lesion_values, options.retina_values)
+    given = ("masks", "lesion_values", "retina_values", "methods", "bootstrap", "seed")
     settings = LocalizationOptions(
-        masks=options.masks,
-        lesion_values=options.lesion_values,
-        retina_values=options.retina_values,
-        methods=options.methods,
+        **{name: getattr(options, name) for name in given},
         score=SCORE.key,
         window=WINDOW,
         stride=STRIDE,
-        bootstrap=options.bootstrap,
-        seed=options.seed,
         pages=0,
         n=options.leaderboard,
         faithfulness=min(options.leaderboard, _FAITHFUL),

@@ -41,15 +41,11 @@ class Number(NamedTuple):
     value: float
 
 
-class Footnotes:
-    """Reasons of gaps, lettered in the order of their first use."""
+class Footnotes(dict):
+    """Reason of a gap → its letter (a, b, … z, aa, ab, …), in the order of their first use."""
 
-    def __init__(self) -> None:
-        self.reasons: dict[str, str] = {}
-
-    def letter(self, reason: str) -> str:
-        """The letter of a reason: a, b, … z, aa, ab, …"""
-        return self.reasons.setdefault(reason, _letters(len(self.reasons)))
+    def __missing__(self, reason: str) -> str:
+        return self.setdefault(reason, _letters(len(self)))
 
 
 def render(results: Results, media: Media) -> str:
@@ -96,14 +92,12 @@ def render(results: Results, media: Media) -> str:
 
 def number(value: Interval | float | None, digits: int, scale: float = 1, signed: bool = False) -> Number | None:
     """A number in words, with its interval if it has one; None where it is undefined."""
-    if not isinstance(value, Interval):
-        value = None if value is None else Interval(value)
-    if value is None or not np.isfinite(value.point):
+    value = value if isinstance(value, Interval) else Interval(np.nan if value is None else value)
+    if not np.isfinite(value.point):
         return None
-    point, low, high = (None if end is None else scale * end for end in (value.point, value.low, value.high))
-    form = f"{'+' if signed else ''},.{digits}f"
-    span = "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
-    return Number(f"{point:{form}}".replace("-", "−"), span.replace("-", "−"), point)
+    value, form = value.times(scale), f"{'+' if signed else ''},.{digits}f"
+    span = "" if value.low is None or value.high is None else f"[{value.low:{form}}, {value.high:{form}}]"
+    return Number(f"{value.point:{form}}".replace("-", "−"), span.replace("-", "−"), value.point)
 
 
 def _data(results: Results, media: Media) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 from dino_oct.scores.classification import Reliability
 from dino_oct.scores.paired import Result
 from evaluation.pages.embedding_figures import Mark
+from evaluation.report.answers import Confusion
 from evaluation.report.cases import Case, Pictures
 from evaluation.report.embedding import Embedding
 from evaluation.report.findings import Finding
@@ -16,7 +17,7 @@ from evaluation.report.leaderboard import MapLeaderboard
 from evaluation.report.models import Facts
 from evaluation.report.scans import ScanColumns
 from evaluation.report.severity import Severity
-from evaluation.report.table import Confusion, Table
+from evaluation.report.table import Table
 from evaluation.report.verdict import Verdict
 
 

@@ -20,11 +20,7 @@ class ScanColumns:
 
 
 class ShownScans:
-    """The scans of a report, each once, in the order of their first mention; the test scans come first.
-
-    Args:
-        shared: positions and data.
-    """
+    """The scans of a report, each once, in the order of their first mention; the test scans come first."""
 
     def __init__(self, shared: Setting):
         self._shared = shared

@@ -10,15 +10,14 @@ from dino_oct.scores.bootstrap import Interval, Scale, weighted_mean
 from dino_oct.scores.classification import (
     METRICS,
     NO_CALIBRATION_INTERVAL,
-    Reliability,
     auroc,
     calibration_error,
     confusion,
     reliability,
     score_all,
 )
-from dino_oct.scores.paired import LowestRecall, Result, weakest
-from evaluation.report.answers import Answers
+from dino_oct.scores.paired import Result, weakest
+from evaluation.report.answers import Answers, Confusion, Pair, ProbeResult
 from evaluation.report.models import CLASSIFIER, COST, KNN, LINEAR, RECALL, URGENCY
 from evaluation.report.steps import Arrays, Setting, digest
 
@@ -81,37 +80,6 @@ class Table:
     best: dict[str, str | None]
     rule: str
     differences: dict[str, dict[str, Interval]]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Test scans (positions in the report's scans) of the class ``true`` that were called another one."""
-
-    true: int
-    called: int
-    scans: np.ndarray
-
-
-@dataclass(frozen=True)
-class Confusion:
-    """How a classifier calls the test scans.
-
-    Attributes:
-        counts: (C, C) scans, true class by row, called class by column.
-        pairs: the scans behind each count of wrong ones, the most frequent pair first.
-    """
-
-    counts: np.ndarray
-    pairs: list[Pair]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProbeResult(Result):
-    """A linear probe: its C, its per cent balanced accuracy on validation patients, and the width of its features."""
-
-    setting: float
-    validation: float
-    features: int
 
 
 def columns(ks: Sequence[int], class_names: Sequence[str]) -> list[Column]:
@@ -186,10 +154,6 @@ class Intervals:
         if "urgent_sensitivity" in self.groups:
             self._supports["urgent_auroc"] = self.bootstrap.support(self.groups["urgent_sensitivity"].astype(int))
 
-    def weakest(self, scores: np.ndarray) -> tuple[LowestRecall, list[str]]:
-        """As ``paired.weakest``, of class scores (N, C)."""
-        return weakest(self.bootstrap, self.queries.labels, scores.argmax(axis=1), self._names)
-
     def of(self, column: str, values: np.ndarray, scale: Scale = Scale.PERCENT) -> Interval:
         """The interval of ``values`` (1 + resamples,) of a column, or of a difference of two (another scale)."""
         if column.endswith("calibration_error"):
@@ -200,28 +164,39 @@ class Intervals:
 
 
 def score(answers: Answers, intervals: Intervals, shared: Setting) -> None:
-    """Fill in a model's ``values``, for the scans as they are and for each resample of patients, and ``results``."""
+    """Fill in a model's numbers: of the scans as they are, and of each resample of patients."""
+    labels, names, classifier = intervals.queries.labels, shared.class_names, answers.classifier
     given = {f"knn_{k}": votes for k, votes in answers.knn.items()}
-    given |= {"probe": answers.probe and answers.probe.probabilities, "classifier": answers.classifier}
+    given |= {"probe": answers.probe and answers.probe.probabilities, "classifier": classifier}
     answers.values = shared.steps.arrays(
         f"resamples {answers.model.key}",
-        lambda: _resampled(answers, intervals, shared.class_names),
+        lambda: _resampled(answers, intervals, names),
         scores={name: None if scores is None else digest(scores) for name, scores in given.items()},
         own=answers.model.has_own,
         bootstrap=shared.options.bootstrap,
         seed=shared.options.seed,
     )
     for name, scores in answers.by_protocol.items():
-        lowest, never = intervals.weakest(scores)
-        counts = confusion(intervals.queries.labels, scores.argmax(axis=1), len(shared.class_names))
+        called = scores.argmax(axis=1)
+        lowest, never = weakest(intervals.bootstrap, labels, called, names)
         parts = {metric: intervals.of(metric, answers.values[f"{name}_{metric}"]) for metric in METRICS}
-        parts |= {"lowest_recall": lowest, "never_recognised": never, "confusion": counts}
-        probe = answers.probe
-        answers.results[name] = (
-            ProbeResult(**parts, setting=probe.setting, validation=probe.validation, features=probe.features)
-            if name == "linear"
-            else Result(**parts)
-        )
+        parts |= {"lowest_recall": lowest, "never_recognised": never}
+        kind = Result
+        if name == "linear":
+            kind = ProbeResult
+            parts |= {part: getattr(answers.probe, part) for part in ("setting", "validation", "features")}
+        answers.results[name] = kind(**parts, confusion=confusion(labels, called, len(names)))
+        if not name.startswith("knn"):
+            answers.reliability[name] = reliability(labels, scores)
+    if classifier is not None:
+        called, own = classifier.argmax(axis=1), answers.results.get("classifier")
+        counts = own.confusion if own else confusion(labels, called, len(names))
+        pairs = [
+            Pair(true, other, np.flatnonzero((labels == true) & (called == other)))
+            for true, other in np.argwhere(counts).tolist()
+            if true != other
+        ]
+        answers.confusion = Confusion(counts, sorted(pairs, key=lambda pair: -len(pair.scans)))
 
 
 def _resampled(answers: Answers, intervals: Intervals, names: Sequence[str]) -> Arrays:
@@ -290,35 +265,3 @@ def _compare(
 def protocol_title(name: str) -> str:
     """A key of ``Answers.by_protocol`` in words."""
     return f"k-NN, k = {name.removeprefix('knn_')}" if name.startswith("knn_") else name.replace("linear", LINEAR)
-
-
-def confusions(answers: dict[str, Answers], shared: Setting) -> dict[str, Confusion]:
-    """Of each model's classifier, its own or a probe in its place; one that ``score`` counted is not counted again."""
-    labels = shared.set_of("test").labels
-    by_model = {}
-    for model, of_model in answers.items():
-        if of_model.classifier is None:
-            continue
-        called = of_model.classifier.argmax(axis=1)
-        own = of_model.results.get("classifier")
-        counts = own.confusion if own else confusion(labels, called, len(shared.class_names))
-        pairs = [
-            Pair(true, other, np.flatnonzero((labels == true) & (called == other)))
-            for true, other in np.argwhere(counts).tolist()
-            if true != other
-        ]
-        by_model[model] = Confusion(counts, sorted(pairs, key=lambda pair: -len(pair.scans)))
-    return by_model
-
-
-def reliabilities(answers: dict[str, Answers], shared: Setting) -> dict[str, dict[str, Reliability]]:
-    """Model → protocol that states probabilities (linear probe, own classifier) → how far they can be relied on."""
-    labels = shared.set_of("test").labels
-    return {
-        model: {
-            name: reliability(labels, scores)
-            for name, scores in of_model.by_protocol.items()
-            if not name.startswith("knn")
-        }
-        for model, of_model in answers.items()
-    }

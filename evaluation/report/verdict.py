@@ -111,16 +111,9 @@ def verdict(answers: dict[str, Answers], intervals: Intervals, shared: Setting) 
     if shared.data.is_phantom:
         headline = f"On phantoms (synthetic scans): {headline}"
         sentences.append("These are synthetic scans: nothing here says how the models do on patients.")
-    return Verdict(
-        headline=headline[0].upper() + headline[1:] if headline.startswith("the ") else headline,
-        sentences=sentences,
-        patients=patients,
-        scans=scans,
-        majority=most,
-        difference=difference,
-        a=a,
-        b=b,
-    )
+    if headline.startswith("the "):
+        headline = headline[0].upper() + headline[1:]
+    return Verdict(headline, sentences, patients, scans, most, difference, a, b)
 
 
 def _protocol(model: Candidate) -> str:
