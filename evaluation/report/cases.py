@@ -2,8 +2,7 @@
 
 import base64
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 from PIL import Image
@@ -122,27 +121,19 @@ def choose_cases(
 
 
 def show_cases(
-    chosen_cases: Sequence[Case],
-    models: dict[str, Candidate],
-    heads: dict[str, str],
-    shared: Setting,
-    masks: LesionMasks | None,
-    loads: np.ndarray | None,
-) -> tuple[list[Case], list[Pictures]]:
-    """The chosen scans with what every model says about them, and their pictures.
+    cases: list[Case], models: dict[str, Candidate], heads: dict[str, str], shared: Setting, masks: LesionMasks | None
+) -> list[Pictures]:
+    """Fill in what every model says about the cases.
 
     Args:
         heads: model → the attention head that validation patients chose, which is then shown beside the mean of heads.
-        loads: (M,) lesion load of the test scans, if known.
     """
-    cases, pictures, scans, of_scans = [], [], [], []
-    for case in chosen_cases:
+    pictures, scans, of_scans = [], [], []
+    for case in cases:
         position = int(shared.positions["test"][case.scan])
         scan, mask = np.asarray(shared.data.scans[position]), None
         if masks is not None and masks.file(position) is not None:
             mask = masks.read(position)
-        load = np.nan if loads is None else float(loads[case.scan])
-        cases.append(replace(case, severity=load if np.isfinite(load) else None))
         pictures.append(Pictures(_jpeg(scan), scan.shape[1] / scan.shape[0], mask and _outline(mask, scan), {}))
         scans.append(scan)
         of_scans.append(mask)
@@ -157,7 +148,7 @@ def show_cases(
         for case, shown, (answer, maps) in zip(cases, pictures, answers, strict=True):
             case.models[key] = answer
             shown.maps[key] = {method: _encoded(_grey(values)) for method, values in maps.items()}
-    return cases, pictures
+    return pictures
 
 
 def _ask(

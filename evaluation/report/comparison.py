@@ -159,9 +159,11 @@ def _cases(
     try:
         beside = masks or LesionMasks(shared.data)
         _, loads = lesion_loads(shared.data, shared.positions["test"], masks)
+        known = [load if np.isfinite(load) else None for load in loads.tolist()]
+        cases = [replace(case, severity=known[case.scan]) for case in cases]
     except InputError:
-        beside, loads = None, None
-    return show_cases(cases, {key: of_model.model for key, of_model in answers.items()}, heads, shared, beside, loads)
+        beside = None
+    return cases, show_cases(cases, {key: of.model for key, of in answers.items()}, heads, shared, beside)
 
 
 def _about(answers: Answers) -> ModelFacts:

@@ -84,17 +84,9 @@ def embedding(models: dict[str, Candidate], shared: Setting) -> tuple[Embedding,
             continue
         maps[key] = arrays["points"]
         (frame,) = scaled_frames(Panel(key, (Frame("", arrays["points"]),)))
-        panels.append(
-            EmbeddingPanel(
-                model=key,
-                title=key,
-                caption=f"{model.kind}, {model.model.timm_name}",
-                x=frame["x"],
-                y=frame["y"],
-                near=arrays.get("near"),
-                purity=bootstrap.mean(arrays["purity"], Scale.PERCENT) if bootstrap else None,
-            )
-        )
+        caption = f"{model.kind}, {model.model.timm_name}"
+        of_features = bootstrap.mean(arrays["purity"], Scale.PERCENT) if bootstrap else None
+        panels.append(EmbeddingPanel(key, key, caption, frame["x"], frame["y"], arrays.get("near"), of_features))
     drawn = f"{len(shown):,} of {len(test):,} test scans, drawn by seed" if len(shown) < len(test) else ""
     note = " ".join([AXES_NOTE, *(f"{text}." for text in (drawn, *notes) if text)])
     note += f" Purity: share of a scan's {k} nearest scans of other patients, by the features, that are of its class."

@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 
 from dino_oct.files import write_whole
 from dino_oct.scores.bootstrap import Interval
-from dino_oct.scores.classification import CALIBRATION_BINS, Reliability
+from dino_oct.scores.classification import CALIBRATION_BINS
 from dino_oct.scores.text import show
 from evaluation.pages.embedding_figures import Frame, Panel, draw_panels
 from evaluation.report.leaderboard import SCORE
@@ -154,21 +154,17 @@ def _reliability(results: Results, where: str) -> Figure | None:
     )
     panels = _panels(len(diagrams), 3.5, 3.4, title)
     for axes, ((model, protocol), diagram) in zip(panels, diagrams.items(), strict=True):
-        _reliability_panel(axes, diagram)
+        width, used = 1 / len(diagram.counts), diagram.counts > 0
+        left, accuracy = np.arange(len(diagram.counts))[used] * width, diagram.accuracy[used]
+        axes.bar(left, accuracy, width, align="edge", color="#56B4E9", alpha=0.55, edgecolor="white")
+        axes.plot([0, 1], [0, 1], color="0.35", linestyle="--", linewidth=1)
+        axes.plot(diagram.confidence[used], accuracy, "o", color="#0072B2", markersize=3.5)
+        for x, count in zip(left, diagram.counts[used].tolist(), strict=True):
+            axes.text(x + width / 2, 0.015, f"{count:,}", rotation=90, ha="center", va="bottom", fontsize=6.5)
+        axes.set(xlim=(0, 1), ylim=(0, 1.03), aspect="equal", xlabel="stated probability", ylabel="accuracy")
         error = show(results.table.rows[model][f"{protocol}_calibration_error"])
         axes.set_title(f"{_wrapped(f'{model}, {protocol_title(protocol)}', 34)}\ncalibration error {error} %")
     return panels[0].figure
-
-
-def _reliability_panel(axes: Axes, diagram: Reliability) -> None:
-    width, used = 1 / len(diagram.counts), diagram.counts > 0
-    left = np.arange(len(diagram.counts))[used] * width
-    axes.bar(left, diagram.accuracy[used], width, align="edge", color="#56B4E9", alpha=0.55, edgecolor="white")
-    axes.plot([0, 1], [0, 1], color="0.35", linestyle="--", linewidth=1)
-    axes.plot(diagram.confidence[used], diagram.accuracy[used], "o", color="#0072B2", markersize=3.5)
-    for x, count in zip(left, diagram.counts[used].tolist(), strict=True):
-        axes.text(x + width / 2, 0.015, f"{count:,}", rotation=90, ha="center", va="bottom", fontsize=6.5)
-    axes.set(xlim=(0, 1), ylim=(0, 1.03), aspect="equal", xlabel="stated probability", ylabel="accuracy")
 
 
 def _confusions(results: Results, where: str) -> Figure | None:

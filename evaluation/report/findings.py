@@ -110,10 +110,8 @@ def _files(report: dict[str, Any]) -> Iterator[Finding]:
         counted = "; ".join(f"{count:,} × {reason}" for reason, count in reasons)
         yield Finding("files", False, f"{len(left_out):,} files were left out ({counted})")
     if wrong := report["mislabelled"]:
-        text = (
-            f"{len(wrong):,} files are named after another class than their folder (the folder's is used): {wrong[0]}"
-        )
-        yield Finding("files", True, text)
+        text = f"{len(wrong):,} files are named after another class than their folder (the folder's is used)"
+        yield Finding("files", True, f"{text}: {wrong[0]}")
     for note in report["notes"]:
         yield Finding("files", False, note)
 

@@ -123,18 +123,11 @@ def suspects(answers: dict[str, Answers], shared: Setting, scans: ShownScans) ->
     def shown(scan: int) -> int:
         return scans.of(every[[scan]])[0]
 
-    return Suspects(
-        rule,
-        model.key,
-        [
-            replace(
-                suspect,
-                scan=shown(suspect.scan),
-                neighbours=[replace(neighbour, scan=shown(neighbour.scan)) for neighbour in suspect.neighbours],
-            )
-            for suspect in doubts.worst
-        ],
-    )
+    worst = []
+    for suspect in doubts.worst:
+        near = [Neighbour(shown(neighbour.scan), neighbour.similarity) for neighbour in suspect.neighbours]
+        worst.append(replace(suspect, scan=shown(suspect.scan), neighbours=near))
+    return Suspects(rule, model.key, worst)
 
 
 def cross_validated(

@@ -185,13 +185,11 @@ def as_shown(localized: Localization) -> MapLeaderboard:
                 beats_simple_maps=localized.beats_simple_maps.get(name),
             )
         )
+    rows.sort(key=lambda row: (row.kind == "reference", -np.nan_to_num(row.scores[localized.score].point)))
     return MapLeaderboard(
-        score=localized.score,
+        **{part: getattr(localized, part) for part in ("score", "best", "equal_to_best", "statements")},
         scores=COLUMNS,
-        rows=sorted(rows, key=lambda row: (row.kind == "reference", -np.nan_to_num(row.scores[localized.score].point))),
-        best=localized.best,
-        equal_to_best=localized.equal_to_best,
-        statements=localized.statements,
+        rows=rows,
         notes=notes,
         gaps=[
             MapGap(model, method, reason)

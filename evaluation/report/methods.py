@@ -1,6 +1,8 @@
 """What a report says about itself: how its numbers were made, with which versions, and what it must not be used for."""
 
+import contextlib
 import platform
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -28,17 +30,15 @@ def versions() -> dict[str, str]:
     """Python, the packages that made the numbers, and the machine's kind."""
     by_package = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             by_package[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {**by_package, "machine": f"{platform.system()} {platform.machine()}"}
 
 
 def command() -> str:
     """The command line as it was given."""
-    words = [Path(sys.argv[0]).name if Path(sys.argv[0]).is_absolute() else sys.argv[0], *sys.argv[1:]]
-    return "python " + " ".join(f"'{word}'" if " " in word else word for word in words)
+    program = Path(sys.argv[0])
+    return shlex.join(["python", program.name if program.is_absolute() else str(program), *sys.argv[1:]])
 
 
 def single_commands(models: dict[str, Candidate], options: ComparisonOptions) -> list[str]:

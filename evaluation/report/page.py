@@ -21,7 +21,6 @@ from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import summary_of_counts
 from dino_oct.scores.text import plain
 from evaluation import pages
-from evaluation.pages.embedding_figures import UNLABELLED_NAME, Mark
 from evaluation.report.results import Media, Results
 
 PAGE_LIMIT = 40_000_000  # bytes; what mail servers and browsers on a tablet still take
@@ -101,7 +100,7 @@ def number(value: Interval | float | None, digits: int, scale: float = 1, signed
 
 
 def _data(results: Results, media: Media) -> dict[str, Any]:
-    """What the scripts read, as JSON; one class more for scans without a label."""
+    """What the scripts read, as JSON."""
     embedding = results.embedding
     if embedding:
         purity = f" · {embedding.k}-NN purity "
@@ -114,7 +113,7 @@ def _data(results: Results, media: Media) -> dict[str, Any]:
         )
     return plain(
         {
-            "classes": [*results.classes, Mark(UNLABELLED_NAME, "#888888", "circle")],
+            "classes": results.classes,
             "scans": {**vars(results.scans), "image": media.thumbnails},
             "answers": results.answers,
             "embedding": embedding,
@@ -157,9 +156,7 @@ def _missing(gaps: list[str], section: str) -> str:
 
 def _breakable(name: str) -> Markup:
     """A name that may go on in the next line after a separator."""
-    return Markup("").join(
-        escape(part) + (Markup("<wbr>") if part in tuple("/_:") else "") for part in re.split("([/_:])", name)
-    )
+    return Markup(re.sub("([/_:])", r"\1<wbr>", escape(name)))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

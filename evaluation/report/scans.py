@@ -11,7 +11,7 @@ from evaluation.report.steps import Setting
 
 @dataclass(frozen=True)
 class ScanColumns:
-    """The scans that a report shows, as columns; the test scans come first. A label of −1 is unknown."""
+    """The scans that a report shows, all labelled, as columns; the test scans come first."""
 
     file: list[str]
     label: list[int]

@@ -235,11 +235,9 @@ def make_table(answers: dict[str, Answers], intervals: Intervals, shared: Settin
         lowest[model] = {
             f"{name}_lowest_recall": result.lowest_recall.class_ for name, result in of_model.results.items()
         }
-    best: dict[str, str | None] = {}
-    differences: dict[str, dict[str, Interval]] = {}
-    for column in listed:
-        best[column.key], differences[column.key] = _compare(column, answers, intervals)
-    differences = {column: of_column for column, of_column in differences.items() if of_column}
+    compared = {column.key: _compare(column, answers, intervals) for column in listed}
+    best = {column: first for column, (first, _) in compared.items()}
+    differences = {column: of_column for column, (_, of_column) in compared.items() if of_column}
     return Table(listed, rows, lowest, best, RULE, differences)
 
 

@@ -121,16 +121,13 @@ def _protocol(model: Candidate) -> str:
 
 
 def _headline(a: str, b: str, difference: Interval, where: str) -> str:
-    points = f"{abs(difference.point):.1f} points of accuracy"
-    if difference.is_above(0):
-        span = f"{difference.low:.1f} to {difference.high:.1f}"
+    if difference.is_above(0) or difference.is_below(0):
+        better, worse, lead = f"self-supervised {a}", f"supervised {b}", difference
+        if difference.is_below(0):
+            better, worse, lead = worse, better, difference.times(-1)
         return (
-            f"the self-supervised {a} is better than the supervised {b} by {points} (95 % interval {span}), on {where}."
-        )
-    if difference.is_below(0):
-        span = f"{-difference.high:.1f} to {-difference.low:.1f}"
-        return (
-            f"the supervised {b} is better than the self-supervised {a} by {points} (95 % interval {span}), on {where}."
+            f"the {better} is better than the {worse} by {lead.point:.1f} points of accuracy (95 % interval "
+            f"{lead.low:.1f} to {lead.high:.1f}), on {where}."
         )
     span = "" if difference.low is None else f" (95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
     return (
@@ -152,12 +149,9 @@ def _knn_sentences(a: str, answers: dict[str, Answers], intervals: Intervals, sh
     for name, resamples in others.items():
         difference = intervals.of("accuracy", answers[a].values[f"knn_{k}"] - resamples, Scale.DIFFERENCE)
         numbers = f"{show(difference, signed=True)} points of k-NN accuracy, k = {k}"
-        if difference.is_above(0):
-            sentences.append(f"{a} beats {name}: {numbers}.")
-        elif difference.is_below(0):
-            sentences.append(f"{a} is WORSE than {name}: {numbers}.")
-        else:
-            sentences.append(f"That {a} beats {name} is NOT shown: {numbers}.")
+        verb = "beats" if difference.is_above(0) else "is WORSE than" if difference.is_below(0) else ""
+        claim = f"{a} {verb} {name}" if verb else f"That {a} beats {name} is NOT shown"
+        sentences.append(f"{claim}: {numbers}.")
     return sentences
 
 

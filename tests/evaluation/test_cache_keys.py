@@ -107,7 +107,7 @@ def keys(folder: Path, **changed) -> dict[str, str]:
         except InputError as reason:
             assert "only the key" in str(reason)  # noqa: PT017
     cases = [Case(i, "best", "") for i in range(options.cases)]
-    show_cases(cases, models, {}, shared, None, None)
+    show_cases(cases, models, {}, shared, None)
     assert set(cache.keys) == EVERY
     return cache.keys
 
