@@ -156,7 +156,7 @@ def _missing(gaps: list[str], section: str) -> str:
 
 def _breakable(name: str) -> Markup:
     """A name that may go on in the next line after a separator."""
-    return Markup(re.sub("([/_:])", r"\1<wbr>", escape(name)))
+    return Markup(re.sub("([/_:])", r"\1<wbr>", str(escape(name))))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
