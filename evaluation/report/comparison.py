@@ -163,7 +163,7 @@ def _cases(
         cases = [replace(case, severity=known[case.scan]) for case in cases]
     except InputError:
         beside = None
-    return cases, show_cases(cases, {key: of.model for key, of in answers.items()}, heads, shared, beside)
+    return cases, show_cases(cases, {key: of_model.model for key, of_model in answers.items()}, heads, shared, beside)
 
 
 def _about(answers: Answers) -> ModelFacts:

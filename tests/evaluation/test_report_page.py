@@ -141,7 +141,7 @@ def test_the_numbers_are_those_of_the_results(page, reader, results):
     ):
         assert expected in reader.words
     for column, pairs in results["table"]["differences"].items():
-        digits = next(of["digits"] for of in results["table"]["columns"] if of["key"] == column)
+        digits = next(about["digits"] for about in results["table"]["columns"] if about["key"] == column)
         for pair, difference in pairs.items():
             assert f"{pair} {in_words(difference, digits, sign='+')}" in reader.words
 
