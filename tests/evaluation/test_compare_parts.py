@@ -1,9 +1,14 @@
 """Parts of the comparison on data whose answer is known."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
+from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.paired import LowestRecall
 from evaluation.report.cases import choose_cases
 from evaluation.report.findings import of_data
 from evaluation.report.label_errors import cross_validated, find_suspects, rivals
@@ -164,6 +169,34 @@ def test_steps_are_kept_by_what_they_depend_on(tmp_path, capsys):
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert StepCache(blocked).json("s", lambda: 5) == 5  # costs time, not the result
+
+
+def test_steps_of_another_model_are_other_steps(tmp_path):
+    cache = StepCache(tmp_path)
+    models = [cache.of(data="d").of(name, weights=name) for name in ("a", "b", "a")]
+    values = [model.json("probe", lambda name=name: name) for model, name in zip(models, "abc", strict=True)]
+    assert values == ["a", "b", "a"]
+    assert cache.made == ["probe a", "probe b"]
+
+
+def test_a_step_gives_back_the_dataclass_that_it_kept(tmp_path):
+    """Nested, with a field whose key is another word, and a number that JSON has no word for."""
+    lowest = LowestRecall("CNV", Interval(math.nan, reason="no scan"))
+    kept = Kept(lowest, [Interval(1.0, 0.5, 2.0)], {"x": None, "y": Interval(3.0)}, None, [1, 2])
+    for _ in range(2):
+        given = StepCache(tmp_path).json("a step", lambda: kept, Kept)
+        assert math.isnan(given.lowest.recall.point)
+        assert given.lowest.recall.reason == "no scan"
+        assert dataclasses.replace(given, lowest=lowest) == kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    lowest: LowestRecall
+    intervals: list[Interval]
+    by_name: dict[str, Interval | None]
+    ms: float | None
+    size: list[int]
 
 
 def test_urgent_columns_need_classes_of_both_kinds():
