@@ -413,8 +413,8 @@ class ComparisonOptions(MaskOptions, DataOptions):
     """Of k-NN's votes exp(similarity / temperature)."""
     methods: Annotated[tuple[MethodName, ...], Items(1, distinct=True)] = METHODS_BY_DEFAULT
     """Explanation maps, for the models that can give them. lrp is patented."""
-    league: SomeScans = 96
-    """Test scans with a lesion on which maps are scored against the masks; 0: no league."""
+    leaderboard: Annotated[SomeScans, tyro.conf.arg(aliases=["--league"])] = 96
+    """Test scans with a lesion on which maps are scored against the masks; 0: no leaderboard."""
     cases: Annotated[int, Range(0, 1000)] = 8
     """Scans of the case viewer, in turns: drawn by seed, best, median and worst of the model that validation chose."""
 

@@ -183,7 +183,7 @@ def compared(trained, fitted, cache_root, tmp_path_factory):
     return Comparison(folder, printed.getvalue(), results, media)
 
 
-SMALL_REPORT = ["--k", "3", "--cases", "8", "--league", "2", "--methods", "attention", "gradcam"]
+SMALL_REPORT = ["--k", "3", "--cases", "8", "--leaderboard", "2", "--methods", "attention", "gradcam"]
 SMALL_REPORT += ["--bootstrap", "60", "--seed", "3"]
 
 FEW_PHANTOMS = ["--phantom.patients", "12", "--phantom.scans-per-patient", "4", "--phantom.size", "64", "64"]

@@ -109,10 +109,11 @@ def missing_intervals(result: Any) -> list[str]:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON takes it: arrays and tuples to lists, dataclasses to objects (``class_`` as "class"), NaN and
-    infinity to null."""
+    """A value as JSON takes it: arrays and tuples to lists, dataclasses to objects (``class_`` as "class", a field with
+    a ``key`` in its metadata as that), NaN and infinity to null."""
     if dataclasses.is_dataclass(value):
-        return {field.name.rstrip("_"): plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        fields = {field.metadata.get("key", field.name.rstrip("_")): field.name for field in dataclasses.fields(value)}
+        return {key: plain(getattr(value, name)) for key, name in fields.items()}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

@@ -1,4 +1,12 @@
 "use strict";
+function make(tag, parent, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  parent.append(element);
+  return element;
+}
+
 /* Maps of the same scans side by side, linked: one legend, one scan under the cursor in every panel.
  *
  * root: an element to fill. data: {classes: [{name, colour, shape}], k, scans: {label, file, patient, split, image},
@@ -12,14 +20,6 @@ function embeddingMaps(root, data) {
   let current = -1, pinned = false;
 
   function mixed(i) { return Math.imul(i + 1, 2654435761) >>> 0; }
-
-  function make(tag, parent, className, text) {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    if (text !== undefined) element.textContent = text;
-    parent.append(element);
-    return element;
-  }
 
   function path(context, shape, x, y, r) {
     context.beginPath();

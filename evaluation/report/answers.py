@@ -1,9 +1,6 @@
 """What every model of a comparison answers about the same scans, by the protocols of the single evaluations."""
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,67 +8,58 @@ import torch
 from dino_oct.errors import InputError
 from dino_oct.features import predict_scans
 from dino_oct.knn import knn_votes
-from dino_oct.scan_data import ScanData
-from dino_oct.scores.classification import METRICS, score_all
-from dino_oct.scores.paired import ScanSet
+from dino_oct.scores.classification import METRICS, Reliability, score_all
+from dino_oct.scores.paired import Result
 from evaluation.config import LinearOptions
 from evaluation.inputs.model import Model
 from evaluation.protocols import linear
-from evaluation.report.models import SPLITS, Candidate, facts, in_class_order
-from evaluation.report.steps import StepCache, digest
+from evaluation.report.models import CLASSIFIER, KNN, LINEAR, RECALL, URGENCY, Candidate, Facts, facts
+from evaluation.report.steps import SPLITS, Arrays, Setting
 from evaluation.scores.probes import LinearClassifier
 
 _CHECKED = 16  # scans of a pass through the network beside a shortcut
-_VERSION = 3  # raise it when a step's result changes: older entries are then not found
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all steps of a comparison share.
+class Probe:
+    """A linear probe: its probabilities (M, C) of the test scans, its C, its per cent balanced accuracy on validation
+    patients, and the width of its features."""
+
+    probabilities: np.ndarray
+    setting: float
+    validation: float
+    features: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeResult(Result):
+    """Of a linear probe, with ``Probe``'s numbers."""
+
+    setting: float
+    validation: float
+    features: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Test scans (positions in the report's scans) of the class ``true`` that were called another one."""
+
+    true: int
+    called: int
+    scans: np.ndarray
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How a classifier calls the test scans.
 
     Attributes:
-        positions: split → positions of its labelled scans in ``data``.
-        digest: as ``data_digest`` gives it.
+        counts: (C, C) scans, true class by row, called class by column.
+        pairs: the scans behind each count of wrong ones, the most frequent pair first.
     """
 
-    data: ScanData
-    positions: dict[str, np.ndarray]
-    cache: StepCache
-    digest: str
-    bootstrap: int
-    seed: int
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Of the data."""
-        return self.data.index.class_names
-
-    def set_of(self, split: str) -> ScanSet:
-        """Classes and patients of a split's labelled scans."""
-        positions = self.positions[split]
-        return ScanSet(self.data.index.labels[positions], self.data.index.patients[positions])
-
-    def identity(self, model: Candidate | None = None, **settings: Any) -> dict[str, Any]:
-        """What a step depends on."""
-        of_model = {"model": model.identity} if model else {}
-        return {"version": _VERSION, "data": self.digest, **of_model, **settings}
-
-
-def data_digest(data: ScanData) -> str:
-    """Of all that a step may take from the data: pixels and tables of the scans, classes, patients, splits, and what is
-    said about them."""
-    index, scans = data.index, data.scans
-    tables = (scans.digests, scans.sizes, scans.original_sizes, scans.border, scans.brightness, scans.tissue)
-    columns = (index.labels, index.patients, index.splits, index.folder_splits)
-    provenance = data.provenance and (
-        sorted(data.provenance.patients),
-        data.provenance.is_home,
-        data.provenance.unknown,
-    )
-    layout = (index.files, index.class_names, index.mislabelled, index.left_out, index.split_rule, index.notes)
-    return digest(
-        *map(np.asarray, (*tables, *columns)), np.array(json.dumps((layout, scans.skipped, data.notes, provenance)))
-    )
+    counts: np.ndarray
+    pairs: list[Pair]
 
 
 @dataclass
@@ -80,68 +68,80 @@ class Answers:
 
     Attributes:
         knn: k → votes (M, C) of the test scans.
-        probe: probabilities (M, C) of the linear probe; probe_about: its C, validation balanced accuracy in per cent,
-            and width of the features.
-        classifier: probabilities (M, C) of the classifier that maps explain (its own, or a probe in its place).
-        validation: balanced accuracy in per cent on validation scans of what the model is judged by, its own classifier
-            or the probe; classifier_validation: of the classifier that maps explain.
-        facts: as ``report.models.facts``.
+        classifier: probabilities (M, C) of the classifier that maps explain (its own, or a probe in its place);
+            classifier_validation: its per cent balanced accuracy on validation scans.
+        values, results, reliability, confusion: as ``table.score`` fills them: column or metric → (1 + resamples,), row
+            0 the scans as they are (a calibration error has row 0 alone); protocol → what the single evaluation says;
+            protocol that states probabilities → how far they can be relied on; and of ``classifier``.
     """
 
+    model: Candidate
     knn: dict[int, np.ndarray] = field(default_factory=dict)
-    probe: np.ndarray | None = None
-    probe_about: dict[str, Any] = field(default_factory=dict)
+    probe: Probe | None = None
     classifier: np.ndarray | None = None
-    validation: float | None = None
     classifier_validation: float | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: Facts = field(default_factory=Facts)
+    values: dict[str, np.ndarray] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+    reliability: dict[str, Reliability] = field(default_factory=dict)
+    confusion: Confusion | None = None
+
+    @property
+    def by_protocol(self) -> dict[str, np.ndarray]:
+        """Class scores (M, C) of the test scans by each protocol that the model has: k-NN, linear probe, own
+        classifier."""
+        scores = {f"knn_{k}": votes for k, votes in self.knn.items()}
+        if self.probe:
+            scores["linear"] = self.probe.probabilities
+        if self.model.has_own and self.classifier is not None:
+            scores["classifier"] = self.classifier
+        return scores
+
+    @property
+    def judged_by(self) -> str:
+        """The protocol that the model is judged by."""
+        return "classifier" if self.model.is_judged_by_own else "linear"
+
+    @property
+    def validation(self) -> float | None:
+        """Per cent balanced accuracy on validation scans of what the model is judged by."""
+        return self.classifier_validation if self.model.is_judged_by_own else self.probe and self.probe.validation
 
 
-def ask(model: Candidate, ks: Sequence[int], temperature: float, shared: Setting) -> Answers:
+def ask(model: Candidate, shared: Setting) -> Answers:
     """Everything one model answers; what it cannot is left out, with the reason in ``model.gaps``."""
-    answers = Answers()
+    answers, ks, temperature = Answers(model), shared.options.k, shared.options.temperature
     try:
-        votes = shared.cache.arrays(
-            f"knn {model.key}",
-            shared.identity(model, k=list(ks), temperature=temperature),
-            lambda: _knn(model, ks, temperature, shared),
-        )
+        votes = model.steps.arrays("knn", lambda: _knn(model, shared), k=list(ks), temperature=temperature)
         answers.knn = {k: votes[str(k)] for k in ks}
     except InputError as reason:
-        model.gaps["k-NN"] = str(reason)
+        model.gaps[KNN] = str(reason)
     try:
-        about = shared.cache.arrays(f"linear {model.key}", shared.identity(model), lambda: _linear(model, shared))
-        answers.probe = about["probabilities"]
-        answers.probe_about = {name: float(about[name]) for name in ("setting", "validation")}
-        answers.probe_about["features"] = int(about["features"])
+        probe = model.steps.arrays("linear", lambda: _linear(model, shared))
+        numbers = float(probe["setting"]), float(probe["validation"]), int(probe["features"])
+        answers.probe = Probe(probe["probabilities"], *numbers)
     except InputError as reason:
-        model.gaps["linear probe"] = str(reason)
+        model.gaps[LINEAR] = str(reason)
     try:
-        answered = shared.cache.arrays(
-            f"classifier {model.key}", shared.identity(model), lambda: _classify(model, shared)
-        )
-        answers.classifier = answered["test"]
-        answers.facts = shared.cache.json(f"facts {model.key}", shared.identity(model), lambda: facts(model))
+        probabilities = model.steps.arrays("classifier", lambda: _classify(model, shared))
+        answers.classifier = probabilities["test"]
+        answers.facts = model.steps.json("facts", lambda: facts(model), Facts)
         labels = shared.set_of("val").labels
-        (scores,) = score_all(np.ones((1, len(labels))), labels, answered["val"])
+        (scores,) = score_all(np.ones((1, len(labels))), labels, probabilities["val"])
         answers.classifier_validation = float(scores[METRICS.index("balanced_accuracy")])
     except InputError as reason:
-        for section in ("classifier", "recall of the classifier", "urgent against routine", "confusions", "cases"):
-            model.gaps[section] = str(reason)
-    answers.validation = (
-        answers.classifier_validation if model.is_judged_by_own else answers.probe_about.get("validation")
-    )
+        model.gaps |= dict.fromkeys((CLASSIFIER, RECALL, URGENCY, "confusions", "cases"), str(reason))
     return answers
 
 
-def _knn(model: Candidate, ks: Sequence[int], temperature: float, shared: Setting) -> dict[str, np.ndarray]:
+def _knn(model: Candidate, shared: Setting) -> Arrays:
     train, test = model.features["train"], model.features["test"]
-    n_classes = len(shared.class_names)
-    votes = knn_votes(train, shared.set_of("train").labels, test, ks, n_classes, temperature)
+    labels, n_classes = shared.set_of("train").labels, len(shared.class_names)
+    votes = knn_votes(train, labels, test, shared.options.k, n_classes, shared.options.temperature)
     return {str(k): scores for k, scores in votes.items()}
 
 
-def _linear(model: Candidate, shared: Setting) -> dict[str, np.ndarray]:
+def _linear(model: Candidate, shared: Setting) -> Arrays:
     """The fast protocol of ``evaluation/linear.py`` with all labels."""
     features = linear.Features(*(model.features[split] for split in SPLITS))
     train, val = shared.set_of("train"), shared.set_of("val")
@@ -155,14 +155,16 @@ def _linear(model: Candidate, shared: Setting) -> dict[str, np.ndarray]:
     }
 
 
-def _classify(model: Candidate, shared: Setting) -> dict[str, np.ndarray]:
-    """Probabilities (N, C) of the validation and the test scans."""
+def _classify(model: Candidate, shared: Setting) -> Arrays:
+    """Probabilities (N, C) of the validation and the test scans; 0 for a class that the classifier does not know."""
     classifier, by_split = model.classifier, {}
+    known = [shared.class_names.index(name) for name in classifier.class_names]
     for split in ("val", "test"):
         probabilities = None if model.has_own else _from_features(model, split, shared)
         if probabilities is None:
             probabilities = _predict(classifier, shared.positions[split], shared)
-        by_split[split] = in_class_order(probabilities, classifier.class_names, shared.class_names)
+        by_split[split] = np.zeros((len(probabilities), len(shared.class_names)))
+        by_split[split][:, known] = probabilities
     return by_split
 
 

@@ -4,7 +4,9 @@ It reuses what the single evaluations cached, and its own finished steps (OUT/ca
 an earlier one was stopped. A model that cannot give a number or a map leaves a gap with its reason.
 """
 
+import csv
 import datetime
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,38 +15,31 @@ from typing import Any
 import numpy as np
 
 from dino_oct.errors import InputError
-from dino_oct.files import private_folder
+from dino_oct.files import private_folder, write_whole
 from dino_oct.knn import check_k
 from dino_oct.limits import check_settings
-from dino_oct.scores.text import ACCURACY_HEADER, PHANTOM_NOTICE, accuracy_cells, majority_row, show, table
+from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table, write_json
 from evaluation.config import ComparisonOptions
 from evaluation.inputs.masks import LesionMasks
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import open_source
 from evaluation.pages.embedding_figures import marks
-from evaluation.report.answers import Answers, Setting, ask, data_digest
+from evaluation.report.answers import Answers, ask
 from evaluation.report.cases import Case, Pictures, choose_cases, show_cases
 from evaluation.report.embedding import embedding
 from evaluation.report.figures import write_figures
-from evaluation.report.files import write_report
 from evaluation.report.findings import warnings
 from evaluation.report.label_errors import suspects
-from evaluation.report.leaderboard import league
+from evaluation.report.leaderboard import leaderboard
 from evaluation.report.methods import INTENDED_USE, command, limits, paragraphs, single_commands, versions
-from evaluation.report.models import SPLITS, Candidate, check_names, open_candidates
+from evaluation.report.models import check_names, open_candidates
+from evaluation.report.page import render
 from evaluation.report.results import Answered, ClassFacts, DataFacts, Media, ModelFacts, Results
 from evaluation.report.scans import ShownScans
 from evaluation.report.severity import lesion_loads, severity
-from evaluation.report.steps import StepCache
-from evaluation.report.table import (
-    URGENT,
-    confusions,
-    make_table,
-    protocol_title,
-    reliabilities,
-    resampled,
-    single_results,
-)
+from evaluation.report.steps import Setting, StepCache
+from evaluation.report.table import URGENT, Intervals, make_table, protocol_title, score
 from evaluation.report.verdict import best_on_validation, verdict
 
 _URGENT = ("urgent_sensitivity", "urgent_specificity")
@@ -65,43 +60,48 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
     # ---- data and models -------------------------------------------------------------------------------------------
     first = next((source for source in map(open_source, options.sources) if source.run is not None), None)
     data = open_data(first, options.data, options.dataset, options.phantom, say)
-    positions = {split: data.labelled(split) for split in SPLITS}
-    index = data.index
+    shared, index = Setting(data, StepCache(folder / "cache"), options), data.index
     for split in ("train", "test"):
-        if len(set(index.labels[positions[split]].tolist())) < 2:
+        if len(set(index.labels[shared.positions[split]].tolist())) < 2:
             raise InputError(
                 f"{index.root}: {split} scans of one class only; give two or more, or another --dataset.split"
             )
-    check_k(options.k, len(positions["train"]))
+    check_k(options.k, len(shared.positions["train"]))
     are_given = bool(options.masks or options.lesion_values or options.retina_values)
     masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values) if are_given else None
-    models = open_candidates(options.sources, data, positions)
-    cache = StepCache(folder / "cache")
-    shared = Setting(data, positions, cache, data_digest(data), options.bootstrap, options.seed)
+    models = open_candidates(options.sources, shared)
     scans, gaps = ShownScans(shared), []
     # ---- numbers ---------------------------------------------------------------------------------------------------
-    answers, values = {}, {}
+    answers, intervals = {}, Intervals(shared)
     for i, (key, model) in enumerate(models.items()):
         say(f"[{i + 1}/{len(models)}] {key}: k-NN, linear probe, classifier")
-        answers[key] = ask(model, options.k, options.temperature, shared)
-        values[key] = resampled(answers[key], model, shared)
-    if not options.league:
-        gaps.append("explanations: not asked for (--league 0)")
-    reference = best_on_validation({key: answered.classifier_validation for key, answered in answers.items()})
-    evaluations = single_results(models, answers, values, shared)
+        answers[key] = ask(model, shared)
+        score(answers[key], intervals, shared)
+    reference = best_on_validation({key: of_model.classifier_validation for key, of_model in answers.items()})
+
+    def section(name: str, make: Callable[[], Any]) -> Any:
+        """A section of the report, or None and its reason among the gaps."""
+        try:
+            return make()
+        except InputError as reason:
+            gaps.append(f"{name}: {reason}")
+            return None
+
+    if not options.leaderboard:
+        gaps.append("explanations: not asked for (--leaderboard 0)")
     say("data audit, suspected label errors")
     findings = warnings(models, shared)
-    doubted = _section("suspects", gaps, lambda: suspects(models, answers, shared, scans))
+    doubted = section("suspects", lambda: suspects(answers, shared, scans))
     say("embedding maps")
-    embedded = _section("embedding", gaps, lambda: embedding(models, shared))
-    ordered = _section("severity", gaps, lambda: severity(models, shared, masks))
+    embedded, points = section("embedding", lambda: embedding(models, shared)) or (None, {})
+    ordered = section("severity", lambda: severity(models, shared, masks))
     say("explanation maps")
-    scored = _section("explanations", gaps, lambda: league(models, shared, options)) if options.league else None
-    heads = scored.heads if scored else {}
-    cases, pictures = _cases(models, answers, reference, masks, heads, shared, options, gaps)
+    ranked = section("explanations", lambda: leaderboard(models, shared)) if options.leaderboard else None
+    shown = section("cases", lambda: _cases(answers, reference, masks, ranked.heads if ranked else {}, shared))
+    cases, pictures = shown or ([], [])
     # ---- results ---------------------------------------------------------------------------------------------------
-    marked = marks(index.class_names, False)
-    sets = data.summary(**positions)["sets"]
+    summary = data.summary(**shared.positions)
+    sets = summary["sets"]
     results = Results(
         evaluation="compare",
         title=f"{len(models)} model{'' if len(models) == 1 else 's'} on {sets['test']['scans']:,} test scans of "
@@ -109,91 +109,76 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         command=command(),
         commands=single_commands(models, options),
         made=datetime.date.today().isoformat(),
-        notice=PHANTOM_NOTICE if data.is_phantom else None,
-        verdict=verdict(models, answers, values, evaluations, options.k, options.temperature, shared),
+        notice=summary["notice"],
+        verdict=verdict(answers, intervals, shared),
         warnings=findings,
         data=DataFacts(
             folder="phantom" if data.is_phantom and options.data in (None, "phantom") else Path(index.root).name,
             synthetic=data.is_phantom,
             sets=sets,
         ),
-        classes=[ClassFacts(m.name, m.colour, m.shape, m.name.casefold() in URGENT) for m in marked],
-        models={key: _about(model, answers[key]) for key, model in models.items()},
-        table=make_table(models, answers, values, evaluations, options.k, shared),
-        confusions=confusions(answers, evaluations, shared),
-        reliability=reliabilities(models, answers, shared),
+        classes=[ClassFacts(**vars(m), urgent=m.name.casefold() in URGENT) for m in marks(index.class_names, False)],
+        models={key: _about(of_model) for key, of_model in answers.items()},
+        table=make_table(answers, intervals, shared),
+        confusions={key: of_model.confusion for key, of_model in answers.items() if of_model.confusion},
+        reliability={key: of_model.reliability for key, of_model in answers.items()},
         answers={
-            key: Answered(np.arange(len(probabilities)), probabilities.argmax(axis=1), probabilities.max(axis=1))
-            for key, probabilities in ((key, answered.classifier) for key, answered in answers.items())
-            if probabilities is not None
+            key: Answered(np.arange(len(stated)), stated.argmax(axis=1), stated.max(axis=1))
+            for key, of_model in answers.items()
+            if (stated := of_model.classifier) is not None
         },
         suspects=doubted,
-        embedding=embedded and embedded[0],
-        league=scored,
+        embedding=embedded,
+        leaderboard=ranked,
         severity=ordered,
         cases=cases,
         gaps=gaps,
         versions=versions(),
-        settings=_settings(options, reference, shared),
+        settings={
+            **{name: getattr(options, name) for name in ("k", "temperature", "methods", "cases", "seed")},
+            "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
+            "reference_model": reference,
+            "dataset": summary["dataset"],
+        },
         intended_use=INTENDED_USE,
-        evaluations=evaluations,
+        evaluations={key: of_model.results for key, of_model in answers.items()},
         scans=scans.columns(),
     )
-    results = replace(results, limits=limits(models, results), methods=paragraphs(models, results, shared, options))
-    files, drawn = write_figures(results, embedded[1] if embedded else {}, marked, folder)
-    return replace(results, figures=files), Media(scans.thumbnails(), pictures, drawn), cache
-
-
-def _section(name: str, gaps: list[str], make: Callable[[], Any]) -> Any:
-    """A section of the report, or None and its reason among the gaps."""
-    try:
-        return make()
-    except InputError as reason:
-        gaps.append(f"{name}: {reason}")
-        return None
+    results = replace(results, limits=limits(results), methods=paragraphs(results, shared))
+    files, drawn = write_figures(results, points, folder)
+    return replace(results, figures=files), Media(scans.thumbnails(), pictures, drawn), shared.cache
 
 
 def _cases(
-    models: dict[str, Candidate], answers: dict[str, Answers], reference: str | None, masks: LesionMasks | None,
-    heads: dict[str, str], shared: Setting, options: ComparisonOptions, gaps: list[str],
+    answers: dict[str, Answers], reference: str | None, masks: LesionMasks | None, heads: dict[str, str],
+    shared: Setting,
 ) -> tuple[list[Case], list[Pictures]]:  # fmt: skip
-    if reference is None or answers[reference].classifier is None or not options.cases:
-        gaps.append("cases: " + ("none were asked for" if reference else "no model has a classifier to choose them by"))
-        return [], []
-    queries = shared.set_of("test")
+    options, queries = shared.options, shared.set_of("test")
+    if reference is None or not options.cases:
+        raise InputError("none were asked for" if reference else "no model has a classifier to choose them by")
     right = answers[reference].classifier[np.arange(len(queries.labels)), queries.labels]
-    choices = choose_cases(right, queries.labels, queries.patients, options.cases, shared.seed, reference)
+    cases = choose_cases(right, queries.labels, queries.patients, options.cases, options.seed, reference)
     try:
         beside = masks or LesionMasks(shared.data)
         _, loads = lesion_loads(shared.data, shared.positions["test"], masks)
+        known = [load if np.isfinite(load) else None for load in loads.tolist()]
+        cases = [replace(case, severity=known[case.scan]) for case in cases]
     except InputError:
-        beside, loads = None, None
-    return show_cases(choices, models, options.methods, heads, shared, beside, loads)
+        beside = None
+    return cases, show_cases(cases, {key: of_model.model for key, of_model in answers.items()}, heads, shared, beside)
 
 
-def _about(model: Candidate, answers: Answers) -> ModelFacts:
+def _about(answers: Answers) -> ModelFacts:
+    model = answers.model
     return ModelFacts(
+        **vars(answers.facts),
         source=model.source.name,
         kind=model.kind,
-        architecture=model.architecture,
+        architecture=model.model.timm_name,
         sha256=model.model.weights.sha256,
         loaded=model.model.weights.loaded,
         gaps=model.gaps,
-        **answers.facts,
     )
-
-
-def _settings(options: ComparisonOptions, reference: str | None, shared: Setting) -> dict[str, Any]:
-    return {
-        "k": options.k,
-        "temperature": options.temperature,
-        "methods": options.methods,
-        "cases": options.cases,
-        "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
-        "seed": options.seed,
-        "reference_model": reference,
-        "dataset": shared.data.summary()["dataset"],
-    }
 
 
 def report(results: Results) -> str:
@@ -224,6 +209,38 @@ def report(results: Results) -> str:
             *(f"gap: {text}" for text in results.gaps),
         ]
     )
+
+
+def write_report(results: Results, media: Media, folder: Path) -> list[str]:
+    """Write ``results.json``, ``results.csv`` and ``report.html``, each whole or not at all.
+
+    Returns:
+        the names of what was written.
+    """
+    write_json(results, folder / "results.json")
+    write_whole(folder / "results.csv", as_csv(results))
+    write_whole(folder / "report.html", render(results, media))
+    return ["report.html", "results.json", "results.csv"]
+
+
+def as_csv(results: Results) -> str:
+    """The table of models: one row a model; point, low and high of every column."""
+    keys = [column.key for column in results.table.columns]
+    with io.StringIO() as stream:
+        writer = csv.writer(stream)
+        facts = ("kind", "architecture", "source", "sha256")
+        columns = [f"{key}{end}" for key in keys for end in ("", "_low", "_high")]
+        writer.writerow(["model", *facts, "test_scans", "test_patients", *columns])
+        for model, row in results.table.rows.items():
+            about = [getattr(results.models[model], name) for name in facts]
+            cells = [cell for key in keys for cell in _cells(row[key])]
+            writer.writerow([model, *about, results.verdict.scans, results.verdict.patients, *cells])
+        return stream.getvalue()
+
+
+def _cells(value: Interval | None) -> list[str]:
+    ends = (value.point, value.low, value.high) if value else (None, None, None)
+    return ["" if end is None or not np.isfinite(end) else repr(end) for end in ends]
 
 
 def run(options: ComparisonOptions) -> None:

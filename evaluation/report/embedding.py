@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from dino_oct.errors import InputError
-from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale
+from dino_oct.scores.bootstrap import Interval, Scale
 from dino_oct.streams import generator
 from evaluation.config import FEWEST
 from evaluation.pages.embedding_figures import AXES_NOTE, Frame, Panel
 from evaluation.pages.embedding_page import scaled_frames
 from evaluation.protocols.embedding_map import comparable_scans
-from evaluation.report.answers import Setting
 from evaluation.report.models import Candidate
+from evaluation.report.steps import Arrays, Setting
 from evaluation.scores.embeddings import most_neighbours, nearest, purity, umap_map
 
 MOST, K, UMAP_NEIGHBOURS = 1500, 10, 15
@@ -60,43 +60,33 @@ def embedding(models: dict[str, Candidate], shared: Setting) -> tuple[Embedding,
     Raises:
         InputError: too few test scans.
     """
-    index = shared.data.index
-    test = shared.positions["test"]
+    index, test, seed = shared.data.index, shared.positions["test"], shared.options.seed
     if len(test) < FEWEST:
         raise InputError(f"{len(test)} test scans are too few for a map")
     shown = np.arange(len(test))
     if len(shown) > MOST:
-        rng = generator("scans of a comparison's maps", shared.seed)
-        shown = np.sort(rng.choice(shown, MOST, replace=False))
+        shown = np.sort(generator("scans of a comparison's maps", seed).choice(shown, MOST, replace=False))
     patients, labels = index.patients[test[shown]], index.labels[test[shown]]
     known, notes = comparable_scans(labels, patients, index.class_names)
     k = min(K, most_neighbours(patients), most_neighbours(patients[known]) if known.any() else K)
-    settings = {"seed": shared.seed, "scans": len(shown), "neighbours": UMAP_NEIGHBOURS, "k": k}
-    bootstrap = PatientBootstrap(patients[known], shared.bootstrap, shared.seed) if known.any() and k else None
+    settings = {"seed": seed, "scans": len(shown), "neighbours": UMAP_NEIGHBOURS, "k": k}
+    bootstrap = shared.bootstrap(patients[known]) if known.any() and k else None
     panels, maps = [], {}
     for key, model in models.items():
         try:
-            arrays = shared.cache.arrays(
-                f"embedding {key}",
-                shared.identity(model, **settings),
-                lambda model=model: _map(model.features["test"][shown], labels, patients, known, k, shared.seed),
+            arrays = model.steps.arrays(
+                "embedding",
+                lambda model=model: _map(model.features["test"][shown], labels, patients, known, k, seed),
+                **settings,
             )
         except InputError as reason:
             model.gaps["embedding"] = str(reason)
             continue
         maps[key] = arrays["points"]
         (frame,) = scaled_frames(Panel(key, (Frame("", arrays["points"]),)))
-        panels.append(
-            EmbeddingPanel(
-                model=key,
-                title=key,
-                caption=f"{model.kind}, {model.architecture}",
-                x=frame["x"],
-                y=frame["y"],
-                near=arrays["near"] if k else None,
-                purity=bootstrap.mean(arrays["purity"], Scale.PERCENT) if bootstrap else None,
-            )
-        )
+        caption = f"{model.kind}, {model.model.timm_name}"
+        of_features = bootstrap.mean(arrays["purity"], Scale.PERCENT) if bootstrap else None
+        panels.append(EmbeddingPanel(key, key, caption, frame["x"], frame["y"], arrays.get("near"), of_features))
     drawn = f"{len(shown):,} of {len(test):,} test scans, drawn by seed" if len(shown) < len(test) else ""
     note = " ".join([AXES_NOTE, *(f"{text}." for text in (drawn, *notes) if text)])
     note += f" Purity: share of a scan's {k} nearest scans of other patients, by the features, that are of its class."
@@ -105,7 +95,7 @@ def embedding(models: dict[str, Candidate], shared: Setting) -> tuple[Embedding,
 
 def _map(
     features: np.ndarray, labels: np.ndarray, patients: np.ndarray, known: np.ndarray, k: int, seed: int
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     arrays = {"points": umap_map(features, seed, n_neighbours=min(UMAP_NEIGHBOURS, len(features) - 1))}
     if k:
         arrays["near"] = nearest(features, patients, k)

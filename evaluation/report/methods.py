@@ -1,18 +1,20 @@
 """What a report says about itself: how its numbers were made, with which versions, and what it must not be used for."""
 
+import contextlib
 import platform
+import shlex
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from dino_oct.scores.text import missing_intervals
+from evaluation.config import ComparisonOptions
 from evaluation.maps.chefer import PATENT_NOTICE
-from evaluation.report.answers import Setting
 from evaluation.report.label_errors import FOLDS
 from evaluation.report.models import Candidate
 from evaluation.report.results import Results
 from evaluation.report.severity import NEIGHBOURS as SEVERITY_NEIGHBOURS
+from evaluation.report.steps import Setting
 from evaluation.report.table import RULE
 
 PACKAGES = (
@@ -28,24 +30,20 @@ def versions() -> dict[str, str]:
     """Python, the packages that made the numbers, and the machine's kind."""
     by_package = {"python": platform.python_version()}
     for package in PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             by_package[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     return {**by_package, "machine": f"{platform.system()} {platform.machine()}"}
 
 
 def command() -> str:
     """The command line as it was given."""
-    words = [Path(sys.argv[0]).name if Path(sys.argv[0]).is_absolute() else sys.argv[0], *sys.argv[1:]]
-    return "python " + " ".join(f"'{word}'" if " " in word else word for word in words)
+    program = Path(sys.argv[0])
+    return shlex.join(["python", program.name if program.is_absolute() else str(program), *sys.argv[1:]])
 
 
-def single_commands(models: dict[str, Candidate], options: Any) -> list[str]:
+def single_commands(models: dict[str, Candidate], options: ComparisonOptions) -> list[str]:
     """The commands of the single evaluations, which print the same numbers."""
-    given = []
-    if options.data:
-        given += ["--data", options.data]
+    given = ["--data", options.data] if options.data else []
     for section in ("dataset", "phantom"):
         for name, value in vars(getattr(options, section)).items():
             if value is not None and (section, name) != ("dataset", "cache_dir"):
@@ -53,29 +51,25 @@ def single_commands(models: dict[str, Candidate], options: Any) -> list[str]:
                 given += [f"--{section}.{name.replace('_', '-')}", *map(str, words)]
     given += ["--bootstrap", str(options.bootstrap), "--seed", str(options.seed)]
     shared, ks = " ".join(given), " ".join(map(str, options.k))
-    commands = []
-    for model in models.values():
-        commands.append(f"python evaluation/knn.py --model {model.source.name} --k {ks} {shared}")
-        commands.append(f"python evaluation/linear.py --model {model.source.name} --fractions 1 {shared}")
-    return commands
+    return [
+        f"python evaluation/{name}.py --model {model.source.name} {own} {shared}"
+        for model in models.values()
+        for name, own in (("knn", f"--k {ks}"), ("linear", "--fractions 1"))
+    ]
 
 
-def paragraphs(models: dict[str, Candidate], results: Results, shared: Setting, options: Any) -> list[str]:
-    """How the numbers were made.
-
-    Args:
-        options: of ``compare``.
-    """
+def paragraphs(results: Results, shared: Setting) -> list[str]:
+    """How the numbers were made."""
     counted = "; ".join(
         f"{split}: {counts['scans']:,} scans of {counts['patients']:,} patients ("
         + ", ".join(f"{name} {count['scans']:,}" for name, count in counts["classes"].items())
         + ")"
         for split, counts in results.data.sets.items()
     )
-    dataset, embedding = shared.data.dataset, results.embedding
+    options, dataset, embedding = shared.options, shared.data.dataset, results.embedding
     phantoms = " The scans are phantoms, drawn by the built-in generator." if results.data.synthetic else ""
     borders = "replaced by the scan's own background" if dataset.neutralise_borders else "left as they are"
-    kinds = ", ".join(f"{key} ({model.kind}, {model.architecture})" for key, model in models.items())
+    kinds = ", ".join(f"{key} ({model.kind}, {model.architecture})" for key, model in results.models.items())
     texts = [
         f"Scans. {results.data.folder}; {counted}. Split: {dataset.split} (seed {dataset.split_seed}); patients, "
         f"not scans, are split. White borders are {borders}.{phantoms} Every model is tested on the same scans.",
@@ -125,7 +119,7 @@ def paragraphs(models: dict[str, Candidate], results: Results, shared: Setting, 
     return [*texts, f"Made by: {results.command} ({made_with})."]
 
 
-def limits(models: dict[str, Candidate], results: Results) -> list[str]:
+def limits(results: Results) -> list[str]:
     """What the numbers do not say."""
     sentences = []
     if results.data.synthetic:
@@ -140,9 +134,7 @@ def limits(models: dict[str, Candidate], results: Results) -> list[str]:
         "ms per scan is that of this machine at the time, beside whatever else ran on it.",
         *(f"{note[0].upper()}{note[1:]}." for note in missing_intervals(results)),
     ]
-    if any(
-        model.kind in ("self-supervised", "starting weights", "random weights", "other") for model in models.values()
-    ):
+    if any(model.kind != "supervised" for model in results.models.values()):
         sentences.append(
             "Models without a classifier are judged by a linear probe on frozen features, supervised ones also by a "
             "classifier that was trained through the whole network: the two protocols ask different things."

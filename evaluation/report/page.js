@@ -2,22 +2,13 @@
  *
  * data is part of the results (classes, scans with images, answers, embedding). Names are only ever set as text. */
 function comparisonReport({classes, scans, answers, embedding}) {
-  const unlabelled = classes.length - 1;
   const byId = (id) => document.getElementById(id);
   const all = (query, root = document) => [...root.querySelectorAll(query)];
   const jpeg = (i) => `data:image/jpeg;base64,${scans.image[i]}`;
 
-  function make(tag, parent, className, text) {
-    const element = document.createElement(tag);
-    if (className) element.className = className;
-    if (text !== undefined) element.textContent = text;
-    parent.append(element);
-    return element;
-  }
-
   function scanFigure(parent, i, note) {
     const figure = make("figure", parent, "scan"), image = make("img", figure), words = make("figcaption", figure);
-    const {name, colour} = classes[scans.label[i] < 0 ? unlabelled : scans.label[i]], label = make("span", words, "class");
+    const {name, colour} = classes[scans.label[i]], label = make("span", words, "class");
     image.decoding = "async";
     image.alt = `scan ${scans.file[i]}`;
     image.src = jpeg(i);
@@ -77,16 +68,15 @@ function comparisonReport({classes, scans, answers, embedding}) {
       opener = button;
       button.setAttribute("aria-expanded", "true");
       const {model, true: real, called} = button.dataset, answer = answers[model], name = classes[called].name;
-      const behind = answer.scans.map((scan, i) => ({scan, probability: answer.probability[i], called: answer.called[i]}))
-        .filter((one) => scans.label[one.scan] === Number(real) && one.called === Number(called));
       box.replaceChildren();
       const bar = make("div", box, "bar");
-      make("h3", bar, "", `${model}: ${behind.length} × ${classes[real].name} called ${name}`);
+      make("h3", bar, "", `${model}: ${button.textContent} × ${classes[real].name} called ${name}`);
       make("button", bar, "plain-button", "Close").addEventListener("click", () => close(true));
-      const strip = make("div", box, "strip");
-      for (const {scan, probability} of behind) {
-        scanFigure(strip, scan, probability === null ? "" : ` · ${name} ${(100 * probability).toFixed(1)} %`);
-      }
+      const strip = make("div", box, "tiles strip");
+      answer.scans.forEach((scan, i) => {
+        if (scans.label[scan] !== Number(real) || answer.called[i] !== Number(called)) return;
+        scanFigure(strip, scan, ` · ${name} ${(100 * answer.probability[i]).toFixed(1)} %`);
+      });
       box.hidden = false;
       box.focus({preventScroll: true});
       box.scrollIntoView({block: "nearest"});
@@ -129,15 +119,14 @@ function comparisonReport({classes, scans, answers, embedding}) {
 
   function maps(root, {k, scans: shown, panels}) {
     const pick = (column) => shown.map((i) => column[i]);
-    const label = pick(scans.label).map((c) => c < 0 ? unlabelled : c);
-    embeddingMaps(root, {classes: label.includes(unlabelled) ? classes : classes.slice(0, -1), k, heading: "h3",
-      panels: panels.map(({title, near, ...frame}) => ({title, near, frames: [frame]})), scans: {label,
-        file: pick(scans.file), patient: pick(scans.patient), split: pick(scans.split), image: pick(scans.image)}});
+    embeddingMaps(root, {classes, k, heading: "h3",
+      panels: panels.map(({title, near, ...frame}) => ({title, near, frames: [frame]})),
+      scans: Object.fromEntries(Object.entries(scans).map(([name, column]) => [name, pick(column)]))});
   }
 
   for (const image of all("img[data-scan]")) image.src = jpeg(image.dataset.scan);
   for (const table of all("table.sortable")) {
-    const again = sortable(table), chooser = table.id === "league-table" && byId("league-class");
+    const again = sortable(table), chooser = table.id === "leaderboard-table" && byId("leaderboard-class");
     if (chooser) chooser.addEventListener("change", () => {
       for (const cell of all("[data-class]", table)) cell.hidden = cell.dataset.class !== chooser.value;
       again();
@@ -147,5 +136,5 @@ function comparisonReport({classes, scans, answers, embedding}) {
   if (byId("maps")) maps(byId("maps"), embedding);
   if (byId("viewer")) caseViewer(byId("viewer"));
 
-  addEventListener("beforeprint", () => all("details").forEach((one) => { one.open = true; }));
+  addEventListener("beforeprint", () => all("details").forEach((closed) => { closed.open = true; }));
 }

@@ -21,7 +21,6 @@ from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import summary_of_counts
 from dino_oct.scores.text import plain
 from evaluation import pages
-from evaluation.pages.embedding_figures import UNLABELLED_NAME, Mark
 from evaluation.report.results import Media, Results
 
 PAGE_LIMIT = 40_000_000  # bytes; what mail servers and browsers on a tablet still take
@@ -41,15 +40,11 @@ class Number(NamedTuple):
     value: float
 
 
-class Footnotes:
-    """Reasons of gaps, lettered in the order of their first use."""
+class Footnotes(dict):
+    """Reason of a gap → its letter (a, b, … z, aa, ab, …), in the order of their first use."""
 
-    def __init__(self) -> None:
-        self.reasons: dict[str, str] = {}
-
-    def letter(self, reason: str) -> str:
-        """The letter of a reason: a, b, … z, aa, ab, …"""
-        return self.reasons.setdefault(reason, _letters(len(self.reasons)))
+    def __missing__(self, reason: str) -> str:
+        return self.setdefault(reason, _letters(len(self)))
 
 
 def render(results: Results, media: Media) -> str:
@@ -96,29 +91,29 @@ def render(results: Results, media: Media) -> str:
 
 def number(value: Interval | float | None, digits: int, scale: float = 1, signed: bool = False) -> Number | None:
     """A number in words, with its interval if it has one; None where it is undefined."""
-    if not isinstance(value, Interval):
-        value = None if value is None else Interval(value)
-    if value is None or not np.isfinite(value.point):
+    value = value if isinstance(value, Interval) else Interval(np.nan if value is None else value)
+    if not np.isfinite(value.point):
         return None
-    point, low, high = (None if end is None else scale * end for end in (value.point, value.low, value.high))
-    form = f"{'+' if signed else ''},.{digits}f"
-    span = "" if low is None or high is None else f"[{low:{form}}, {high:{form}}]"
-    return Number(f"{point:{form}}".replace("-", "−"), span.replace("-", "−"), point)
+    value, form = value.times(scale), f"{'+' if signed else ''},.{digits}f"
+    span = "" if value.low is None or value.high is None else f"[{value.low:{form}}, {value.high:{form}}]"
+    return Number(f"{value.point:{form}}".replace("-", "−"), span.replace("-", "−"), value.point)
 
 
 def _data(results: Results, media: Media) -> dict[str, Any]:
-    """What the scripts read, as JSON; one class more for scans without a label."""
+    """What the scripts read, as JSON."""
     embedding = results.embedding
     if embedding:
-        purities = [number(panel.purity, 1) for panel in embedding.panels]
-        panels = [
-            replace(panel, caption=panel.caption + (f" · {embedding.k}-NN purity {p.text} % {p.interval}" if p else ""))
-            for panel, p in zip(embedding.panels, purities, strict=True)
-        ]
-        embedding = replace(embedding, panels=panels)
+        purity = f" · {embedding.k}-NN purity "
+        embedding = replace(
+            embedding,
+            panels=[
+                replace(panel, caption=panel.caption + (purity + panel.purity.words(unit=" %") if panel.purity else ""))
+                for panel in embedding.panels
+            ],
+        )
     return plain(
         {
-            "classes": [*results.classes, Mark(UNLABELLED_NAME, "#888888", "circle")],
+            "classes": results.classes,
             "scans": {**vars(results.scans), "image": media.thumbnails},
             "answers": results.answers,
             "embedding": embedding,
@@ -161,9 +156,7 @@ def _missing(gaps: list[str], section: str) -> str:
 
 def _breakable(name: str) -> Markup:
     """A name that may go on in the next line after a separator."""
-    return Markup("").join(
-        escape(part) + (Markup("<wbr>") if part in tuple("/_:") else "") for part in re.split("([/_:])", name)
-    )
+    return Markup(re.sub("([/_:])", r"\1<wbr>", str(escape(name))))
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

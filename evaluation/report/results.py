@@ -1,26 +1,30 @@
 """What a comparison finds, as one whole of typed parts; ``results.json`` holds its fields."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from dino_oct.scores.classification import Reliability
+from dino_oct.scores.paired import Result
+from evaluation.pages.embedding_figures import Mark
+from evaluation.report.answers import Confusion
 from evaluation.report.cases import Case, Pictures
 from evaluation.report.embedding import Embedding
 from evaluation.report.findings import Finding
 from evaluation.report.label_errors import Suspects
-from evaluation.report.leaderboard import League
+from evaluation.report.leaderboard import MapLeaderboard
+from evaluation.report.models import Facts
 from evaluation.report.scans import ScanColumns
 from evaluation.report.severity import Severity
-from evaluation.report.table import Confusion, Evaluations, Table
+from evaluation.report.table import Table
 from evaluation.report.verdict import Verdict
 
 
 @dataclass(frozen=True)
 class DataFacts:
     """The data of a comparison: name of the folder, whether it is synthetic, and split → ``scans``, ``patients`` and
-    the same of each of its ``classes``, as ``ScanData.describe`` counts them."""
+    the same of each of its ``classes``, as ``ScanData.counts`` counts them."""
 
     folder: str
     synthetic: bool
@@ -28,25 +32,19 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
-class ClassFacts:
-    """A class: its name, how figures draw it (a ``Mark``), and whether it calls for urgent referral."""
+class ClassFacts(Mark):
+    """A class: how figures draw it, and whether it calls for urgent referral."""
 
-    name: str
-    colour: str
-    shape: str
     urgent: bool
 
 
-@dataclass(frozen=True)
-class ModelFacts:
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts(Facts):
     """What a model is.
 
     Attributes:
         source: as it was named; sha256: of its weights' file; loaded: what was loaded, in words.
         gaps: column, group or section of the report → why this model has none.
-        parameters: of the network with its classifier; ms_per_scan: of a pass; input_size: rows and columns.
-        classifier: "own" or "probe"; target: by what it tells classes, in words. The last five are None where no
-            classifier could be opened.
     """
 
     source: str
@@ -55,11 +53,6 @@ class ModelFacts:
     sha256: str
     loaded: str
     gaps: dict[str, str]
-    parameters: int | None = None
-    ms_per_scan: float | None = None
-    input_size: list[int] | None = None
-    classifier: Literal["own", "probe"] | None = None
-    target: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,8 @@ class Results:
         models, confusions, answers: by model.
         reliability: model → protocol → its reliability diagram.
         gaps: "section: reason".
-        evaluations: model → protocol → row, as ``table.single_results`` gives them.
+        evaluations: model → protocol → what the single evaluation says.
+        leaderboard: of explanation maps; its key in ``results.json`` is an older word.
         limits, methods: sentences and paragraphs.
     """
 
@@ -110,14 +104,14 @@ class Results:
     answers: dict[str, Answered]
     suspects: Suspects | None
     embedding: Embedding | None
-    league: League | None
+    leaderboard: MapLeaderboard | None = field(metadata={"key": "league"})
     severity: Severity | None
     cases: list[Case]
     gaps: list[str]
     versions: dict[str, str]
     settings: dict[str, Any]
     intended_use: str
-    evaluations: Evaluations
+    evaluations: dict[str, dict[str, Result]]
     scans: ScanColumns
     limits: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.pages.embedding_page import thumbnails
-from evaluation.report.answers import Setting
+from evaluation.report.steps import Setting
 
 
 @dataclass(frozen=True)
 class ScanColumns:
-    """The scans that a report shows, as columns; the test scans come first. A label of −1 is unknown."""
+    """The scans that a report shows, all labelled, as columns; the test scans come first."""
 
     file: list[str]
     label: list[int]
@@ -20,11 +20,7 @@ class ScanColumns:
 
 
 class ShownScans:
-    """The scans of a report, each once, in the order of their first mention; the test scans come first.
-
-    Args:
-        shared: positions and data.
-    """
+    """The scans of a report, each once, in the order of their first mention; the test scans come first."""
 
     def __init__(self, shared: Setting):
         self._shared = shared

@@ -1,5 +1,6 @@
 """Does an embedding order scans by how much lesion they show? Rank correlations of two predictors without training."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,12 +13,13 @@ from dino_oct.features import unit
 from dino_oct.files import read_json
 from dino_oct.knn import neighbours
 from dino_oct.scan_data import ScanData
-from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale
+from dino_oct.scores.bootstrap import Interval, Scale
 from evaluation.inputs.masks import LesionMasks
-from evaluation.report.answers import Setting
 from evaluation.report.models import Candidate
+from evaluation.report.steps import Setting
 
 NEIGHBOURS = 10
+UNDEFINED = Interval(math.nan)
 PHANTOM, SHARE = "phantom severity", "share of the scan in the lesion mask"
 _HELP = (
     "Spearman's rank correlation (1: the same order, 0: none) of the lesion load of test scans that show a lesion with "
@@ -35,8 +37,8 @@ class Correlations:
         by_neighbours: with the mean lesion load of the nearest training scans.
     """
 
-    from_normal: Interval
-    by_neighbours: Interval
+    from_normal: Interval = UNDEFINED
+    by_neighbours: Interval = UNDEFINED
 
 
 @dataclass(frozen=True)
@@ -104,40 +106,33 @@ def severity(models: dict[str, Candidate], shared: Setting, masks: LesionMasks |
     with_lesion = np.flatnonzero(of_test > 0)
     if len(with_lesion) < 3:
         raise InputError(f"{len(with_lesion)} test scans with a lesion whose load is known: too few to order")
-    queries = shared.set_of("test")
+    queries, names = shared.set_of("test"), shared.class_names
     labels, patients, load = queries.labels[with_lesion], queries.patients[with_lesion], of_test[with_lesion]
-    normal = _normal(shared)
+    is_normal = np.isin(shared.set_of("train").labels, [c for c, n in enumerate(names) if n.casefold() == "normal"])
+    groups = {name: labels == c for c, name in enumerate(names) if (labels == c).sum() >= 3}
     rows, scatter = {}, {}
-    groups = {"": np.ones(len(with_lesion), dtype=bool)}
-    groups |= {name: labels == c for c, name in enumerate(shared.class_names) if (labels == c).sum() >= 3}
     for key, model in models.items():
         try:
             features = model.features
         except InputError as reason:
             model.gaps["severity"] = str(reason)
             continue
-        predicted = _predict(features["train"], of_train, normal, features["test"][with_lesion])
-        correlations = {
-            name: _correlations(load[inside], {p: v[inside] for p, v in predicted.items()}, patients[inside], shared)
-            for name, inside in groups.items()
-        }
-        rows[key] = SeverityRow(correlations.pop(""), correlations)
+        predicted = _predict(features["train"], of_train, is_normal, features["test"][with_lesion])
+        by_class = {}
+        for name, inside in groups.items():
+            of_class = {predictor: values[inside] for predictor, values in predicted.items()}
+            by_class[name] = _correlations(load[inside], of_class, patients[inside], shared)
+        rows[key] = SeverityRow(_correlations(load, predicted, patients, shared), by_class)
         if "from_normal" in predicted:
             scatter[key] = Scatter(with_lesion, load, predicted["from_normal"])
     return Severity(measure, _HELP, rows, scatter)
 
 
-def _normal(shared: Setting) -> np.ndarray:
-    """(N,) bool, training scans of the class NORMAL."""
-    of_class = [c for c, name in enumerate(shared.class_names) if name.casefold() == "normal"]
-    return np.isin(shared.set_of("train").labels, of_class)
-
-
-def _predict(train: np.ndarray, load: np.ndarray, normal: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+def _predict(train: np.ndarray, load: np.ndarray, is_normal: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     """Each predictor (M,) of the test scans' lesion load, as far as the training scans allow."""
     predicted = {}
-    if normal.any():
-        centre = unit(unit(train[normal]).mean(axis=0, keepdims=True))
+    if is_normal.any():
+        centre = unit(unit(train[is_normal]).mean(axis=0, keepdims=True))
         predicted["from_normal"] = 1 - (unit(test) @ centre[0]).astype(float)
     known = np.isfinite(load)
     if known.sum() >= NEIGHBOURS:
@@ -149,15 +144,11 @@ def _predict(train: np.ndarray, load: np.ndarray, normal: np.ndarray, test: np.n
 def _correlations(
     load: np.ndarray, predicted: dict[str, np.ndarray], patients: np.ndarray, shared: Setting
 ) -> Correlations:
-    bootstrap = PatientBootstrap(patients, shared.bootstrap, shared.seed)
-
-    def of(predictor: str) -> Interval:
-        if predictor not in predicted:
-            return Interval(float("nan"))
-        values = bootstrap.values(partial(rank_correlation, a=load, b=predicted[predictor]))
-        return bootstrap.interval(values, Scale.CORRELATION)
-
-    return Correlations(of("from_normal"), of("by_neighbours"))
+    intervals, bootstrap = {}, shared.bootstrap(patients)
+    for name, of_scans in predicted.items():
+        values = bootstrap.values(partial(rank_correlation, a=load, b=of_scans))
+        intervals[name] = bootstrap.interval(values, Scale.CORRELATION)
+    return Correlations(**intervals)
 
 
 def rank_correlation(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

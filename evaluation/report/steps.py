@@ -1,20 +1,33 @@
-"""Finished steps of a long evaluation on disk, so that an interrupted one goes on where it stopped."""
+"""What the steps of a comparison share, and finished ones on disk, so that an interrupted one goes on where it
+stopped."""
 
+import copy
+import dataclasses
 import hashlib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from dino_oct.files import check_regular, private_folder, remove, replacing
+from dino_oct.scan_data import ScanData
+from dino_oct.scores.bootstrap import PatientBootstrap
+from dino_oct.scores.paired import ScanSet
+from dino_oct.scores.text import plain
+from evaluation.config import ComparisonOptions
 
+SPLITS = ("train", "val", "test")
 Arrays = dict[str, np.ndarray]
 _IDENTITY, _DIGEST = "__identity__", "__digest__"
-STEPS_VERSION = 2  # of the files: older ones are then not found
+STEPS_VERSION = 3  # raise it when files, or a step's result, change: older entries are then not found
 
 
 class StepCache:
@@ -24,21 +37,30 @@ class StepCache:
     folder that cannot be written costs the next evaluation its time, not this one its result.
 
     Attributes:
+        label, identity: what all steps are of, in words, and the plain values that they all depend on.
         made: steps that were computed, in their order; those read from disk are not among them.
     """
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+        self.label, self.identity = "", {"version": STEPS_VERSION}
         self.made: list[str] = []
 
-    def arrays(self, step: str, identity: dict[str, Any], make: Callable[[], Arrays]) -> Arrays:
+    def of(self, label: str = "", **identity: Any) -> "StepCache":
+        """The same cache for steps that depend on more."""
+        narrower = copy.copy(self)
+        narrower.label, narrower.identity = f"{self.label} {label}".strip(), {**self.identity, **identity}
+        return narrower
+
+    def arrays(self, step: str, make: Callable[[], Arrays], **identity: Any) -> Arrays:
         """The arrays of a step: read from disk, or made and kept.
 
         Args:
             step: its name, for people.
-            identity: plain values; everything that the result depends on.
+            identity: plain values; all else that the result depends on.
         """
-        text = json.dumps({"version": STEPS_VERSION, "step": step, **identity}, sort_keys=True, default=str)
+        step = f"{step} {self.label}".strip()
+        text = json.dumps({**self.identity, "step": step, **identity}, sort_keys=True, default=str)
         label = "".join(c if c.isalnum() or c in "-_" else "_" for c in step)[:60]
         file = self.folder / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         arrays = _read(file, text)
@@ -48,13 +70,14 @@ class StepCache:
             self._write(file, {_IDENTITY: np.array(text), _DIGEST: np.array(_digest_of(arrays)), **arrays})
         return arrays
 
-    def json(self, step: str, identity: dict[str, Any], make: Callable[[], Any]) -> Any:
-        """As ``arrays``, for a result of plain values; it comes back as JSON gives it, the first time too."""
+    def json(self, step: str, make: Callable[[], Any], kind: Any = Any, **identity: Any) -> Any:
+        """As ``arrays``, for a result of plain values and dataclasses of them.
 
-        def as_array() -> Arrays:
-            return {"json": np.array(json.dumps(make(), default=_plain))}
-
-        return json.loads(str(self.arrays(step, identity, as_array)["json"]))
+        Args:
+            kind: of the result; unset: what JSON gives back, the first time too.
+        """
+        arrays = self.arrays(step, lambda: {"json": np.array(json.dumps(plain(make())))}, **identity)
+        return typed(kind, json.loads(str(arrays["json"])))
 
     def _write(self, file: Path, arrays: Arrays) -> None:
         try:
@@ -96,7 +119,64 @@ def _read(file: Path, identity: str) -> Arrays | None:
     return None
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, (np.generic, np.ndarray)):
-        return value.tolist()
-    return str(value)
+def typed(kind: Any, value: Any) -> Any:
+    """A value as ``plain`` gives it and JSON holds it, as what it was: of a dataclass or a simple type, or a list, a
+    dict or an optional one of these. A float that JSON has no word for is NaN."""
+    parts = get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: typed(hint, value[name.rstrip("_")]) for name, hint in hints.items()})
+    if get_origin(kind) is list:
+        return [typed(parts[0], item) for item in value]
+    if get_origin(kind) is dict:
+        return {key: typed(parts[1], item) for key, item in value.items()}
+    if get_origin(kind) is UnionType:
+        return None if value is None else typed(parts[0], value)
+    return math.nan if kind is float and value is None else value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all steps of a comparison share."""
+
+    data: ScanData
+    cache: StepCache
+    options: ComparisonOptions
+
+    @cached_property
+    def positions(self) -> dict[str, np.ndarray]:
+        """Split → positions of its labelled scans in ``data``."""
+        return {split: self.data.labelled(split) for split in SPLITS}
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of the data."""
+        return self.data.index.class_names
+
+    def set_of(self, split: str) -> ScanSet:
+        """Classes and patients of a split's labelled scans."""
+        positions = self.positions[split]
+        return ScanSet(self.data.index.labels[positions], self.data.index.patients[positions])
+
+    def bootstrap(self, patients: np.ndarray) -> PatientBootstrap:
+        """The comparison's resamples of the patients (N,) of some scans."""
+        return PatientBootstrap(patients, self.options.bootstrap, self.options.seed)
+
+    @cached_property
+    def steps(self) -> StepCache:
+        """Of what depends on the data."""
+        return self.cache.of(data=data_digest(self.data))
+
+
+def data_digest(data: ScanData) -> str:
+    """Of all that a step may take from the data: pixels and tables of the scans, classes, patients, splits, and what is
+    said about them."""
+    index, scans = data.index, data.scans
+    tables = (scans.digests, scans.sizes, scans.original_sizes, scans.border, scans.brightness, scans.tissue)
+    columns = (index.labels, index.patients, index.splits, index.folder_splits)
+    known = data.provenance
+    provenance = known and (sorted(known.patients), known.is_home, known.unknown)
+    layout = (index.files, index.class_names, index.mislabelled, index.left_out, index.split_rule, index.notes)
+    return digest(
+        *map(np.asarray, (*tables, *columns)), np.array(json.dumps((layout, scans.skipped, data.notes, provenance)))
+    )

@@ -2,6 +2,7 @@
 shown."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -12,9 +13,10 @@ from dino_oct.scores.class_summary import Majority, majority, never_recognised, 
 from dino_oct.scores.classification import METRICS, score_all
 from dino_oct.scores.text import show
 from evaluation.inputs.feature_cache import FeatureCache, of_pixels
-from evaluation.report.answers import Answers, Setting
+from evaluation.report.answers import Answers
 from evaluation.report.models import Candidate
-from evaluation.report.table import Evaluations, Intervals, Values, protocol_title
+from evaluation.report.steps import Arrays, Setting
+from evaluation.report.table import Intervals, protocol_title
 
 SELF, SUPERVISED, START = "self-supervised", "supervised", "starting weights"
 
@@ -47,34 +49,23 @@ def best_on_validation(scores: dict[str, float | None]) -> str | None:
     return max(known, key=known.__getitem__) if known else None
 
 
-def verdict(
-    models: dict[str, Candidate], answers: dict[str, Answers], values: dict[str, Values],
-    evaluations: Evaluations, ks: tuple[int, ...], temperature: float, shared: Setting,
-) -> Verdict:  # fmt: skip
-    """The best self-supervised model against the best supervised one.
-
-    Args:
-        evaluations: as ``single_results`` gives them.
-    """
-    queries = shared.set_of("test")
-    intervals = Intervals(queries, shared.class_names, shared.bootstrap, shared.seed)
+def verdict(answers: dict[str, Answers], intervals: Intervals, shared: Setting) -> Verdict:
+    """The best self-supervised model against the best supervised one."""
+    queries = intervals.queries
     patients, scans = len(set(queries.patients.tolist())), len(queries.labels)
     where = f"{scans:,} test scans of {patients:,} patients"
+    models = {key: of_model.model for key, of_model in answers.items()}
     a, b = (
         best_on_validation({key: answers[key].validation for key, model in models.items() if model.kind == kind})
         for kind in (SELF, SUPERVISED)
     )
-    difference, sentences = None, []
-    accuracy = {
-        key: values[key]["classifier_accuracy" if models[key].is_judged_by_own else "linear_accuracy"]
-        for key in (a, b)
-        if key is not None
-    }
-    in_words = {}
-    for key, resamples in accuracy.items():
-        single = evaluations[key]["classifier" if models[key].is_judged_by_own else "linear"]
-        by_class = summary_of_counts(single.confusion, shared.class_names)
-        in_words[key] = f"{show(intervals.of('accuracy', resamples))} % ({by_class.words})"
+    difference, sentences, accuracy, in_words = None, [], {}, {}
+    for key in filter(None, (a, b)):
+        judged_by = answers[key].judged_by
+        accuracy[key] = answers[key].values[f"{judged_by}_accuracy"]
+        result = answers[key].results[judged_by]
+        by_class = summary_of_counts(result.confusion, shared.class_names)
+        in_words[key] = f"{show(result.accuracy)} % ({by_class.words})"
     most = majority(queries.labels, shared.class_names)
     chosen_by = "chosen by balanced accuracy on validation patients, never on the test"
     if a and b:
@@ -103,7 +94,7 @@ def verdict(
             f"No self-supervised and no supervised model is among the {len(models)} compared: no verdict on {where}."
         )
     if a:
-        sentences += _knn_sentences(a, models, values, ks, temperature, intervals, shared)
+        sentences += _knn_sentences(a, answers, intervals, shared)
     for key in accuracy:
         provenance = models[key].provenance
         if both := len(provenance.patients & set(queries.patients.tolist())) if provenance else 0:
@@ -112,24 +103,17 @@ def verdict(
         f"Always naming {most.name}, the most frequent class, would be right in {most.share:.1f} % of the test scans."
     )
     sentences += never_recognised(
-        (f"{key}, {protocol_title(protocol)}", single.never_recognised)
-        for key, by_protocol in evaluations.items()
-        for protocol, single in by_protocol.items()
+        (f"{key}, {protocol_title(protocol)}", result.never_recognised)
+        for key, of_model in answers.items()
+        for protocol, result in of_model.results.items()
     )
     sentences += [f"Note: {note}." for note in intervals.bootstrap.notes()]
     if shared.data.is_phantom:
         headline = f"On phantoms (synthetic scans): {headline}"
         sentences.append("These are synthetic scans: nothing here says how the models do on patients.")
-    return Verdict(
-        headline=headline[0].upper() + headline[1:] if headline.startswith("the ") else headline,
-        sentences=sentences,
-        patients=patients,
-        scans=scans,
-        majority=most,
-        difference=difference,
-        a=a,
-        b=b,
-    )
+    if headline.startswith("the "):
+        headline = headline[0].upper() + headline[1:]
+    return Verdict(headline, sentences, patients, scans, most, difference, a, b)
 
 
 def _protocol(model: Candidate) -> str:
@@ -137,50 +121,45 @@ def _protocol(model: Candidate) -> str:
 
 
 def _headline(a: str, b: str, difference: Interval, where: str) -> str:
-    points = f"{abs(difference.point):.1f} points of accuracy"
-    span = "" if difference.low is None else f" (95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
-    lead = "" if difference.low is None else f" (95 % interval {-difference.high:.1f} to {-difference.low:.1f})"
-    if difference.is_above(0):
+    if difference.is_above(0) or difference.is_below(0):
+        better, worse, lead = f"self-supervised {a}", f"supervised {b}", difference
+        if difference.is_below(0):
+            better, worse, lead = worse, better, difference.times(-1)
         return (
-            f"the self-supervised {a} is better than the supervised {b} by {points}{span.replace('+', '')}, on {where}."
+            f"the {better} is better than the {worse} by {lead.point:.1f} points of accuracy (95 % interval "
+            f"{lead.low:.1f} to {lead.high:.1f}), on {where}."
         )
-    if difference.is_below(0):
-        return f"the supervised {b} is better than the self-supervised {a} by {points}{lead}, on {where}."
+    span = "" if difference.low is None else f" (95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
     return (
         f"A difference between the self-supervised {a} and the supervised {b} is NOT shown: {difference.point:+.1f} "
         f"points of accuracy{span}, on {where}."
     )
 
 
-def _knn_sentences(
-    a: str, models: dict[str, Candidate], values: dict[str, Values], ks: tuple[int, ...], temperature: float,
-    intervals: Intervals, shared: Setting,
-) -> list[str]:  # fmt: skip
+def _knn_sentences(a: str, answers: dict[str, Answers], intervals: Intervals, shared: Setting) -> list[str]:
     """k-NN of the self-supervised model against raw pixels and its own starting weights."""
-    k = ks[0]
-    if f"knn_{k}" not in values[a]:
+    k, model = shared.options.k[0], answers[a].model
+    if not answers[a].knn:
         return []
-    others = {"raw pixels": _pixels(models[a], k, temperature, intervals, shared)}
-    for key, model in models.items():
-        if model.kind == START and model.source.run == models[a].source.run and f"knn_{k}" in values[key]:
-            others[f"its starting weights ({key})"] = values[key][f"knn_{k}"]
+    others = {"raw pixels": _pixels(model, k, intervals, shared)}
+    for key, other in answers.items():
+        if other.model.kind == START and other.model.source.run == model.source.run and other.knn:
+            others[f"its starting weights ({key})"] = other.values[f"knn_{k}"]
     sentences = []
     for name, resamples in others.items():
-        difference = intervals.of("accuracy", values[a][f"knn_{k}"] - resamples, Scale.DIFFERENCE)
+        difference = intervals.of("accuracy", answers[a].values[f"knn_{k}"] - resamples, Scale.DIFFERENCE)
         numbers = f"{show(difference, signed=True)} points of k-NN accuracy, k = {k}"
-        if difference.is_above(0):
-            sentences.append(f"{a} beats {name}: {numbers}.")
-        elif difference.is_below(0):
-            sentences.append(f"{a} is WORSE than {name}: {numbers}.")
-        else:
-            sentences.append(f"That {a} beats {name} is NOT shown: {numbers}.")
+        verb = "beats" if difference.is_above(0) else "is WORSE than" if difference.is_below(0) else ""
+        claim = f"{a} {verb} {name}" if verb else f"That {a} beats {name} is NOT shown"
+        sentences.append(f"{claim}: {numbers}.")
     return sentences
 
 
-def _pixels(model: Candidate, k: int, temperature: float, intervals: Intervals, shared: Setting) -> np.ndarray:
+def _pixels(model: Candidate, k: int, intervals: Intervals, shared: Setting) -> np.ndarray:
     """Resampled k-NN accuracy of raw pixels at the model's image size, as ``evaluation/knn.py`` measures them."""
+    temperature = shared.options.temperature
 
-    def make() -> dict[str, np.ndarray]:
+    def make() -> Arrays:
         preprocessing = model.model.preprocessing()
         cache, scans = FeatureCache(cache_root(shared.data.dataset)), shared.data.scans
         train, test = (
@@ -190,9 +169,6 @@ def _pixels(model: Candidate, k: int, temperature: float, intervals: Intervals, 
         votes = knn_votes(train, shared.set_of("train").labels, test, [k], len(shared.class_names), temperature)
         return {"votes": votes[k]}
 
-    votes = shared.cache.arrays(f"pixels {model.key}", shared.identity(model, k=k, temperature=temperature), make)[
-        "votes"
-    ]
-    labels = shared.set_of("test").labels
-    scores = intervals.bootstrap.values(lambda weights: score_all(weights, labels, votes))
+    votes = model.steps.arrays("pixels", make, k=k, temperature=temperature)["votes"]
+    scores = intervals.bootstrap.values(partial(score_all, labels=intervals.queries.labels, scores=votes))
     return scores[:, METRICS.index("accuracy")]

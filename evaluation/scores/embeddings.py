@@ -50,25 +50,28 @@ def umap_map(
         return mapper.fit_transform(np.asarray(features, dtype=np.float32))
 
 
-def nearest(points: np.ndarray, groups: np.ndarray, k: int, metric: str = "cosine") -> np.ndarray:
+def nearest(
+    points: np.ndarray, groups: np.ndarray, k: int, metric: str = "cosine", queries: np.ndarray | None = None
+) -> np.ndarray:
     """The k nearest points of other groups, the nearest first.
 
     Args:
         points: (N, D).
         groups: (N,) a point's own group (its patient) is left out; ``np.arange(N)`` leaves out only the point itself.
         metric: "cosine", or "euclidean" for points in the plane.
+        queries: (M,) positions of the points that are asked for; unset: all.
 
     Returns:
-        (N, k) positions; k must not exceed ``most_neighbours(groups)``.
+        (M, k) positions; k must not exceed ``most_neighbours(groups)``.
     """
     _, groups, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    search = k + int(counts.max())
+    queries, search = np.arange(len(points)) if queries is None else queries, k + int(counts.max())
     if metric == "cosine":
-        _, position = neighbours(points, points, search)
+        _, position = neighbours(points, points[queries], search)
     else:
-        _, position = cKDTree(points).query(points, search)
+        _, position = cKDTree(points).query(points[queries], search)
     # A stable sort moves the own group's points behind all others, which stay in order.
-    order = np.argsort(groups[position] == groups[:, None], axis=1, kind="stable")[:, :k]
+    order = np.argsort(groups[position] == groups[queries][:, None], axis=1, kind="stable")[:, :k]
     return np.take_along_axis(position, order, 1)
 
 

@@ -123,8 +123,8 @@ def search_in_database(place: Path) -> Answer:
 def read_step(place: Path) -> Answer:
     """A finished step of a comparison."""
     cache = comparison_cache.StepCache(place / "steps")
-    arrays = cache.arrays("a step", {"of": 1}, lambda: {"x": np.arange(300.0), "names": np.array(["a", "b"])})
-    return [arrays["x"].tolist(), arrays["names"].tolist(), cache.json("another", {}, lambda: {"a": [1, None]})]
+    arrays = cache.arrays("a step", lambda: {"x": np.arange(300.0), "names": np.array(["a", "b"])}, number=1)
+    return [arrays["x"].tolist(), arrays["names"].tolist(), cache.json("another", lambda: {"a": [1, None]})]
 
 
 def use_preset(place: Path) -> Answer:

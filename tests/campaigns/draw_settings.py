@@ -94,7 +94,7 @@ BASES = {
         *("--stride", "1"),
     ],
     "evaluation/compare.py": [
-        *("RUN", "--bootstrap", "20", "--k", "3", "--methods", "attention", "--league", "2", "--cases", "1"),
+        *("RUN", "--bootstrap", "20", "--k", "3", "--methods", "attention", "--leaderboard", "2", "--cases", "1"),
         *("--out", "OUT"),
     ],
 }
@@ -102,7 +102,7 @@ BASES = {
 HEAVY = {
     **{"epochs": 3, "warmup_teacher_temperature_epochs": 1000, "patients": 16, "scans_per_patient": 4, "trials": 2},
     **{"bootstrap": 2000, "seeds": 3, "draws": 3, "n_c": 20, "frames": 4, "n": 8, "workers": 2, "faithfulness": 4},
-    **{"sanity": 4, "pages": 4, "league": 8, "cases": 8, "size": 512, "global_size": 128, "local_size": 128},
+    **{"sanity": 4, "pages": 4, "leaderboard": 8, "cases": 8, "size": 512, "global_size": 128, "local_size": 128},
     **{"n_local": 8, "image_size": 128, "attention_size": 256, "attention_scans": 8, "out_dim": 65536},
     **{"hidden_dim": 2048, "bottleneck_dim": 2048},
 }

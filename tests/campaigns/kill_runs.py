@@ -144,7 +144,7 @@ def commands(folder: Path) -> list[Command]:
         Command(
             "compare",
             lambda out: [
-                "evaluation/compare.py", *models, "--k", "3", "--cases", "4", "--league", "4", "--methods",
+                "evaluation/compare.py", *models, "--k", "3", "--cases", "4", "--leaderboard", "4", "--methods",
                 "attention", "gradcam", "--bootstrap", "200", "--out", str(out),
             ],
             result_of_comparison,

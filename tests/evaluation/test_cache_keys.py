@@ -21,18 +21,18 @@ from evaluation.config import ComparisonOptions as Options
 from evaluation.config import DatasetOptions, PhantomOptions
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import read_run
-from evaluation.report.answers import Setting, ask, data_digest
-from evaluation.report.cases import Choice, show_cases
+from evaluation.report.answers import ask
+from evaluation.report.cases import Case, show_cases
 from evaluation.report.embedding import embedding
 from evaluation.report.findings import warnings
 from evaluation.report.label_errors import suspects
-from evaluation.report.leaderboard import league
-from evaluation.report.models import SPLITS, open_candidates
+from evaluation.report.leaderboard import leaderboard
+from evaluation.report.models import open_candidates
 from evaluation.report.scans import ShownScans
-from evaluation.report.steps import StepCache
-from evaluation.report.table import resampled
+from evaluation.report.steps import SPLITS, Setting, StepCache, data_digest
+from evaluation.report.table import Intervals, score
 
-LONG = ("league", "maps", "audit", "embedding", "suspects")  # only their keys are wanted
+LONG = ("leaderboard", "maps", "audit", "embedding", "suspects")  # only their keys are wanted
 EVERY = {
     "knn",
     "linear",
@@ -42,7 +42,7 @@ EVERY = {
     "audit",
     "suspects",
     "embedding",
-    "league",
+    "leaderboard",
     "logits",
     "maps",
 }
@@ -54,15 +54,15 @@ class Keys(StepCache):
 
     def __init__(self, folder):
         super().__init__(folder)
-        self.found: dict[str, str] = {}
+        self.keys: dict[str, str] = {}
 
-    def arrays(self, step, identity, make):
+    def arrays(self, step, make, **identity):
         kind = step.split()[0]
-        self.found.setdefault(kind, "")
-        self.found[kind] += json.dumps({"step": step, **identity}, sort_keys=True, default=str)
+        self.keys.setdefault(kind, "")
+        self.keys[kind] += json.dumps({**self.identity, "step": step, **identity}, sort_keys=True, default=str)
         if kind in LONG:
             raise InputError("only the key is wanted")
-        return super().arrays(step, identity, make)
+        return super().arrays(step, make, **identity)
 
 
 @pytest.fixture(scope="module")
@@ -85,32 +85,31 @@ def folder(original, tmp_path, monkeypatch):
 
 def keys(folder: Path, **changed) -> dict[str, str]:
     """Step → key of a comparison of the run with its own start, whatever of it can be asked for."""
-    given = {"k": (3,), "league": 2, "cases": 2, "bootstrap": 20, "methods": ("attention", "gradcam")}
+    given = {"k": (3,), "leaderboard": 2, "cases": 2, "bootstrap": 20, "methods": ("attention", "gradcam")}
     values = {"lesion_values": (255,), "retina_values": (128,)}
     dataset = DatasetOptions(split="official", max_side=changed.pop("max_side", None))
     options = Options(models=("x",), **{**given, **values, **changed})
     data = open_data(None, str(folder / "scans"), dataset, PhantomOptions(), lambda text: None)
-    positions = {split: data.labelled(split) for split in SPLITS}
     cache = Keys(folder.parent / "steps")
-    shared = Setting(data, positions, cache, data_digest(data), options.bootstrap, options.seed)
-    models = open_candidates([str(folder / "run")], data, positions)
-    answers = {key: ask(model, options.k, options.temperature, shared) for key, model in models.items()}
-    for key, model in models.items():
-        resampled(answers[key], model, shared)
+    shared = Setting(data, cache, options)
+    models = open_candidates([str(folder / "run")], shared)
+    answers = {key: ask(model, shared) for key, model in models.items()}
+    for of_model in answers.values():
+        score(of_model, Intervals(shared), shared)
     for step in (
         lambda: warnings(models, shared),
-        lambda: suspects(models, answers, shared, ShownScans(shared)),
+        lambda: suspects(answers, shared, ShownScans(shared)),
         lambda: embedding(models, shared),
-        lambda: league(models, shared, options),
+        lambda: leaderboard(models, shared),
     ):
         try:
             step()
         except InputError as reason:
             assert "only the key" in str(reason)  # noqa: PT017
-    cases = [Choice(i, "best", "") for i in range(options.cases)]
-    show_cases(cases, models, options.methods, {}, shared, None, None)
-    assert set(cache.found) == EVERY
-    return cache.found
+    cases = [Case(i, "best", "") for i in range(options.cases)]
+    show_cases(cases, models, {}, shared, None)
+    assert set(cache.keys) == EVERY
+    return cache.keys
 
 
 def edit_scan(folder: Path) -> None:
@@ -185,25 +184,25 @@ CHANGES = {
     "a class's name": (rename_class, EVERY),
     "a scan's class": (move_label, EVERY),
     "a file that is left out": (add_damaged, {"audit"}),
-    "a mask's pixels": (edit_mask, {"league"}),
-    "the layers": (edit_layers, {"league"}),
+    "a mask's pixels": (edit_mask, {"leaderboard"}),
+    "the layers": (edit_layers, {"leaderboard"}),
     "the weights": (edit_weights("export"), OF_MODEL | {"resamples"}),
-    "the weights before training": (edit_weights("checkpoints/start"), {"league"}),
+    "the weights before training": (edit_weights("checkpoints/start"), {"leaderboard"}),
     "the normalisation": (edit_export("mean", [0.3, 0.3, 0.3]), OF_MODEL),
     "the number of heads": (edit_export("num_heads", 4), OF_MODEL),
     "the image size": (edit_run("image_size", [24, 24]), OF_MODEL),
-    "the attention size": (edit_run("attention_size", 40), {"league", "maps"}),
+    "the attention size": (edit_run("attention_size", 40), {"leaderboard", "maps"}),
 }
 SETTINGS = {
     "k": ((4,), {"knn", "resamples"}),
     "temperature": (0.2, {"knn", "resamples"}),
-    "methods": (("attention", "occlusion"), {"league", "maps"}),
-    "league": (1, {"league"}),
+    "methods": (("attention", "occlusion"), {"leaderboard", "maps"}),
+    "leaderboard": (1, {"leaderboard"}),
     "cases": (3, {"logits", "maps"}),
-    "bootstrap": (30, {"league", "resamples"}),
-    "seed": (5, {"league", "resamples", "embedding"}),
-    "lesion_values": ((128, 255), {"league"}),
-    "retina_values": ((), {"league"}),
+    "bootstrap": (30, {"leaderboard", "resamples"}),
+    "seed": (5, {"leaderboard", "resamples", "embedding"}),
+    "lesion_values": ((128, 255), {"leaderboard"}),
+    "retina_values": ((), {"leaderboard"}),
     "max_side": (48, EVERY),
 }
 
@@ -244,8 +243,8 @@ def test_the_digest_of_data_is_of_every_part(folder):
         column = getattr(index, name).copy()
         column[0] = column[-1] if column[0] != column[-1] else (1 if name == "labels" else "val")
         digests.add(data_digest(dataclasses.replace(data, index=dataclasses.replace(index, **{name: column}))))
-    said = {"notes": ("x",), "mislabelled": ("x",), "class_names": ("A", "B", "C", "D"), "split_rule": "x"}
-    for name, value in {**said, "left_out": (("x", "y"),)}.items():
+    texts = {"notes": ("x",), "mislabelled": ("x",), "class_names": ("A", "B", "C", "D"), "split_rule": "x"}
+    for name, value in {**texts, "left_out": (("x", "y"),)}.items():
         digests.add(data_digest(dataclasses.replace(data, index=dataclasses.replace(index, **{name: value}))))
     for name in ("border", "brightness", "tissue", "original_sizes"):
         kept = getattr(scans, name)

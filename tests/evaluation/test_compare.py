@@ -25,7 +25,7 @@ RANDOM = "random:test_resnet"
 COMMON = SMALL_REPORT[-4:]  # the resamples
 
 
-def said(module: str, args: list[object]) -> str:
+def printed_by(module: str, args: list[object]) -> str:
     """What a command prints."""
     command = importlib.import_module(f"evaluation.{module}")
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -53,8 +53,8 @@ def results(folder):
 def test_numbers_equal_those_of_the_single_commands(results, trained, tmp_path):
     """Accuracy, interval, recall and confusion of k-NN and linear probe."""
     shared = ["--model", trained, *COMMON, "--controls", False, "--out", tmp_path]
-    said("knn", [*shared, "--k", 3])
-    said("linear", [*shared, "--fractions", 1])
+    printed_by("knn", [*shared, "--k", 3])
+    printed_by("linear", [*shared, "--fractions", 1])
     knn = json.loads((tmp_path / "knn_test.json").read_text())["rows"]
     linear = json.loads((tmp_path / "linear_fast_test.json").read_text())["rows"]
     assert list(knn) == list(linear) == ["model"]  # no controls were asked for
@@ -73,8 +73,8 @@ def test_numbers_equal_those_of_the_single_commands(results, trained, tmp_path):
 
 def test_a_classifier_scores_as_in_its_own_test(fitted, own_cache, tmp_path):
     """A supervised run and an untrained network, on the supervised run's own scans."""
-    models, nothing = [fitted, "random:test_resnet"], ["--cases", 0, "--league", 0]
-    printed = said("compare", [*models, "--k", 3, *nothing, "--seed", 0, "--out", tmp_path])
+    models, nothing = [fitted, "random:test_resnet"], ["--cases", 0, "--leaderboard", 0]
+    printed = printed_by("compare", [*models, "--k", 3, *nothing, "--seed", 0, "--out", tmp_path])
     results = json.loads((tmp_path / "results.json").read_text())
     tested = json.loads((fitted / "evaluation" / "supervised" / "supervised_test.json").read_text())
     row, expected = results["table"]["rows"][fitted.name], tested["rows"]["classifier"]
@@ -84,13 +84,13 @@ def test_a_classifier_scores_as_in_its_own_test(fitted, own_cache, tmp_path):
     assert results["confusions"][fitted.name]["counts"] == expected["confusion"]
     assert results["models"]["random:test_resnet"]["kind"] == "random weights"
     assert "there is no self-supervised model to compare with" in results["verdict"]["headline"]
-    assert not [one for one in results["warnings"] if one["kind"] == "model"]
+    assert not [warning for warning in results["warnings"] if warning["kind"] == "model"]
     assert "Self-supervised against supervised is NOT shown" in printed
 
 
 def test_every_part_of_the_report_is_there(results, compared, trained, fitted):
     start = f"{trained.name}/start"
-    kinds = {key: one["kind"] for key, one in results["models"].items()}
+    kinds = {key: model["kind"] for key, model in results["models"].items()}
     assert kinds == {
         trained.name: "self-supervised",
         start: "starting weights",
@@ -99,11 +99,11 @@ def test_every_part_of_the_report_is_there(results, compared, trained, fitted):
     }
     assert results["models"][fitted.name]["classifier"] == "own"
     assert results["models"][trained.name]["classifier"] == results["models"][start]["classifier"] == "probe"
-    columns = [one["key"] for one in results["table"]["columns"]]
+    columns = [column["key"] for column in results["table"]["columns"]]
     for key, row in results["table"]["rows"].items():
         assert list(row) == columns
         gaps = results["models"][key]["gaps"]
-        groups = {one["key"]: one["group"] for one in results["table"]["columns"]}
+        groups = {column["key"]: column["group"] for column in results["table"]["columns"]}
         for column, value in row.items():  # a gap has its reason
             assert value is not None or column in gaps or groups[column] in gaps, (key, column)
     assert results["table"]["rows"][trained.name]["classifier_accuracy"] is None
@@ -113,9 +113,9 @@ def test_every_part_of_the_report_is_there(results, compared, trained, fitted):
     assert "synthetic" in verdict["headline"]
     assert any("raw pixels" in text for text in verdict["sentences"])
     assert any("starting weights" in text for text in verdict["sentences"])
-    kinds_of_warnings = [one["kind"] for one in results["warnings"]]
+    kinds_of_warnings = [warning["kind"] for warning in results["warnings"]]
     assert kinds_of_warnings.index("size") > 0  # the audit of the data comes first
-    of_models = [one["text"] for one in results["warnings"] if one["kind"] == "model"]
+    of_models = [warning["text"] for warning in results["warnings"] if warning["kind"] == "model"]
     # The supervised run learnt from other phantoms: its classifier is no match for a probe fitted on these, and its
     # patients of equal numbers are other patients.
     (text,) = of_models
@@ -134,12 +134,12 @@ def test_every_part_of_the_report_is_there(results, compared, trained, fitted):
         assert set(case["models"][fitted.name]["maps"]) >= {"attention", "gradcam"}
     assert results["suspects"] is None
     assert "suspects: the labels of phantoms are exact, so none is doubted" in results["gaps"]
-    for key, one in results["evaluations"].items():
-        for protocol, found in one.items():
-            lowest = found["lowest_recall"]
+    for key, by_protocol in results["evaluations"].items():
+        for protocol, result in by_protocol.items():
+            lowest = result["lowest_recall"]
             assert lowest["recall"] == results["table"]["rows"][key][f"{protocol}_lowest_recall"]
             assert results["table"]["classes_of_lowest_recall"][key][f"{protocol}_lowest_recall"] == lowest["class"]
-            assert bool(found["never_recognised"]) == (lowest["recall"]["point"] == 0)
+            assert bool(result["never_recognised"]) == (lowest["recall"]["point"] == 0)
     most = results["verdict"]["majority"]
     assert any(f"Always naming {most['name']}" in text for text in verdict["sentences"])
     assert verdict["headline"] in compared.printed
@@ -148,14 +148,14 @@ def test_every_part_of_the_report_is_there(results, compared, trained, fitted):
 
 def test_confusions_and_answers_open_the_scans_behind_them(results):
     labels = results["scans"]["label"]
-    for key, found in results["confusions"].items():
+    for key, confusion in results["confusions"].items():
         answers = results["answers"][key]
-        assert sum(map(sum, found["counts"])) == len(answers["scans"]) == results["verdict"]["scans"]
-        for pair in found["pairs"]:
-            assert len(pair["scans"]) == found["counts"][pair["true"]][pair["called"]] > 0
+        assert sum(map(sum, confusion["counts"])) == len(answers["scans"]) == results["verdict"]["scans"]
+        for pair in confusion["pairs"]:
+            assert len(pair["scans"]) == confusion["counts"][pair["true"]][pair["called"]] > 0
             assert all(labels[i] == pair["true"] and answers["called"][i] == pair["called"] for i in pair["scans"])
-        wrong = sum(len(pair["scans"]) for pair in found["pairs"])
-        assert wrong == len(answers["scans"]) - sum(found["counts"][c][c] for c in range(len(found["counts"])))
+        wrong = sum(len(pair["scans"]) for pair in confusion["pairs"])
+        assert wrong == len(answers["scans"]) - sum(confusion["counts"][c][c] for c in range(len(confusion["counts"])))
 
 
 def test_csv_and_figures_hold_the_same_numbers(results, folder):
@@ -164,8 +164,8 @@ def test_csv_and_figures_hold_the_same_numbers(results, folder):
     assert list(rows) == list(results["models"])
     for key, row in rows.items():
         value = results["table"]["rows"][key]["linear_accuracy"]
-        found = [float(row[f"linear_accuracy{end}"]) for end in ("", "_low", "_high")]
-        assert found == [value["point"], value["low"], value["high"]]
+        cells = [float(row[f"linear_accuracy{end}"]) for end in ("", "_low", "_high")]
+        assert cells == [value["point"], value["low"], value["high"]]
     for figure in results["figures"]:
         with Image.open(folder / figure["file"]) as image:
             image.load()
@@ -214,11 +214,11 @@ def test_an_interrupted_report_goes_on_and_a_damaged_step_is_made_again(
     damaged.write_bytes(damaged.read_bytes()[:-200])
     for name in ("_knn", "_classify"):
         monkeypatch.setattr(comparison_measures, name, lambda *_: pytest.fail("a finished step was repeated"))
-    found, _, cache = comparison.compare(options)
+    finished, _, cache = comparison.compare(options)
     assert [step.split()[0] for step in cache.made if step.split()[0] in ("linear", "knn", "embedding")] == ["linear"]
     assert "damaged, made again" in capsys.readouterr().err
     assert all(file.stat().st_mtime_ns == time for file, time in kept.items() if file != damaged)
-    again = plain(found)
+    again = plain(finished)
     for section in ("table", "confusions", "suspects", "severity", "embedding", "cases", "warnings"):
         if section == "table":  # the time of a pass is measured, not computed
             for row in (*again["table"]["rows"].values(), *results["table"]["rows"].values()):
@@ -241,51 +241,51 @@ def test_an_interrupted_report_goes_on_and_a_damaged_step_is_made_again(
     ],
 )
 def test_wrong_use_is_one_line(args, message, trained, own_cache, tmp_path):
-    one = tmp_path / "one" / "CNV"
-    one.mkdir(parents=True)
+    folder = tmp_path / "one" / "CNV"
+    folder.mkdir(parents=True)
     for i in range(4):
         Image.fromarray(np.random.default_rng(i).integers(0, 255, (32, 32), dtype=np.uint8)).save(
-            one / f"CNV-{i}-1.png"
+            folder / f"CNV-{i}-1.png"
         )
-    given = [arg.replace("RUN", str(trained)).replace("ONE", str(one.parent)) for arg in args]
+    given = [arg.replace("RUN", str(trained)).replace("ONE", str(folder.parent)) for arg in args]
     with pytest.raises(InputError) as error:
-        said("compare", [*given, "--out", tmp_path / "out"])
+        printed_by("compare", [*given, "--out", tmp_path / "out"])
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_values_of_masks_reach_league_severity_and_cases(trained, own_cache, cache_root, tmp_path):
+def test_values_of_masks_reach_leaderboard_severity_and_cases(trained, own_cache, cache_root, tmp_path):
     """Scans that are no phantoms to the program, with masks of the same values."""
     shutil.copytree(phantom_folder(read_run(trained).phantom, cache_root), tmp_path / "scans")
     (tmp_path / "scans" / "phantom.json").unlink()
     common = [trained, "--data", tmp_path / "scans", "--dataset.split", "official", "--k", 3, "--cases", 4]
-    common += ["--league", 2, "--methods", "attention", "--bootstrap", 20]
+    common += ["--league", 2, "--methods", "attention", "--bootstrap", 20]  # the older name of --leaderboard
 
-    def found(name, *values):
-        said("compare", [*common, *values, "--out", tmp_path / name])
+    def results_of(name, *values):
+        printed_by("compare", [*common, *values, "--out", tmp_path / name])
         return json.loads((tmp_path / name / "results.json").read_text())
 
     narrow, wide = (
-        found("narrow", "--lesion-values", 255, "--retina-values", 128),
-        found("wide", "--lesion-values", 128, 255),
+        results_of("narrow", "--lesion-values", 255, "--retina-values", 128),
+        results_of("wide", "--lesion-values", 128, 255),
     )
     assert narrow["severity"]["measure"] == wide["severity"]["measure"] == "share of the scan in the lesion mask"
     for case, other in zip(narrow["cases"], wide["cases"], strict=True):
         assert case["scan"] == other["scan"]
         assert other["severity"] > 0.1 > case["severity"]
     shares = [
-        next(row for row in one["league"]["rows"] if row["name"] == "random")["scores"]["auprc"]["point"]
-        for one in (narrow, wide)
+        next(row for row in results["league"]["rows"] if row["name"] == "random")["scores"]["auprc"]["point"]
+        for results in (narrow, wide)
     ]  # of a random map: the lesion's share of the pixels
     assert shares[1] > 2 * shares[0]
 
 
 def test_one_model_alone_gives_a_report_that_says_what_is_missing(trained, own_cache, tmp_path):
-    said("compare", [trained, "--k", 3, "--cases", 0, "--league", 0, "--bootstrap", 20, "--out", tmp_path])
-    found = json.loads((tmp_path / "results.json").read_text())
-    assert "there is no supervised model to compare with" in found["verdict"]["headline"]
-    assert any("NOT shown" in text for text in found["verdict"]["sentences"])
-    assert set(found["table"]["best"].values()) == {None}
-    assert found["cases"] == []
-    assert found["league"] is None
-    assert {text.split(":")[0] for text in found["gaps"]} == {"explanations", "cases", "suspects"}
+    printed_by("compare", [trained, "--k", 3, "--cases", 0, "--leaderboard", 0, "--bootstrap", 20, "--out", tmp_path])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert "there is no supervised model to compare with" in results["verdict"]["headline"]
+    assert any("NOT shown" in text for text in results["verdict"]["sentences"])
+    assert set(results["table"]["best"].values()) == {None}
+    assert results["cases"] == []
+    assert results["league"] is None
+    assert {text.split(":")[0] for text in results["gaps"]} == {"explanations", "cases", "suspects"}

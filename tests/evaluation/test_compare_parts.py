@@ -1,15 +1,21 @@
 """Parts of the comparison on data whose answer is known."""
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from evaluation.report.cases import RULES, choose_cases
+from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.paired import LowestRecall
+from evaluation.report.cases import choose_cases
 from evaluation.report.findings import of_data
-from evaluation.report.label_errors import cross_validated, doubted, find_suspects, margins, nearest_of_others
+from evaluation.report.label_errors import cross_validated, find_suspects, rivals
 from evaluation.report.severity import rank_correlation
 from evaluation.report.steps import StepCache
 from evaluation.report.table import columns, is_urgency_known
+from evaluation.scores.embeddings import nearest
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def test_a_rare_class_without_a_wrong_label_is_not_accused(of_rare):
         found_wrong += len({suspect.scan for suspect in doubts.worst} & set(flipped.tolist()))
         wrong += len(flipped)
         assert "RARE (" in doubts.left_out
-        margin = margins(cross_validated(features, given, patients, 3, c=0.003), given)
+        _, margin, _ = rivals(cross_validated(features, given, patients, 3, c=0.003), given)
         assert (margin[labels == 2] < -0.5).mean() > 0.2  # a fixed limit would accuse these
     assert accused == 0
     assert found_wrong >= 0.5 * wrong
@@ -82,7 +88,9 @@ def test_nobody_is_accused_by_a_classifier_that_knows_no_class():
 def test_the_limit_of_doubt_is_that_of_the_other_class():
     """Class 1 is usually found with 0.6: more than that, and more than the given class, is a reason to doubt."""
     probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.45, 0.55], [0.4, 0.6], [0.4, 0.6]])
-    assert doubted(probabilities, np.array([0, 0, 0, 1, 1])).tolist() == [False, True, False, False, False]
+    rival, _, is_doubted = rivals(probabilities, np.array([0, 0, 0, 1, 1]))
+    assert rival.tolist() == [1, 1, 1, 0, 0]
+    assert is_doubted.tolist() == [False, True, False, False, False]
 
 
 def test_cross_validation_never_saw_the_patient(groups):
@@ -91,24 +99,27 @@ def test_cross_validation_never_saw_the_patient(groups):
     rng = np.random.default_rng(1)
     features = np.repeat(rng.normal(size=(60, 40)), 4, axis=0).astype(np.float32)
     labels = np.repeat(rng.integers(0, 2, 60), 4)
-    found = cross_validated(features, labels, patients, 2, c=100.0)
-    assert 0.2 < (found.argmax(axis=1) == labels).mean() < 0.8
-    np.testing.assert_allclose(found.sum(axis=1), 1)
+    probabilities = cross_validated(features, labels, patients, 2, c=100.0)
+    assert 0.2 < (probabilities.argmax(axis=1) == labels).mean() < 0.8
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
 
 
 def test_margin_by_hand():
     probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
-    np.testing.assert_allclose(margins(probabilities, np.array([0, 1])), [0.5, -0.3])
+    np.testing.assert_allclose(rivals(probabilities, np.array([0, 1]))[1], [0.5, -0.3])
 
 
 def test_neighbours_are_of_other_patients(groups):
-    features, _, patients = groups
-    similarity, near = nearest_of_others(features, patients, np.array([3, 100]), 7)
+    features, labels, patients = groups
+    near = nearest(features, patients, 7, queries=np.array([3, 100]))
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     for row, i in enumerate((3, 100)):
         cosine = np.where(patients == patients[i], -2, unit @ unit[i])
         assert near[row].tolist() == np.argsort(-cosine)[:7].tolist()
-        np.testing.assert_allclose(similarity[row], np.sort(cosine)[::-1][:7], atol=1e-5)
+    (suspect,) = find_suspects(features, np.where(np.arange(240) == 3, 1, labels), patients, "ABC", 1.0, most=1).worst
+    similarities = [neighbour.similarity for neighbour in suspect.neighbours]
+    near = [neighbour.scan for neighbour in suspect.neighbours]
+    np.testing.assert_allclose(similarities, unit[near] @ unit[suspect.scan], atol=1e-5)
 
 
 def test_rank_correlation_of_a_resample_is_that_of_its_scans():
@@ -128,8 +139,9 @@ def test_cases_follow_their_rules_and_spread(groups):
     _, labels, patients = groups
     right = np.random.default_rng(2).random(240)
     cases = choose_cases(right, labels, patients, 9, seed=0, model="M")
-    assert [case.rule for case in cases] == [RULES[0]] * 3 + [rule for rule in RULES[1:] for _ in range(2)]
-    by_rule = {rule: [case.scan for case in cases if case.rule == rule] for rule in RULES}
+    counts = {"seeded random": 3, "best": 2, "median": 2, "worst": 2}
+    assert [case.rule for case in cases] == [rule for rule, count in counts.items() for _ in range(count)]
+    by_rule = {rule: [case.scan for case in cases if case.rule == rule] for rule in counts}
     taken = by_rule["seeded random"]
     free = np.setdiff1d(np.arange(240), np.flatnonzero(np.isin(patients, patients[taken])))
     assert by_rule["best"][0] == free[right[free].argmax()]
@@ -144,19 +156,47 @@ def test_cases_follow_their_rules_and_spread(groups):
 
 def test_steps_are_kept_by_what_they_depend_on(tmp_path, capsys):
     cache = StepCache(tmp_path / "new")
-    made = [cache.json("a step", {"x": x}, lambda x=x: {"value": x}) for x in (1, 2, 1)]
+    made = [cache.json("a step", lambda x=x: {"value": x}, x=x) for x in (1, 2, 1)]
     assert made == [{"value": 1}, {"value": 2}, {"value": 1}]
     assert cache.made == ["a step", "a step"]
     for file in cache.folder.glob("*.npz"):
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 255
         file.write_bytes(content)
-    assert cache.json("a step", {"x": 1}, lambda: {"value": 1}) == {"value": 1}
+    assert cache.json("a step", lambda: {"value": 1}, x=1) == {"value": 1}
     assert len(cache.made) == 3
     assert "damaged, made again" in capsys.readouterr().err
     blocked = tmp_path / "file"
     blocked.write_text("")
-    assert StepCache(blocked).json("s", {}, lambda: 5) == 5  # costs time, not the result
+    assert StepCache(blocked).json("s", lambda: 5) == 5  # costs time, not the result
+
+
+def test_steps_of_another_model_are_other_steps(tmp_path):
+    cache = StepCache(tmp_path)
+    models = [cache.of(data="d").of(name, weights=name) for name in ("a", "b", "a")]
+    values = [model.json("probe", lambda name=name: name) for model, name in zip(models, "abc", strict=True)]
+    assert values == ["a", "b", "a"]
+    assert cache.made == ["probe a", "probe b"]
+
+
+def test_a_step_gives_back_the_dataclass_that_it_kept(tmp_path):
+    """Nested, with a field whose key is another word, and a number that JSON has no word for."""
+    lowest = LowestRecall("CNV", Interval(math.nan, reason="no scan"))
+    kept = Kept(lowest, [Interval(1.0, 0.5, 2.0)], {"x": None, "y": Interval(3.0)}, None, [1, 2])
+    for _ in range(2):
+        given = StepCache(tmp_path).json("a step", lambda: kept, Kept)
+        assert math.isnan(given.lowest.recall.point)
+        assert given.lowest.recall.reason == "no scan"
+        assert dataclasses.replace(given, lowest=lowest) == kept
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    lowest: LowestRecall
+    intervals: list[Interval]
+    by_name: dict[str, Interval | None]
+    ms: float | None
+    size: list[int]
 
 
 def test_urgent_columns_need_classes_of_both_kinds():
@@ -164,7 +204,7 @@ def test_urgent_columns_need_classes_of_both_kinds():
     assert is_urgency_known(("cnv", "normal"))
     assert not is_urgency_known(("CNV", "DME"))
     assert not is_urgency_known(("CNV", "AMD", "NORMAL"))
-    assert not [one for one in columns((5,), ("AMD", "NORMAL")) if one.key.startswith("urgent")]
+    assert not [column for column in columns((5,), ("AMD", "NORMAL")) if column.key.startswith("urgent")]
 
 
 def test_leaks_and_wrong_labels_are_serious():
@@ -188,9 +228,9 @@ def test_leaks_and_wrong_labels_are_serious():
         "mislabelled": [],
         "notes": [],
     }
-    found = of_data(report)
-    assert [one.kind for one in found] == ["leak", "duplicates", "duplicates", "shortcut", "files"]
-    serious = [one.text for one in found if one.serious]
+    findings = of_data(report)
+    assert [finding.kind for finding in findings] == ["leak", "duplicates", "duplicates", "shortcut", "files"]
+    serious = [finding.text for finding in findings if finding.serious]
     assert "1 patients have scans in train and test" in serious[0]
     assert "at least one label is wrong" in serious[1]
     assert len(serious) == 2

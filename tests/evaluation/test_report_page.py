@@ -13,7 +13,6 @@ import pytest
 
 from dino_oct.errors import InputError
 from dino_oct.scores.bootstrap import Interval
-from evaluation.pages.embedding_figures import marks
 from evaluation.report import page as report_page
 from evaluation.report.figures import write_figures
 from evaluation.report.label_errors import Neighbour, Suspect, Suspects
@@ -127,8 +126,8 @@ def test_the_numbers_are_those_of_the_results(page, reader, results):
             assert shown == (words.replace(" ", f" {weakest} ", 1) if weakest and " " in words else
                              f"{words} {weakest}" if weakest else words)  # fmt: skip
     assert gaps > 4
-    (league, *_), score = rows_of(page, "league-table")[1:], results["league"]["rows"][0]["scores"]
-    assert league[1].startswith(in_words(score["auprc"], 1, 100))
+    (best, *_), score = rows_of(page, "leaderboard-table")[1:], results["league"]["rows"][0]["scores"]
+    assert best[1].startswith(in_words(score["auprc"], 1, 100))
     severity = rows_of(page, "severity-table")[2:]
     for model, row in zip(results["severity"]["rows"], severity, strict=True):
         assert row[1] == in_words(results["severity"]["rows"][model]["all"]["from_normal"], 2, sign="+")
@@ -142,7 +141,7 @@ def test_the_numbers_are_those_of_the_results(page, reader, results):
     ):
         assert expected in reader.words
     for column, pairs in results["table"]["differences"].items():
-        digits = next(one["digits"] for one in results["table"]["columns"] if one["key"] == column)
+        digits = next(about["digits"] for about in results["table"]["columns"] if about["key"] == column)
         for pair, difference in pairs.items():
             assert f"{pair} {in_words(difference, digits, sign='+')}" in reader.words
 
@@ -206,7 +205,7 @@ def test_gaps_tell_their_reason_where_they_are_and_below(reader, results, compar
 def test_whole_sections_may_be_missing(compared):
     verdict = dataclasses.replace(compared.results.verdict, difference=None, a=None, b=None)
     table = dataclasses.replace(compared.results.table, best=dict.fromkeys(compared.results.table.best), differences={})
-    missing = dict.fromkeys(("league", "severity", "suspects", "embedding", "notice"))
+    missing = dict.fromkeys(("leaderboard", "severity", "suspects", "embedding", "notice"))
     results = dataclasses.replace(
         compared.results, **missing, cases=[], confusions={}, answers={}, reliability={}, warnings=[], figures=[],
         gaps=["explanations: no masks were given"], verdict=verdict, table=table,
@@ -258,8 +257,7 @@ def hostile(compared, tmp_path_factory):
     count = len(results.scans.file)
     columns = {name: [HOSTILE] * count for name in ("file", "patient", "split")}
     results = dataclasses.replace(results, scans=dataclasses.replace(results.scans, **columns))
-    classes = marks([of_class.name for of_class in results.classes], False)
-    _, drawn = write_figures(results, {}, classes, tmp_path_factory.mktemp("hostile"))
+    _, drawn = write_figures(results, {}, tmp_path_factory.mktemp("hostile"))
     cases = [
         dataclasses.replace(case, maps={renamed(key, names): maps for key, maps in case.maps.items()})
         for case in compared.media.cases
@@ -293,7 +291,7 @@ const complain = console.error;
 console.error = (...words) => { problems.push(words.join(" ")); complain(...words); };
 </script>"""
 STEPS = """<script>addEventListener("load", async () => {
-  const found = {}, one = (query) => document.querySelector(query);
+  const seen = {}, first = (query) => document.querySelector(query);
   const all = (query) => [...document.querySelectorAll(query)];
   const until = async (check) => {
     for (let i = 0; i < 100 && !check(); i++) await new Promise((done) => setTimeout(done, 50));
@@ -311,10 +309,10 @@ STEPS = """<script>addEventListener("load", async () => {
   const loaded = (image) => image.complete && image.naturalWidth > 0;
   try {
     await until(() => [...document.images].every((image) => image.complete));
-    found.images = [...document.images].filter((image) => image.checkVisibility()).map(loaded);
-    found.wide = document.documentElement.scrollWidth - innerWidth;
-    found.charts = all(".figure svg").map((chart) => [chart.clientWidth, chart.closest(".scroll").clientWidth]);
-    found.letters = all(".figure text").map((text) => parseFloat(getComputedStyle(text).fontSize)
+    seen.images = [...document.images].filter((image) => image.checkVisibility()).map(loaded);
+    seen.wide = document.documentElement.scrollWidth - innerWidth;
+    seen.charts = all(".figure svg").map((chart) => [chart.clientWidth, chart.closest(".scroll").clientWidth]);
+    seen.letters = all(".figure text").map((text) => parseFloat(getComputedStyle(text).fontSize)
       * text.ownerSVGElement.clientWidth / text.ownerSVGElement.viewBox.baseVal.width);
 
     const order = () => all("#model-table tbody tr").map((row) => row.dataset.model);
@@ -322,39 +320,39 @@ STEPS = """<script>addEventListener("load", async () => {
     const buttons = all("#model-table .sort");
     const classifier = buttons.findIndex((button) => button.closest("th").classList.contains("start")
       && button.title.includes("own classifier"));
-    found.orders = [order()];
+    seen.orders = [order()];
     for (const [button, times] of [[buttons[1], 2], [buttons[classifier], 1], [buttons[0], 1]]) {
       for (let i = 0; i < times; i++) button.click();
-      found.orders.push(order());
+      seen.orders.push(order());
     }
-    found.sorts = sorts();
+    seen.sorts = sorts();
 
-    const cell = one(".confusion .wrong button"), behind = one("#behind");
+    const cell = first(".confusion .wrong button"), behind = first("#behind");
     cell.click();
-    found.opened = {hidden: behind.hidden, title: behind.querySelector("h3").textContent,
+    seen.opened = {hidden: behind.hidden, title: behind.querySelector("h3").textContent,
       count: Number(cell.textContent), scans: behind.querySelectorAll(".scan").length,
       expanded: cell.getAttribute("aria-expanded"), text: behind.textContent, label: cell.getAttribute("aria-label")};
     await until(() => all("#behind img").every((image) => image.complete));
-    found.opened.images = all("#behind img").map(loaded);
+    seen.opened.images = all("#behind img").map(loaded);
     behind.dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
-    found.closed = behind.hidden;
+    seen.closed = behind.hidden;
 
-    const panel = () => one(".case-panel:not([hidden])"), large = () => panel().querySelector(".large img");
-    const look = () => found.seen.push({image: large().src, words: panel().querySelector(".map-words").textContent,
+    const panel = () => first(".case-panel:not([hidden])"), large = () => panel().querySelector(".large img");
+    const look = () => seen.looks.push({image: large().src, words: panel().querySelector(".map-words").textContent,
       scan: getComputedStyle(panel().querySelector(".large")).backgroundImage, about: panel().dataset.scan,
       opacity: getComputedStyle(large()).opacity,
       outline: getComputedStyle(panel().querySelector(".large"), "::after").backgroundImage,
       answers: panel().querySelector(".answers").textContent,
       pressed: all(".case-panel:not([hidden]) .grid button").map((button) => button.getAttribute("aria-pressed"))});
-    found.seen = [];
+    seen.looks = [];
     look();
-    found.grid = {maps: panel().querySelectorAll(".grid button").length,
+    seen.grid = {maps: panel().querySelectorAll(".grid button").length,
       gaps: panel().querySelectorAll(".grid .gap").length};
     panel().querySelectorAll(".grid button")[1].click(); look();
-    change(one("#case-opacity"), 20); look();
-    one("#case-outline").click(); look();
+    change(first("#case-opacity"), 20); look();
+    first("#case-outline").click(); look();
     all(".case")[3].click(); look();
-    found.pressed = all(".case").map((button) => button.getAttribute("aria-pressed"));
+    seen.pressed = all(".case").map((button) => button.getAttribute("aria-pressed"));
     await until(() => large().complete);
     const {filter} = getComputedStyle(large());
     [paper.width, paper.height] = [64, 64];
@@ -365,23 +363,23 @@ STEPS = """<script>addEventListener("load", async () => {
     copy.fillStyle = grey;
     copy.fillRect(0, 0, 64, 64);
     copy.filter = "none";
-    found.colours = [0, 32, 63].map((x) => [...copy.getImageData(x, 32, 1, 1).data]);
+    seen.colours = [0, 32, 63].map((x) => [...copy.getImageData(x, 32, 1, 1).data]);
 
-    const first = () => one("#league-table tbody td [data-class]:not([hidden])").textContent;
-    const was = first(), chooser = one("#league-class");
-    all("#league-table .sort")[1].click();
+    const score = () => first("#leaderboard-table tbody td [data-class]:not([hidden])").textContent;
+    const was = score(), chooser = first("#leaderboard-class");
+    all("#leaderboard-table .sort")[1].click();
     change(chooser, chooser.options[1].value);
-    found.league = {changed: first() !== was, bodies: all("#league-table tbody").map((body) => body.className),
-      hidden: all("#league-table tbody td [data-class]:not([hidden])").map((span) => span.dataset.class)};
-    found.maps = all("#maps .map canvas:first-child").map(ink);
+    seen.leaderboard = {changed: score() !== was, bodies: all("#leaderboard-table tbody").map((body) => body.className),
+      hidden: all("#leaderboard-table tbody td [data-class]:not([hidden])").map((span) => span.dataset.class)};
+    seen.maps = all("#maps .map canvas:first-child").map(ink);
     dispatchEvent(new Event("beforeprint"));
-    found.details = all("details").every((one) => one.open);
-    found.title = document.title;
+    seen.details = all("details").every((details) => details.open);
+    seen.title = document.title;
   } catch (error) { problems.push(String(error.stack)); }
-  found.problems = problems;
+  seen.problems = problems;
   const report = document.createElement("pre");
   report.id = "report";
-  report.textContent = JSON.stringify(found);
+  report.textContent = JSON.stringify(seen);
   document.body.append(report);
 });</script></body>"""
 
@@ -401,9 +399,9 @@ def in_browser(page: str, folder, *options: str) -> dict:
     )  # fmt: skip
     told = re.search(r'<pre id="report">(.*?)</pre>', finished.stdout, re.DOTALL)
     assert told, finished.stderr[-2000:]
-    found = json.loads(html.unescape(told[1]))
-    found["console"] = [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
-    return found
+    seen = json.loads(html.unescape(told[1]))
+    seen["console"] = [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
+    return seen
 
 
 needs_chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
@@ -446,9 +444,9 @@ def test_tables_sort(browsed, results):
     assert names == sorted(models)
     assert browsed["sorts"][0] == "ascending"
     assert set(browsed["sorts"][1:]) == {"none"}
-    assert browsed["league"]["changed"]
-    assert browsed["league"]["bodies"] == ["maps", "references"]
-    assert len(set(browsed["league"]["hidden"])) == 1
+    assert browsed["leaderboard"]["changed"]
+    assert browsed["leaderboard"]["bodies"] == ["maps", "references"]
+    assert len(set(browsed["leaderboard"]["hidden"])) == 1
 
 
 def test_a_number_of_the_matrix_opens_its_scans(browsed):
@@ -465,8 +463,8 @@ def test_a_number_of_the_matrix_opens_its_scans(browsed):
 
 
 def test_the_case_viewer_switches(browsed, results):
-    start, method, opacity, outline, case = browsed["seen"]
-    assert all(shown["image"].startswith("data:image/png;base64,") for shown in browsed["seen"])
+    start, method, opacity, outline, case = browsed["looks"]
+    assert all(shown["image"].startswith("data:image/png;base64,") for shown in browsed["looks"])
     for before, after, changed in (
         (start, method, {"image", "words", "pressed"}),
         (method, opacity, {"opacity"}),
@@ -491,8 +489,8 @@ def test_the_case_viewer_switches(browsed, results):
 
 @needs_chromium
 def test_hostile_names_in_a_narrow_browser(hostile, tmp_path):
-    found = in_browser(hostile, tmp_path, "--window-size=480,1000")
-    assert found["problems"] == []
-    assert all(found["images"])
-    assert found["title"] != "owned"
-    assert found["wide"] <= 0
+    seen = in_browser(hostile, tmp_path, "--window-size=480,1000")
+    assert seen["problems"] == []
+    assert all(seen["images"])
+    assert seen["title"] != "owned"
+    assert seen["wide"] <= 0
