@@ -29,6 +29,13 @@ TRAINERS = ("dino_oct/train.py", "supervised/train.py")
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def number_of_threads():
+    """Nothing leaves torch with another number of threads: the last bits of what runs later would differ."""
+    yield
+    assert torch.get_num_threads() == 1
+
+
 @pytest.fixture(scope="session")
 def record():
     """Settings and results of the reference run (public implementation, 6 iterations)."""

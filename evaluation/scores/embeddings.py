@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
+import torch
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import cKDTree, procrustes
 
@@ -32,6 +33,7 @@ def umap_map(
     Returns:
         (N, 2) float32; the axes have no units.
     """
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Tensorflow not installed", ImportWarning)
         import umap  # here, because importing it takes seconds
@@ -47,7 +49,9 @@ def umap_map(
             n_jobs=1,
             init="spectral" if start is None else start,
         )
-        return mapper.fit_transform(np.asarray(features, dtype=np.float32))
+        points = mapper.fit_transform(np.asarray(features, dtype=np.float32))
+    torch.set_num_threads(threads)  # numba, on which umap-learn rests, sets it for all libraries of the process
+    return points
 
 
 def nearest(
