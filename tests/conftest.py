@@ -28,6 +28,9 @@ TRAINERS = ("dino_oct/train.py", "supervised/train.py")
 # Small tests on shared cores: one thread is faster than two, and sums are then in one order.
 torch.set_num_threads(1)
 
+# Shells start what runs in the background with Ctrl-C ignored, and commands would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 @pytest.fixture(autouse=True)
 def number_of_threads():

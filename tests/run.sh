@@ -7,4 +7,4 @@ cd "$(dirname "$0")/.."
 install_project test
 ruff check .
 ruff format --check .
-python -m pytest "$@"
+python -m pytest -n 2 --dist loadscope "$@"

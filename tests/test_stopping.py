@@ -13,7 +13,6 @@ from conftest import REPOSITORY, TINY_FIT, TINY_RUN, with_signal
 from dino_oct import features, pretraining
 from dino_oct import train as pretrain_command
 from dino_oct.config import load_config
-from dino_oct.models import classifier
 from dino_oct.monitor import Monitor
 from supervised import config as supervision
 from supervised import train as fit_command
@@ -80,7 +79,7 @@ def test_a_signal_while_attention_is_drawn(tmp_path, monkeypatch):
 
 def test_a_signal_inside_the_validation_of_a_supervised_run(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(classifier, "extract", with_signal(2, classifier.extract))
+        patch.setattr(features, "extract", with_signal(2, features.extract))
         fit(tmp_path / "stopped")
     assert (tmp_path / "stopped" / "stopped").exists()
     fit(tmp_path / "stopped")

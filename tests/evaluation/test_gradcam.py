@@ -111,7 +111,7 @@ def test_every_family_points_at_the_only_evidence(family):
 
 @pytest.mark.parametrize(
     ("method", "library"),
-    zip(METHODS, (GradCAM, GradCAMPlusPlus, HiResCAM, EigenCAM), strict=True),
+    list(zip(METHODS, (GradCAM, GradCAMPlusPlus, HiResCAM, EigenCAM), strict=True)),
 )
 def test_maps_of_a_cnn_are_the_librarys_before_it_normalises_them(method, library):
     classifier = build("resnet10t", 3, image_size=(96, 128), pretrained=False)
