@@ -67,6 +67,8 @@ def _become(work: bytes, environment: dict[str, str], folder: str, connections: 
 
         os.environ.clear()
         os.environ.update({**environment, **imported_by_commands.ONE_THREAD})
+        # A fork makes torch's thread pool anew at the first call, and autograd's thread may not be in that call too.
+        imported_by_commands.torch.set_num_threads(1)
         os.chdir(folder)
         cloudpickle.loads(work)(*connections)
         status = 0
