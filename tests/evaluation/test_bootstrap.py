@@ -190,3 +190,12 @@ def test_a_missing_interval_has_its_reason_in_the_report():
         f"a number without an interval: {NO_SPREAD}"
     ]
     assert NO_SPREAD in verdict(alike, "raw pixels", 5)
+
+
+def test_a_share_and_its_per_cent_have_the_same_interval():
+    names, values = clustered(np.random.default_rng(3), 15, 4)
+    right, bootstrap = (values > -0.5).astype(float), PatientBootstrap(names)
+    share, per_cent = bootstrap.mean(right, Scale.SHARE), bootstrap.mean(100 * right, Scale.PERCENT)
+    assert (per_cent.low, per_cent.high) == pytest.approx((100 * share.low, 100 * share.high), rel=1e-9)
+    score = bootstrap.mean(right, Scale.SCORE)  # which takes no patient's larger variance
+    assert 1 < width(share) / width(score) < 1.1
