@@ -128,7 +128,7 @@ def check_source(source: str) -> None:
     kind, _, name = source.partition(":")
     if kind in ("timm", "random"):
         name, at, file = name.partition("@") if kind == "timm" else (name, "", "")
-        _check_name(name)
+        _check_name(name, source)
         source = file if at else source
         if not at:
             return
@@ -284,7 +284,7 @@ def save_export(
 
 
 def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: ModelArgs, seed: int) -> nn.Module:
-    _check_name(name)
+    _check_name(name, f"{'timm' if pretrained else 'random'}:{name}")
     config = timm.get_pretrained_cfg(name) if pretrained else None
     in_source = config.num_classes if config else 0
     num_classes = in_source if num_classes is None else num_classes
@@ -306,15 +306,15 @@ def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: Model
     return _finish(model, name.split(".")[0], args, LoadReport(f"timm:{name}", matched, classifier=classifier))
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, source: str) -> None:
     if not re.fullmatch(r"[\w.-]+", name) or not timm.is_model(name):
         close = timm.list_models(f"*{re.split(r'[._]', name)[0]}*")[:6] if name else []
-        raise InputError(f"timm has no model '{name}'" + (f"; similar: {', '.join(close)}" if close else ""))
+        raise InputError(f"{source}: timm has no model '{name}'" + (f"; similar: {', '.join(close)}" if close else ""))
 
 
 def _from_named_file(name: str, file: Path, num_classes: int | None, args: ModelArgs, seed: int) -> nn.Module:
     """A timm architecture with the weights of a file in any format that timm reads for it."""
-    _check_name(name)
+    _check_name(name, f"timm:{name}@{file}")
     model = _create(name, 0, args, seed)
     names = model.state_dict()
     checkpoint = official.read_checkpoint(file)

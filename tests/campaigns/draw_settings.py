@@ -358,6 +358,7 @@ def is_told(one: Draw, text: str, places: dict[str, str] | None = None) -> bool:
     names += [word.partition("=")[0] for word in words if "=" in word[1:]]  # of an argument of the model
     paths = [str(path) for word in words for path in (Path(word), Path(word).parent)]
     values = [re.split("[/@]", path)[-1] or path for path in (*words, *paths) if path != "."]
+    values += [word.partition("@")[0].removeprefix("timm:") for word in words if word.startswith("timm:")]
     values = [repr(" ".join(value.split()))[1:41].rstrip("'\"") for value in values if value.strip()]
     plain = re.sub("[- ]", "_", text)
     told = any(_has(plain, f"(_|\\b){re.escape(name)}(_|\\b)") for name in names)

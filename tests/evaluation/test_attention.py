@@ -180,7 +180,7 @@ def test_wrong_use_exits_with_status_2(command, scan_file):
     [
         (["nowhere.png"], "nowhere.png: no such file"),
         (["--block", "-99"], "block -99: the model has"),
-        (["--size", "8"], "size 8: must hold two patches of 8 px"),
+        (["--size", "8"], "attention-size 8: must hold two patches of 8 px"),
         (["--size", "0"], "--attention-size 0: must be from 1"),
         (["--mass", "0"], "--mass 0.0: must be above 0"),
         (["--mass", "1.5"], "--mass 1.5: must be above 0 and at most 1"),

@@ -380,7 +380,7 @@ def test_checkpoints_are_in_the_order_of_training(tmp_path):
         (["--max-scans", 4], "--max-scans 4: must be from 5"),
         (["--beside", BESIDE, BESIDE], "a source is given twice"),
         (["--beside", "nowhere"], "nowhere: no such file or folder"),
-        (["--beside", "random:nothing"], "timm has no model 'nothing'"),
+        (["--beside", "random:nothing"], "random:nothing: timm has no model 'nothing'"),
         (["--split", "tset"], "split"),
     ],
 )

@@ -1,5 +1,7 @@
 """Pages of pictures: every picture whole, where its row and column are."""
 
+import itertools
+
 import numpy as np
 from PIL import Image
 
@@ -22,5 +24,5 @@ def test_every_picture_is_shown_whole_in_its_row_and_column(tmp_path):
         assert tuple(places[-1] - places[0]) == (89, 129)
     for row in (boxes[:3], boxes[3:]):
         assert len({start[0] for start, _ in row}) == 1
-        assert all(left_end[1] < start[1] for (_, left_end), (start, _) in zip(row, row[1:], strict=False))
+        assert all(left_end[1] < start[1] for (_, left_end), (start, _) in itertools.pairwise(row))
     assert boxes[0][1][0] < boxes[3][0][0]
