@@ -70,7 +70,9 @@ def check_input(backbone: torch.nn.Module, block: int, size: int) -> None:
         raise InputError(f"block {block}: the model has {depth} blocks; give {-depth} to {depth - 1}")
     patch = patch_size(backbone)
     if size < 2 * patch:
-        raise InputError(f"attention-size {size}: must hold two patches of {patch} px at least; give {2 * patch} or more")
+        raise InputError(
+            f"attention-size {size}: must hold two patches of {patch} px at least; give {2 * patch} or more"
+        )
 
 
 def attend(models: dict[str, Model], scan: Chosen, size: int, options: AttentionOptions) -> ScanAttention:
