@@ -1,5 +1,6 @@
 """The leaderboard of explanation maps against lesion masks, as ``evaluation/localization.py`` measures it."""
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,7 +151,7 @@ def _start_digest(source: Source) -> str | None:
     if start is None or not (start / "config.json").is_file():
         return None
     files = sorted(file for file in start.iterdir() if file.is_file())
-    return digest(*(np.frombuffer(file.name.encode() + file.read_bytes(), np.uint8) for file in files))
+    return digest(*(np.frombuffer(os.fsencode(file.name) + file.read_bytes(), np.uint8) for file in files))
 
 
 def as_shown(localized: Localization) -> MapLeaderboard:

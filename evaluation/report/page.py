@@ -79,7 +79,7 @@ def render(results: Results, media: Media) -> str:
         ],
         settings=list(_flat(results.settings)),
     )
-    size = len(page.encode())
+    size = len(page.encode(errors="surrogateescape"))
     if size > PAGE_LIMIT:
         raise InputError(
             f"the page would take {size / 1e6:.0f} MB, more than {PAGE_LIMIT / 1e6:.0f} MB: thumbnails of "

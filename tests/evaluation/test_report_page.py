@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from dino_oct.errors import InputError
 from dino_oct.scores.bootstrap import Interval
+from evaluation.report import comparison
 from evaluation.report import page as report_page
 from evaluation.report.figures import write_figures
 from evaluation.report.label_errors import Neighbour, Suspect, Suspects
@@ -275,6 +277,16 @@ def test_names_are_never_markup(hostile):
     assert HOSTILE in " ".join(reader.text)
     assert reader.data["scans"]["file"][0] == HOSTILE
     assert "innerHTML" not in reader.scripts[1]
+
+
+def test_paths_that_are_not_utf_8_are_written_as_they_are(compared, tmp_path):
+    name = os.fsdecode(b"a\xffb")
+    scans = dataclasses.replace(compared.results.scans, file=[name] * len(compared.results.scans.file))
+    settings = {**compared.results.settings, "masks": name}
+    results = dataclasses.replace(compared.results, scans=scans, settings=settings)
+    comparison.write_report(results, compared.media, tmp_path)
+    assert b"a\xffb" in (tmp_path / "report.html").read_bytes()
+    assert json.loads((tmp_path / "results.json").read_text())["settings"]["masks"] == name
 
 
 def test_a_page_too_large_to_send_is_refused(compared, monkeypatch):
