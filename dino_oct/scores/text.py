@@ -130,7 +130,8 @@ def plain(value: Any) -> Any:
 def write_json(result: Any, file: Path) -> None:
     """Write a result whole or not at all."""
     values = result.as_json() if isinstance(result, Evaluation) else plain(result)
-    write_whole(file, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(file, text.encode(errors="backslashreplace"))  # bytes of a path that are no text, as JSON escapes them
 
 
 def closing(result: Evaluation, verdicts: Sequence[str] = ()) -> list[str]:
