@@ -433,9 +433,13 @@ class Sandbox:
             fault = f"took more than {self.limit:g} s" + (
                 "" if status is not None else f", and {GRACE} s after SIGTERM"
             )
+        deadline = time.monotonic() + GRACE
         with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:  # a loader process notices within a moment that its trainer has ended
+                os.killpg(process.pid, 0)
+                time.sleep(0.05)
             os.killpg(process.pid, signal.SIGKILL)
-            fault = fault or "left processes behind"
+            fault = fault or f"left processes behind for {GRACE} s"
         process.join()
         text = (self.root / "stderr").read_text(errors="replace")
         return Outcome(status, text, seconds, fault)
