@@ -45,7 +45,7 @@ from dino_oct.limits import Items, Range, Setting, all_settings  # noqa: E402
 
 PACKAGES = ("dino_oct", "supervised", "evaluation")
 MEMORY = 6 << 30  # bytes that a run may take
-GRACE = 10  # seconds from SIGTERM to the end of every process
+GRACE = 10  # seconds from SIGTERM, or from its end, to the end of every process
 
 _PHANTOMS = ["patients", "12", "scans-per-patient", "2", "size", "32", "32"]
 _NETWORK = ["patch_size=8", "img_size=32", "embed_dim=16", "depth=1", "num_heads=1"]
