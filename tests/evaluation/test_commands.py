@@ -18,6 +18,7 @@ from PIL import Image
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
 from dino_oct.models.frozen import load_frozen
+from dino_oct.provenance import TABLE
 from evaluation.config import DatasetOptions, PhantomOptions
 from evaluation.inputs.model import open_model, random_control
 from evaluation.inputs.scans import open_data
@@ -318,6 +319,19 @@ def test_patients_seen_in_pretraining_are_counted(trained, cache_root, monkeypat
     notes = other.training_notes(other.labelled("test"))
     assert not any("were trained on, in this run" in note for note in notes)  # the same numbers, other eyes
     assert any("other data than the run was trained on" in note for note in other.notes)
+
+
+def test_a_run_is_judged_by_its_own_table(trained, cache_root, monkeypatch, tmp_path):
+    """Also on phantoms, whose splits the generator would give too."""
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    run = shutil.copytree(trained, tmp_path / "run")
+    text = (run / TABLE).read_text()
+    assert text.count(",test,") > 4
+    (run / TABLE).write_text(text.replace(",test,", ",val,"))
+    for data in (None, "phantom"):
+        judged = open_data(open_source(str(run)), data, DatasetOptions(), PhantomOptions(), lambda text: None)
+        assert len(judged.labelled("test")) == 0
+        assert len(judged.labelled("val")) == text.count(",test,") + text.count(",val,")
 
 
 @pytest.fixture(scope="module")
