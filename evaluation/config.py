@@ -134,6 +134,11 @@ class MaskOptions:
     retina_values: MaskValues = ()
     """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
 
+    @property
+    def are_masks_given(self) -> bool:
+        """Whether any of these is."""
+        return bool(self.masks or self.lesion_values or self.retina_values)
+
 
 Protocol = Literal["squash", "dino"]
 Precision = Literal["fp32", "bf16"]

@@ -196,7 +196,7 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
             ``load_backbone``.
     """
     check_settings(options)
-    data = open_data(source, options.data, options.dataset, options.phantom, print)
+    data = open_data(source, options)
     names = data.index.class_names
     positions = {"train": data.labelled("train"), "val": data.labelled("val"), "queries": data.labelled(options.split)}
     train, val, queries = (ScanSet(data.index.labels[p], data.index.patients[p]) for p in positions.values())

@@ -96,8 +96,8 @@ def evaluate(
     """
     check_settings(options)
     if data is None:
-        data = open_data(sources[0], options.data, options.dataset, options.phantom, print)
-    masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values)
+        data = open_data(sources[0], options)
+    masks = LesionMasks(data, options)
     # Before models are opened: a missing mask costs no time.
     with_lesion = {split: masks.with_lesion(split) for split in ("val", "test")}
     models = models or list(open_classifiers(sources, options, data).values())

@@ -65,7 +65,7 @@ def choose_scans(
     """
     if options.scans:
         return *from_files(options.scans, sources[0], options.dataset), None
-    data = open_data(sources[0], options.data, options.dataset, options.phantom, print)
+    data = open_data(sources[0], options)
     return *from_split(data, options.split, options.n, [source.name for source in sources[1:]]), data
 
 

@@ -59,7 +59,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
     folder = private_folder(options.out)
     # ---- data and models -------------------------------------------------------------------------------------------
     first = next((source for source in map(open_source, options.sources) if source.run is not None), None)
-    data = open_data(first, options.data, options.dataset, options.phantom, say)
+    data = open_data(first, options, say)
     shared, index = Setting(data, StepCache(folder / "cache"), options), data.index
     for split in ("train", "test"):
         if len(set(index.labels[shared.positions[split]].tolist())) < 2:
@@ -67,8 +67,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
                 f"{index.root}: {split} scans of one class only; give two or more, or another --dataset.split"
             )
     check_k(options.k, len(shared.positions["train"]))
-    are_given = bool(options.masks or options.lesion_values or options.retina_values)
-    masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values) if are_given else None
+    masks = LesionMasks(data, options) if options.are_masks_given else None
     models = open_candidates(options.sources, shared)
     scans, gaps = ShownScans(shared), []
     # ---- numbers ---------------------------------------------------------------------------------------------------
@@ -136,7 +135,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         versions=versions(),
         settings={
             **{name: getattr(options, name) for name in ("k", "temperature", "methods", "cases", "seed")},
-            "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
+            "bootstrap": options.intervals,
             "reference_model": reference,
             "dataset": summary["dataset"],
         },
@@ -159,7 +158,7 @@ def _cases(
     right = answers[reference].classifier[np.arange(len(queries.labels)), queries.labels]
     cases = choose_cases(right, queries.labels, queries.patients, options.cases, options.seed, reference)
     try:
-        beside = masks or LesionMasks(shared.data)
+        beside = masks or LesionMasks(shared.data, options)
         _, loads = lesion_loads(shared.data, shared.positions["test"], masks)
         known = [load if np.isfinite(load) else None for load in loads.tolist()]
         cases = [replace(case, severity=known[case.scan]) for case in cases]

@@ -113,7 +113,7 @@ def leaderboard(models: dict[str, Candidate], shared: Setting) -> MapLeaderboard
     """
     options = shared.options
     # A missing folder opens no model.
-    masks = LesionMasks(shared.data, options.masks, options.lesion_values, options.retina_values)
+    masks = LesionMasks(shared.data, options)
     given = ("masks", "lesion_values", "retina_values", "methods", "bootstrap", "seed")
     settings = LocalizationOptions(
         **{name: getattr(options, name) for name in given},
