@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
-from evaluation.config import ALL_SCORES, ATTENTION
+from evaluation.config import ALL_SCORES, ATTENTION, LocalizationOptions
 from evaluation.inputs.model import Model
 from evaluation.maps.methods import candidates, enlarge
 from evaluation.maps.randomisation import STAGES, randomised_correlations, verdict
@@ -231,46 +231,41 @@ def measure(
     return Measured(rows, np.array(scores), np.array(empties), np.array(curves), layers, mean_correlation)
 
 
+def resamples(cases: Sequence[Case], options: LocalizationOptions) -> PatientBootstrap:
+    """Of the patients of some cases."""
+    return PatientBootstrap(np.array([case.patient for case in cases]), options.bootstrap, options.seed)
+
+
 def rate(
     makers: Sequence[MapMaker],
     val: Sequence[Case],
     test: Sequence[Case],
-    score: str,
-    *,
-    layer_names: Sequence[str] = (),
-    faithfulness: int = 0,
-    sanity: int = 0,
-    bootstrap: int = 1000,
-    seed: int = 0,
+    options: LocalizationOptions,
+    layer_names: Sequence[str],
 ) -> tuple[Leaderboard, RawMaps, np.ndarray]:
     """The whole leaderboard.
 
     Args:
         val, test: cases with a lesion, so that every row has every score on every one of them (a miss scores 0). Heads,
             thresholds and the best row of each model are chosen on the first.
-        score: of ``ALL_SCORES``, that heads are chosen and rows ranked by.
         layer_names: of the boundaries, where cases have them.
-        faithfulness, sanity: number of test cases for deletion and insertion, and for weight randomisation; 0: none.
 
     Returns:
         The leaderboard, the maps of the test cases, and the ranking score (N, rows) of each of them.
     """
     val_raw = make_raw(makers, val)
-    heads = choose_heads(makers, val_raw, val, score)
+    heads = choose_heads(makers, val_raw, val, options.score)
     positions = {name: head.position for name, head in heads.items()}
     on_val = measure(makers, val_raw, positions, val)
     thresholds = [tune_threshold(on_val.curves[:, r]) for r in range(len(on_val.rows))]
     raw = make_raw(makers, test, measure=True)
     on_test = measure(makers, raw, positions, test, thresholds)
-    patients, labels = (np.array([getattr(case, name) for case in test]) for name in ("patient", "label"))
-    resampled, column = PatientBootstrap(patients, bootstrap, seed), ALL_SCORES.index(score)
+    resampled, column = resamples(test, options), ALL_SCORES.index(options.score)
     is_off = on_test.scores[..., ALL_SCORES.index("energy_retina")] == 0
-    scores = _intervals(on_test.scores, resampled, SCALES)
-    of_classes = {
-        name: _intervals(on_test.scores[of_class], PatientBootstrap(patients[of_class], bootstrap, seed), SCALES)
-        for name in sorted(set(labels.tolist()))
-        for of_class in [labels == name]
-    }
+    scores, of_classes = _intervals(on_test.scores, resampled, SCALES), {}
+    for name in sorted({case.label for case in test}):
+        members = [i for i, case in enumerate(test) if case.label == name]
+        of_classes[name] = _intervals(on_test.scores[members], resamples([test[i] for i in members], options), SCALES)
     bands = [f"{upper} to {lower}" for upper, lower in pairwise(layer_names)]
     layers = _intervals(on_test.layers, resampled, dict.fromkeys(bands, Scale.RATIO))
     rows = {
@@ -295,12 +290,12 @@ def rate(
     spread = spread_over_patients(test)
     leaderboard = Leaderboard(
         **vars(_compare(on_test, resampled, column)),
-        score=score,
+        score=options.score,
         heads=heads,
         rows=rows,
         correlations=Correlations(list(rows), on_test.correlations),
-        faithfulness=_faithfulness(makers, raw, positions, test, spread[:faithfulness], bootstrap, seed),
-        sanity=_sanity(makers, positions, [test[i] for i in spread[:sanity]], bootstrap, seed),
+        faithfulness=_faithfulness(makers, raw, positions, test, spread[: options.faithfulness], options),
+        sanity=_sanity(makers, positions, [test[i] for i in spread[: options.sanity]], options),
     )
     return leaderboard, raw, on_test.scores[..., column]
 
@@ -375,8 +370,7 @@ def _faithfulness(
     heads: dict[str, int],
     cases: Sequence[Case],
     positions: Sequence[int],
-    bootstrap: int,
-    seed: int,
+    options: LocalizationOptions,
 ) -> Faithfulness | None:
     """Deletion and insertion AUC for each model, of its own maps and of the maps without a network."""
     with_classes = [maker for maker in makers if maker.model.class_names]
@@ -384,20 +378,16 @@ def _faithfulness(
         return None
     some = [cases[i] for i in positions]
     part = RawMaps({key: [maps[i] for i in positions] for key, maps in raw.maps.items()}, {}, {})
-    resampled = PatientBootstrap(np.array([case.patient for case in some]), bootstrap, seed)
-    rows = list_rows(makers)
+    resampled, rows = resamples(some, options), list_rows(makers)
     shown = {maker.name: [r for r, row in enumerate(rows) if row.model in (maker.name, None)] for maker in with_classes}
     areas: dict[str, list] = {name: [] for name in shown}  # (N, rows, 2 · fills)
     for case, maps, _ in scan_rows(makers, part, heads, some):
         at_scan = enlarge(maps, case.scan.shape)
         for maker in with_classes:
             probability = class_probability(maker.model, case.targets[maker.name])
-            areas[maker.name].append(
-                [
-                    np.ravel([deletion_insertion(probability, case.scan, at_scan[r], fill) for fill in FILLS])
-                    for r in shown[maker.name]
-                ]
-            )
+            maps_and_fills = product(at_scan[shown[maker.name]], FILLS)
+            of_maps = [deletion_insertion(probability, case.scan, values, fill) for values, fill in maps_and_fills]
+            areas[maker.name].append(np.reshape(of_maps, (-1, 2 * len(FILLS))))
     scales = {f"{what}_{fill}": Scale.SCORE for fill in FILLS for what in ("deletion", "insertion")}
     models = {}
     for name, of_cases in areas.items():
@@ -407,27 +397,18 @@ def _faithfulness(
 
 
 def _sanity(
-    makers: Sequence[MapMaker], heads: dict[str, int], cases: Sequence[Case], bootstrap: int, seed: int
+    makers: Sequence[MapMaker], heads: dict[str, int], cases: Sequence[Case], options: LocalizationOptions
 ) -> Sanity | None:
     """The randomisation test of every method of every model that learnt something."""
     if not cases:
         return None
-    resampled = PatientBootstrap(np.array([case.patient for case in cases]), bootstrap, seed)
-    scans, scales = [case.scan for case in cases], dict.fromkeys(STAGES, Scale.CORRELATION)
+    resampled, scales = resamples(cases, options), dict.fromkeys(STAGES, Scale.CORRELATION)
+    scans, models = [case.scan for case in cases], {}
     trained = [maker for maker in makers if not maker.is_control]
-    sanity = Sanity(len(cases), resampled.n_patients, {})
     for maker in tqdm(trained, desc="randomised weights", unit="model", disable=None, leave=False):
-        correlations = randomised_correlations(
-            maker.model,
-            maker.methods,
-            heads.get(maker.name, 0),
-            scans,
-            [case.targets[maker.name] for case in cases],
-            maker.settings,
-            seed,
-        )
-        sanity.models[maker.name] = {}
-        for method, values in correlations.items():
-            (stages,) = _intervals(values[:, None], resampled, scales)
-            sanity.models[maker.name][method] = Randomised(stages, verdict(stages[STAGES[-1]]))
-    return sanity
+        head, targets = heads.get(maker.name, 0), [case.targets[maker.name] for case in cases]
+        correlations = randomised_correlations(maker, head, scans, targets, options.seed)
+        of_methods = _intervals(np.stack(list(correlations.values()), axis=1), resampled, scales)
+        randomised = [Randomised(stages, verdict(stages[STAGES[-1]])) for stages in of_methods]
+        models[maker.name] = dict(zip(correlations, randomised, strict=True))
+    return Sanity(len(cases), resampled.n_patients, models)

@@ -8,7 +8,7 @@ from dino_oct.errors import InputError
 from dino_oct.files import private_folder
 from dino_oct.limits import check_settings
 from dino_oct.scan_data import ScanData
-from dino_oct.scores.bootstrap import PatientBootstrap, Scale
+from dino_oct.scores.bootstrap import Scale
 from dino_oct.scores.text import missing_intervals
 from evaluation.config import ATTENTION, LocalizationOptions
 from evaluation.inputs.masks import LesionMasks, read_boundaries
@@ -16,7 +16,7 @@ from evaluation.inputs.model import Model, open_classifiers, open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.selection import Chosen, take_turns
 from evaluation.inputs.sources import Source, open_sources, starting_weights
-from evaluation.maps.leaderboard import rate
+from evaluation.maps.leaderboard import rate, resamples
 from evaluation.maps.rows import Case, MapMaker
 from evaluation.pages.maps import FOOT, page_of_case
 from evaluation.pages.tiles import Page, write_pages
@@ -107,25 +107,10 @@ def evaluate(
         for split, n in (("test", options.n), ("val", -(-options.n // 2)))
     )
     names, _ = read_boundaries(data)
-    leaderboard, raw, per_scan = rate(
-        makers,
-        val,
-        test,
-        options.score,
-        layer_names=names,
-        faithfulness=options.faithfulness,
-        sanity=options.sanity,
-        bootstrap=options.bootstrap,
-        seed=options.seed,
-    )
-    resampled = PatientBootstrap(np.array([case.patient for case in test]), options.bootstrap, options.seed)
+    leaderboard, raw, per_scan = rate(makers, val, test, options, names)
+    resampled = resamples(test, options)
     positions = {which: np.array([case.position for case in cases]) for which, cases in (("val", val), ("test", test))}
-    area = Area(
-        *(
-            resampled.mean(np.array([getattr(case.mask, part).mean() for case in test]), Scale.SCORE)
-            for part in ("lesion", "retina")
-        )
-    )
+    lesion, retina = np.array([(case.mask.lesion.mean(), case.mask.retina.mean()) for case in test]).T
     result = Localization(
         **vars(leaderboard),
         model=of_source(sources[0]),
@@ -136,13 +121,24 @@ def evaluate(
             "masks": masks.folder,
             "retina": "estimated from the scan" if masks.estimates_retina else "from the mask",
         },
-        models={maker.name: _facts(maker) for maker in makers},
+        models={
+            maker.name: ModelFacts(
+                kind=maker.kind,
+                architecture=maker.model.timm_name,
+                input_size=maker.model.input_size,
+                attention_size=maker.settings.attention_size,
+                target=maker.model.target,
+                methods=maker.methods,
+                gaps=maker.gaps,
+            )
+            for maker in makers
+        },
         settings={
             **{name: getattr(options, name) for name in ("methods", "target", "score", "n", *_MAP_SETTINGS)},
             "chosen_on": "val",
             "bootstrap": options.intervals,
         },
-        area=area,
+        area=Area(resampled.mean(lesion, Scale.SCORE), resampled.mean(retina, Scale.SCORE)),
         notes=[*resampled.notes(), *_patient_notes(data, positions, sources), *notes, *_method_notes(makers, masks)],
     )
     result.notes.extend(missing_intervals(result))
@@ -154,18 +150,6 @@ def evaluate(
         for i in median_first[: options.pages]
     ]
     return result, pages
-
-
-def _facts(maker: MapMaker) -> ModelFacts:
-    return ModelFacts(
-        kind=maker.kind,
-        architecture=maker.model.timm_name,
-        input_size=maker.model.input_size,
-        attention_size=maker.settings.attention_size,
-        target=maker.model.target,
-        methods=maker.methods,
-        gaps=maker.gaps,
-    )
 
 
 def _patient_notes(data: ScanData, positions: dict[str, np.ndarray], sources: Sequence[Source]) -> list[str]:
