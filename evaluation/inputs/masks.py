@@ -134,7 +134,9 @@ class LesionMasks:
         retina = np.isin(values, self.retina_values)
         lesion = np.isin(values, self.lesion_values) if self.lesion_values else (values != 0) & ~retina
         if self.estimates_retina:
-            retina = _nearest(tissue_mask(np.asarray(scan)), values.shape)
+            tissue = tissue_mask(np.asarray(scan))
+            rows, columns = (np.arange(n) * m // n for n, m in zip(values.shape, tissue.shape, strict=True))
+            retina = tissue[rows][:, columns]  # in the mask's size, by the nearest pixel
         return Mask(lesion, lesion | retina)
 
     def with_lesion(self, split: str) -> np.ndarray:
@@ -200,10 +202,3 @@ def _places(file: str) -> list[PurePosixPath]:
     """Where the mask of a scan may be, relative to the folder of masks: the longest path first."""
     parts = PurePosixPath(file).with_suffix(".png").parts
     return [PurePosixPath(*parts[-n:]) for n in range(min(len(parts), 3), 0, -1)]
-
-
-def _nearest(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    if mask.shape == size:
-        return mask
-    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape, strict=True))
-    return mask[rows][:, columns]

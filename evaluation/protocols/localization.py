@@ -14,7 +14,7 @@ from evaluation.config import ATTENTION, LocalizationOptions
 from evaluation.inputs.masks import LesionMasks, read_boundaries
 from evaluation.inputs.model import Model, open_classifiers, open_model
 from evaluation.inputs.scans import open_data
-from evaluation.inputs.selection import Chosen, take_turns
+from evaluation.inputs.selection import Chosen, chosen_scan, take_turns
 from evaluation.inputs.sources import Source, open_sources, starting_weights
 from evaluation.maps.leaderboard import rate, resamples
 from evaluation.maps.rows import Case, MapMaker
@@ -31,7 +31,7 @@ def with_start(makers: Sequence[MapMaker]) -> tuple[list[MapMaker], list[str]]:
     """With the first model's starting weights behind it for their attention, unless these are among the models; and
     why they are not there."""
     first, *others = makers
-    if not (ATTENTION in first.methods and first.kind == "self-supervised"):
+    if not (ATTENTION in first.methods and first.model.kind == "self-supervised"):
         return list(makers), []
     start = starting_weights(first.model.source)
     if isinstance(start, str):
@@ -49,20 +49,17 @@ def choose_cases(
     Raises:
         InputError: a class that a model does not have.
     """
-    index = data.index
     if n:
-        positions = np.array(take_turns(positions, index.labels, index.patients, n))
-    names, boundaries = read_boundaries(data)
+        positions = np.array(take_turns(positions, data.index.labels, data.index.patients, n))
+    _, boundaries = read_boundaries(data)
     cases = []
     for i in positions.tolist():
-        label = index.class_names[index.labels[i]] if index.labels[i] >= 0 else ""
-        scan = Chosen(index.files[i], str(index.patients[i]), label or None, np.asarray(data.scans[i]))
+        scan, mask = chosen_scan(data, i), masks.read(i)
         targets = {maker.name: _target(maker.model, scan, target) for maker in makers}
-        mask = masks.read(i)
-        rows = boundaries.get(index.files[i]) if names else None
+        rows = boundaries.get(scan.file)
         if rows is not None and rows.shape[1] != mask.lesion.shape[1]:
             rows = None
-        cases.append(Case(i, index.files[i], label, str(index.patients[i]), scan.scan, mask, rows, targets))
+        cases.append(Case(i, scan.file, scan.label or "", scan.patient, scan.scan, mask, rows, targets))
     return cases
 
 
@@ -123,7 +120,7 @@ def evaluate(
         },
         models={
             maker.name: ModelFacts(
-                kind=maker.kind,
+                kind=maker.model.kind,
                 architecture=maker.model.timm_name,
                 input_size=maker.model.input_size,
                 attention_size=maker.settings.attention_size,
@@ -163,7 +160,7 @@ def _method_notes(makers: Sequence[MapMaker], masks: LesionMasks) -> list[str]:
     notes = map_notes(makers) + masks.notes()
     if masks.estimates_retina:
         notes.append("masks without retina values: the retina band is estimated from each scan's brightness")
-    return notes + [f"{maker.name}: {maker.kind}, a control" for maker in makers if maker.is_control]
+    return notes + [f"{maker.name}: {maker.model.kind}, a control" for maker in makers if maker.is_control]
 
 
 def order_by_median(labels: Sequence[str], scores: np.ndarray) -> list[int]:
