@@ -89,6 +89,11 @@ class DataOptions:
     phantom: PhantomOptions = field(default_factory=PhantomOptions)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Every model, as it is named; some commands have an older spelling beside ``model``."""
+        return (*getattr(self, "models", ()), *self.model, *getattr(self, "beside", ()))
+
+    @property
     def intervals(self) -> dict[str, int | str]:
         """How intervals are made, for the JSON file."""
         return {"unit": "patient", "resamples": self.bootstrap, "seed": self.seed}
@@ -102,11 +107,6 @@ class EvaluationOptions(DataOptions):
     """Folder for the results; unset: RUN/evaluation/NAME, or runs/SOURCE/evaluation/NAME where there is no run."""
     heads: Heads | None = None
     """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Every model, as it is named."""
-        return (*self.model, *getattr(self, "beside", ()))
 
 
 @dataclass
@@ -422,8 +422,3 @@ class ComparisonOptions(MaskOptions, DataOptions):
     """Test scans with a lesion on which maps are scored against the masks; 0: no leaderboard."""
     cases: Annotated[int, Range(0, 1000)] = 8
     """Scans of the case viewer, in turns: drawn by seed, best, median and worst of the model that validation chose."""
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Every model, as it is named."""
-        return (*self.models, *self.model)

@@ -38,10 +38,7 @@ _ATTENTION_NUMBERS = 1 << 27  # 256 MB in bfloat16
 
 
 def extract_all(
-    scans: Sequence[np.ndarray],
-    positions: np.ndarray,
-    preprocessing: Preprocessing,
-    extractors: dict[str, Extractor],
+    scans: Sequence[np.ndarray], positions: np.ndarray, preprocessing: Preprocessing, extractors: dict[str, Extractor]
 ) -> dict[str, np.ndarray]:
     """Features of the scans at ``positions`` from each extractor.
 

@@ -52,9 +52,7 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
     return scans, {
         "folder": None,
         "split": None,
-        "synthetic": any(
-            (place / "phantom.json").is_file() for file in files for place in Path(file).resolve().parents
-        ),
+        "synthetic": any((at / "phantom.json").is_file() for file in files for at in Path(file).resolve().parents),
         "dataset": {
             "neutralise_borders": reading.neutralise_borders,
             "max_side": reading.max_side,

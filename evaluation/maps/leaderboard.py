@@ -1,8 +1,9 @@
 """Maps of several models scored against lesion masks: heads and thresholds from validation, scores on the test."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations, pairwise, product
 
 import numpy as np
@@ -338,12 +339,11 @@ def _compare(measured: Measured, resampled: PatientBootstrap, column: int) -> Ra
     to_simple_maps = family([(a, b) for a in networks for b in simple])
     between_maps = family(list(combinations(networks, 2)))
     best = names[max(networks, key=lambda r: values[0, r])]
-    separated = {
-        pair.b if pair.a == best else pair.a for pair in between_maps if best in (pair.a, pair.b) and pair.is_shown
-    }
+    of_best = [{pair.a, pair.b} for pair in between_maps if pair.is_shown and best in (pair.a, pair.b)]
+    separated = {best}.union(*of_best)
     return Ranking(
         best,
-        [names[r] for r in networks if names[r] != best and names[r] not in separated],
+        [names[r] for r in networks if names[r] not in separated],
         {
             names[r]: all(pair.is_shown and pair.difference.point > 0 for pair in to_simple_maps if pair.a == names[r])
             for r in networks
@@ -353,15 +353,11 @@ def _compare(measured: Measured, resampled: PatientBootstrap, column: int) -> Ra
     )
 
 
-def class_probability(model: Model, target: int) -> Callable[[torch.Tensor], np.ndarray]:
-    """From grey scans (n, 1, H, W) float32 in 0 … 255, of any size, to a class's probability (n,)."""
-
-    @torch.inference_mode()
-    def probability(scans: torch.Tensor) -> np.ndarray:
-        images = F.interpolate(scans.to(model.device), size=tuple(model.input_size), mode="bicubic", antialias=True)
-        return model.forward(images.clamp(0, 255) / 255).double().softmax(dim=1)[:, target].cpu().numpy()
-
-    return probability
+@torch.inference_mode()
+def _probability(model: Model, target: int, scans: torch.Tensor) -> np.ndarray:
+    """A class's probability (n,) in grey scans (n, 1, H, W) float32 in 0 … 255, of any size."""
+    images = F.interpolate(scans.to(model.device), size=tuple(model.input_size), mode="bicubic", antialias=True)
+    return model.forward(images.clamp(0, 255) / 255).double().softmax(dim=1)[:, target].cpu().numpy()
 
 
 def _faithfulness(
@@ -384,7 +380,7 @@ def _faithfulness(
     for case, maps, _ in scan_rows(makers, part, heads, some):
         at_scan = enlarge(maps, case.scan.shape)
         for maker in with_classes:
-            probability = class_probability(maker.model, case.targets[maker.name])
+            probability = partial(_probability, maker.model, case.targets[maker.name])
             maps_and_fills = product(at_scan[shown[maker.name]], FILLS)
             of_maps = [deletion_insertion(probability, case.scan, values, fill) for values, fill in maps_and_fills]
             areas[maker.name].append(np.reshape(of_maps, (-1, 2 * len(FILLS))))

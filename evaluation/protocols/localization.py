@@ -74,10 +74,7 @@ def _target(model: Model, scan: Chosen, target: str) -> int:
 
 
 def evaluate(
-    sources: Sequence[Source],
-    options: LocalizationOptions,
-    data: ScanData | None = None,
-    models: Sequence[Model] = (),
+    sources: Sequence[Source], options: LocalizationOptions, data: ScanData | None = None, models: Sequence[Model] = ()
 ) -> tuple[Localization, list[Page]]:
     """Run the whole evaluation.
 
@@ -107,6 +104,8 @@ def evaluate(
     leaderboard, raw, per_scan = rate(makers, val, test, options, names)
     resampled = resamples(test, options)
     positions = {which: np.array([case.position for case in cases]) for which, cases in (("val", val), ("test", test))}
+    if shared := len(np.intersect1d(*(data.index.patients[scans] for scans in positions.values()))):
+        notes.insert(0, f"{shared} patients have scans in validation and in test: the choice of heads saw them")
     lesion, retina = np.array([(case.mask.lesion.mean(), case.mask.retina.mean()) for case in test]).T
     result = Localization(
         **vars(leaderboard),
@@ -136,8 +135,18 @@ def evaluate(
             "bootstrap": options.intervals,
         },
         area=Area(resampled.mean(lesion, Scale.SCORE), resampled.mean(retina, Scale.SCORE)),
-        notes=[*resampled.notes(), *_patient_notes(data, positions, sources), *notes, *_method_notes(makers, masks)],
+        notes=[
+            *resampled.notes(),
+            *data.index.notes,
+            *data.training_notes(positions["test"], [source.name for source in sources[1:]]),
+            *notes,
+            *map_notes(makers),
+            *masks.notes(),
+        ],
     )
+    if masks.estimates_retina:
+        result.notes.append("masks without retina values: the retina band is estimated from each scan's brightness")
+    result.notes.extend(f"{maker.name}: {maker.model.kind}, a control" for maker in makers if maker.is_control)
     result.notes.extend(missing_intervals(result))
     result.statements.extend(statements(result))
     networks = [r for r, row in enumerate(result.rows.values()) if row.kind == "map"]
@@ -147,20 +156,6 @@ def evaluate(
         for i in median_first[: options.pages]
     ]
     return result, pages
-
-
-def _patient_notes(data: ScanData, positions: dict[str, np.ndarray], sources: Sequence[Source]) -> list[str]:
-    notes = [*data.index.notes, *data.training_notes(positions["test"], [source.name for source in sources[1:]])]
-    if shared := len(np.intersect1d(*(data.index.patients[scans] for scans in positions.values()))):
-        notes.append(f"{shared} patients have scans in validation and in test: the choice of heads saw them")
-    return notes
-
-
-def _method_notes(makers: Sequence[MapMaker], masks: LesionMasks) -> list[str]:
-    notes = map_notes(makers) + masks.notes()
-    if masks.estimates_retina:
-        notes.append("masks without retina values: the retina band is estimated from each scan's brightness")
-    return notes + [f"{maker.name}: {maker.model.kind}, a control" for maker in makers if maker.is_control]
 
 
 def order_by_median(labels: Sequence[str], scores: np.ndarray) -> list[int]:

@@ -210,16 +210,11 @@ def report(results: Results) -> str:
     )
 
 
-def write_report(results: Results, media: Media, folder: Path) -> list[str]:
-    """Write ``results.json``, ``results.csv`` and ``report.html``, each whole or not at all.
-
-    Returns:
-        the names of what was written.
-    """
+def write_report(results: Results, media: Media, folder: Path) -> None:
+    """Write ``results.json``, ``results.csv`` and ``report.html``, each whole or not at all."""
     write_json(results, folder / "results.json")
     write_whole(folder / "results.csv", as_csv(results))
     write_whole(folder / "report.html", render(results, media))
-    return ["report.html", "results.json", "results.csv"]
 
 
 def as_csv(results: Results) -> str:
@@ -245,6 +240,6 @@ def _cells(value: Interval | None) -> list[str]:
 def run(options: ComparisonOptions) -> None:
     """Compare, print, and write the page, numbers and figures."""
     results, media, _ = compare(options)
-    written = write_report(results, media, options.out)
+    write_report(results, media, options.out)
     print("\n" + report(results))
-    print(f"written: {', '.join(written)} and figures/ in {options.out}")
+    print(f"written: report.html, results.json, results.csv and figures/ in {options.out}")
