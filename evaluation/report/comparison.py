@@ -117,7 +117,18 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
             sets=sets,
         ),
         classes=[ClassFacts(**vars(m), urgent=m.name.casefold() in URGENT) for m in marks(index.class_names, False)],
-        models={key: _about(of_model) for key, of_model in answers.items()},
+        models={
+            key: ModelFacts(
+                **vars(answers[key].facts),
+                source=model.source.name,
+                kind=model.kind,
+                architecture=model.model.timm_name,
+                sha256=model.model.weights.sha256,
+                loaded=model.model.weights.loaded,
+                gaps=model.gaps,
+            )
+            for key, model in models.items()
+        },
         table=make_table(answers, intervals, shared),
         confusions={key: of_model.confusion for key, of_model in answers.items() if of_model.confusion},
         reliability={key: of_model.reliability for key, of_model in answers.items()},
@@ -165,19 +176,6 @@ def _cases(
     except InputError:
         beside = None
     return cases, show_cases(cases, {key: of_model.model for key, of_model in answers.items()}, heads, shared, beside)
-
-
-def _about(answers: Answers) -> ModelFacts:
-    model = answers.model
-    return ModelFacts(
-        **vars(answers.facts),
-        source=model.source.name,
-        kind=model.kind,
-        architecture=model.model.timm_name,
-        sha256=model.model.weights.sha256,
-        loaded=model.model.weights.loaded,
-        gaps=model.gaps,
-    )
 
 
 def report(results: Results) -> str:
