@@ -32,6 +32,25 @@ from dino_oct.limits import (
     Side,
 )
 
+Protocol = Literal["squash", "dino"]
+Precision = Literal["fp32", "bf16"]
+Head = Literal["own", "probe", "prototype"]
+FEWEST = 5  # scans: with fewer, UMAP's spectral start is not defined
+SCORES = ("pointing", "energy", "enrichment", "rank_accuracy", "auprc", "iou_otsu", "iou_mass")
+ALL_SCORES = (*SCORES, "iou_tuned", "energy_retina", "lesion_over_retina")
+CamMethod = Literal["gradcam", "gradcam++", "hirescam", "eigencam"]
+Fill = Literal["black", "mean", "blur", "neighbours"]
+RelevanceMethod = Literal["gradient", "lrp", "rollout"]
+MethodName = Literal[
+    "attention", "rollout", "relevance", "lrp", "gradcam", "gradcam++", "hirescam", "eigencam", "occlusion"
+]
+ATTENTION = "attention"
+METHODS_BY_DEFAULT = ("attention", "relevance", "gradcam", "occlusion")
+SomeScans = Annotated[int, Range(0, 100_000)]
+VoteTemperature = Annotated[float, Range(above=0)]
+Figure = Literal["5", "6", "7", "9"]
+FIGURES: dict[str, tuple[MethodName, ...]] = {"5": ("gradcam",), "6": ("occlusion",), "7": ("lrp",), "9": (ATTENTION,)}
+
 
 @dataclass
 class DatasetOptions:
@@ -140,10 +159,6 @@ class MaskOptions:
         return bool(self.masks or self.lesion_values or self.retina_values)
 
 
-Protocol = Literal["squash", "dino"]
-Precision = Literal["fp32", "bf16"]
-
-
 class Kind(NamedTuple):
     """Which features of a backbone.
 
@@ -190,9 +205,6 @@ class FeatureOptions(EvaluationOptions):
         return kinds[self.features] if self.features else None
 
 
-Head = Literal["own", "probe", "prototype"]
-
-
 @dataclass
 class ClassTargetOptions(EvaluationOptions):
     """Whose logits are explained."""
@@ -212,21 +224,6 @@ class ExplanationOptions(ScanOptions, ClassTargetOptions):
 
     target: Name = "predicted"
     """The class to explain: predicted (by each model), true, or a class name."""
-
-
-FEWEST = 5  # scans: with fewer, UMAP's spectral start is not defined
-SCORES = ("pointing", "energy", "enrichment", "rank_accuracy", "auprc", "iou_otsu", "iou_mass")
-ALL_SCORES = (*SCORES, "iou_tuned", "energy_retina", "lesion_over_retina")
-CamMethod = Literal["gradcam", "gradcam++", "hirescam", "eigencam"]
-Fill = Literal["black", "mean", "blur", "neighbours"]
-RelevanceMethod = Literal["gradient", "lrp", "rollout"]
-MethodName = Literal[
-    "attention", "rollout", "relevance", "lrp", "gradcam", "gradcam++", "hirescam", "eigencam", "occlusion"
-]
-ATTENTION = "attention"
-METHODS_BY_DEFAULT = ("attention", "relevance", "gradcam", "occlusion")
-SomeScans = Annotated[int, Range(0, 100_000)]
-VoteTemperature = Annotated[float, Range(above=0)]
 
 
 @dataclass
@@ -377,10 +374,6 @@ class LocalizationOptions(MapOptions, ClassTargetOptions):
     """Test scans for the weight randomisation test; 0: none."""
     pages: SomeScans = 3
     """Pages of maps to draw: scans of median score, one for each class in turn; 0: none."""
-
-
-Figure = Literal["5", "6", "7", "9"]
-FIGURES: dict[str, tuple[MethodName, ...]] = {"5": ("gradcam",), "6": ("occlusion",), "7": ("lrp",), "9": (ATTENTION,)}
 
 
 @dataclass

@@ -190,12 +190,8 @@ class FeatureCache:
                     building.rename(folder)
         except OSError as error:
             if not folder.exists():
-                print(
-                    f"features not kept: {self.folder}: {error.strerror or error}; name another folder with "
-                    "--dataset.cache-dir",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                reason = f"{error.strerror or error}; name another folder with --dataset.cache-dir"
+                print(f"features not kept: {self.folder}: {reason}", file=sys.stderr, flush=True)
 
 
 def _about(identity: Identity, features: np.ndarray) -> dict[str, Any]:

@@ -19,8 +19,6 @@ FOOT = (
     "red: hiding it lowers the class's logit, blue: raises it; one scale a row, symmetric around 0; map: mean over the "
     "windows that cover a pixel; effects of windows do not add up, so a union can help less than its windows"
 )
-
-
 _OUTLINE = (255, 140, 0)  # of a hidden mask
 
 

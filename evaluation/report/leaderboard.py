@@ -15,8 +15,6 @@ from evaluation.report.steps import Setting, digest
 
 _FAITHFUL = _SANITY = 8  # test scans, each of a new patient: these two cost the most
 _FILL = "mean"  # what hides pixels in the deletion and insertion that the report shows
-
-
 _HELP = {
     "auprc": "of the pixels, ranked by the map; the lesion's share of the scan by chance",
     "pointing": "how often the map's highest pixel lies on the lesion",

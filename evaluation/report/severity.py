@@ -92,8 +92,7 @@ def lesion_loads(data: ScanData, positions: np.ndarray, masks: LesionMasks | Non
         return PHANTOM, np.array([severity.get(data.index.files[i], np.nan) for i in positions], dtype=float)
     masks = masks or LesionMasks(data, MaskOptions())
     shares = [masks.read(int(i)).lesion.mean() if masks.file(int(i)) else np.nan for i in positions]
-    measure = "; ".join([SHARE, *masks.notes()])
-    return measure, np.array(shares, dtype=float)
+    return "; ".join([SHARE, *masks.notes()]), np.array(shares, dtype=float)
 
 
 def severity(models: dict[str, Candidate], shared: Setting, masks: LesionMasks | None) -> Severity:
