@@ -116,9 +116,7 @@ def _bounded(batch_size: int, backbone: nn.Module, size: Sequence[int]) -> int:
     return max(min(batch_size, _ATTENTION_NUMBERS // (backbone.blocks[0].attn.num_heads * tokens**2)), 1)
 
 
-def of_pixels() -> Extraction:
-    """The control without a network."""
-    return Extraction(pixel_features, {"pixels": 1})
+RAW_PIXELS = Extraction(pixel_features, {"pixels": 1})  # the control without a network
 
 
 class FeatureCache:

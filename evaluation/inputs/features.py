@@ -14,7 +14,7 @@ from dino_oct.models.frozen import Weights
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.paired import MODEL, PIXELS, RANDOM, START
 from evaluation.config import IMAGE_FEATURE, FeatureOptions, Kind, Precision, Protocol
-from evaluation.inputs.feature_cache import FeatureCache, of_network, of_pixels
+from evaluation.inputs.feature_cache import RAW_PIXELS, FeatureCache, of_network
 from evaluation.inputs.model import Model, open_model, random_control
 from evaluation.inputs.sources import starting_weights
 
@@ -78,7 +78,7 @@ def extract_features(
         for row, control in models.items()
     }
     if options.controls:
-        extractions[PIXELS] = of_pixels()
+        extractions[PIXELS] = RAW_PIXELS
     cache = FeatureCache(cache_root(data.dataset))
     by_set = {name: cache.get(data.scans, scans, preprocessing, extractions) for name, scans in positions.items()}
     return FrozenFeatures(

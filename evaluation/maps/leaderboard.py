@@ -289,14 +289,15 @@ def rate(
         for r, row in enumerate(on_test.rows)
     }
     spread = spread_over_patients(test)
+    hidden, randomised = spread[: options.faithfulness], spread[: options.sanity]
     leaderboard = Leaderboard(
         **vars(_compare(on_test, resampled, column)),
         score=options.score,
         heads=heads,
         rows=rows,
         correlations=Correlations(list(rows), on_test.correlations),
-        faithfulness=_faithfulness(makers, raw, positions, test, spread[: options.faithfulness], options),
-        sanity=_sanity(makers, positions, [test[i] for i in spread[: options.sanity]], options),
+        faithfulness=_faithfulness(makers, raw.of(hidden), positions, [test[i] for i in hidden], options),
+        sanity=_sanity(makers, positions, [test[i] for i in randomised], options),
     )
     return leaderboard, raw, on_test.scores[..., column]
 
@@ -361,23 +362,16 @@ def _probability(model: Model, target: int, scans: torch.Tensor) -> np.ndarray:
 
 
 def _faithfulness(
-    makers: Sequence[MapMaker],
-    raw: RawMaps,
-    heads: dict[str, int],
-    cases: Sequence[Case],
-    positions: Sequence[int],
-    options: LocalizationOptions,
+    makers: Sequence[MapMaker], raw: RawMaps, heads: dict[str, int], cases: Sequence[Case], options: LocalizationOptions
 ) -> Faithfulness | None:
     """Deletion and insertion AUC for each model, of its own maps and of the maps without a network."""
     with_classes = [maker for maker in makers if maker.model.class_names]
-    if not positions or not with_classes:
+    if not cases or not with_classes:
         return None
-    some = [cases[i] for i in positions]
-    part = RawMaps({key: [maps[i] for i in positions] for key, maps in raw.maps.items()}, {}, {})
-    resampled, rows = resamples(some, options), list_rows(makers)
+    resampled, rows = resamples(cases, options), list_rows(makers)
     shown = {maker.name: [r for r, row in enumerate(rows) if row.model in (maker.name, None)] for maker in with_classes}
     areas: dict[str, list] = {name: [] for name in shown}  # (N, rows, 2 · fills)
-    for case, maps, _ in scan_rows(makers, part, heads, some):
+    for case, maps, _ in scan_rows(makers, raw, heads, cases):
         at_scan = enlarge(maps, case.scan.shape)
         for maker in with_classes:
             probability = partial(_probability, maker.model, case.targets[maker.name])
@@ -389,7 +383,7 @@ def _faithfulness(
     for name, of_cases in areas.items():
         intervals = _intervals(np.array(of_cases), resampled, scales)
         models[name] = dict(zip([rows[r].name for r in shown[name]], intervals, strict=True))
-    return Faithfulness(len(some), resampled.n_patients, models)
+    return Faithfulness(len(cases), resampled.n_patients, models)
 
 
 def _sanity(

@@ -83,6 +83,11 @@ class RawMaps:
     ms: dict[tuple[str, str], float]
     mb: dict[tuple[str, str], float]
 
+    def of(self, positions: Sequence[int]) -> "RawMaps":
+        """The maps of some cases."""
+        some = {key: [maps[i] for i in positions] for key, maps in self.maps.items()}
+        return RawMaps(some, self.ms, self.mb)
+
 
 def make_raw(makers: Sequence[MapMaker], cases: Sequence[Case], measure: bool = False) -> RawMaps:
     """Maps of every usable method of every model.

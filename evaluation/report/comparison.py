@@ -18,7 +18,6 @@ from dino_oct.errors import InputError
 from dino_oct.files import private_folder, write_whole
 from dino_oct.knn import check_k
 from dino_oct.limits import check_settings
-from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table, write_json
 from evaluation.config import ComparisonOptions
 from evaluation.inputs.masks import LesionMasks
@@ -217,22 +216,17 @@ def write_report(results: Results, media: Media, folder: Path) -> None:
 
 def as_csv(results: Results) -> str:
     """The table of models: one row a model; point, low and high of every column."""
-    keys = [column.key for column in results.table.columns]
     with io.StringIO() as stream:
         writer = csv.writer(stream)
         facts = ("kind", "architecture", "source", "sha256")
-        columns = [f"{key}{end}" for key in keys for end in ("", "_low", "_high")]
+        columns = [f"{column.key}{end}" for column in results.table.columns for end in ("", "_low", "_high")]
         writer.writerow(["model", *facts, "test_scans", "test_patients", *columns])
         for model, row in results.table.rows.items():
             about = [getattr(results.models[model], name) for name in facts]
-            cells = [cell for key in keys for cell in _cells(row[key])]
+            numbers = [value and getattr(value, part) for value in row.values() for part in ("point", "low", "high")]
+            cells = ["" if number is None or not np.isfinite(number) else repr(number) for number in numbers]
             writer.writerow([model, *about, results.verdict.scans, results.verdict.patients, *cells])
         return stream.getvalue()
-
-
-def _cells(value: Interval | None) -> list[str]:
-    ends = (value.point, value.low, value.high) if value else (None, None, None)
-    return ["" if end is None or not np.isfinite(end) else repr(end) for end in ends]
 
 
 def run(options: ComparisonOptions) -> None:

@@ -115,10 +115,9 @@ function comparisonReport({classes, scans, answers, embedding}) {
   }
 
   function maps(root, {k, scans: shown, panels}) {
-    const pick = (column) => shown.map((i) => column[i]);
     embeddingMaps(root, {classes, k, heading: "h3",
       panels: panels.map(({title, near, ...frame}) => ({title, near, frames: [frame]})),
-      scans: Object.fromEntries(Object.entries(scans).map(([name, column]) => [name, pick(column)]))});
+      scans: Object.fromEntries(Object.entries(scans).map(([name, column]) => [name, shown.map((i) => column[i])]))});
   }
 
   for (const image of all("img[data-scan]")) image.src = jpeg(image.dataset.scan);
