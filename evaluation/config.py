@@ -32,6 +32,25 @@ from dino_oct.limits import (
     Side,
 )
 
+Protocol = Literal["squash", "dino"]
+Precision = Literal["fp32", "bf16"]
+Head = Literal["own", "probe", "prototype"]
+FEWEST = 5  # scans: with fewer, UMAP's spectral start is not defined
+SCORES = ("pointing", "energy", "enrichment", "rank_accuracy", "auprc", "iou_otsu", "iou_mass")
+ALL_SCORES = (*SCORES, "iou_tuned", "energy_retina", "lesion_over_retina")
+CamMethod = Literal["gradcam", "gradcam++", "hirescam", "eigencam"]
+Fill = Literal["black", "mean", "blur", "neighbours"]
+RelevanceMethod = Literal["gradient", "lrp", "rollout"]
+MethodName = Literal[
+    "attention", "rollout", "relevance", "lrp", "gradcam", "gradcam++", "hirescam", "eigencam", "occlusion"
+]
+ATTENTION = "attention"
+METHODS_BY_DEFAULT = ("attention", "relevance", "gradcam", "occlusion")
+SomeScans = Annotated[int, Range(0, 100_000)]
+VoteTemperature = Annotated[float, Range(above=0)]
+Figure = Literal["5", "6", "7", "9"]
+FIGURES: dict[str, tuple[MethodName, ...]] = {"5": ("gradcam",), "6": ("occlusion",), "7": ("lrp",), "9": (ATTENTION,)}
+
 
 @dataclass
 class DatasetOptions:
@@ -89,6 +108,11 @@ class DataOptions:
     phantom: PhantomOptions = field(default_factory=PhantomOptions)
 
     @property
+    def sources(self) -> tuple[str, ...]:
+        """Every model, as it is named; some commands have an older spelling beside ``model``."""
+        return (*getattr(self, "models", ()), *self.model, *getattr(self, "beside", ()))
+
+    @property
     def intervals(self) -> dict[str, int | str]:
         """How intervals are made, for the JSON file."""
         return {"unit": "patient", "resamples": self.bootstrap, "seed": self.seed}
@@ -102,11 +126,6 @@ class EvaluationOptions(DataOptions):
     """Folder for the results; unset: RUN/evaluation/NAME, or runs/SOURCE/evaluation/NAME where there is no run."""
     heads: Heads | None = None
     """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Every model, as it is named."""
-        return (*self.model, *getattr(self, "beside", ()))
 
 
 @dataclass
@@ -134,9 +153,10 @@ class MaskOptions:
     retina_values: MaskValues = ()
     """Values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from the scan."""
 
-
-Protocol = Literal["squash", "dino"]
-Precision = Literal["fp32", "bf16"]
+    @property
+    def are_masks_given(self) -> bool:
+        """Whether any of these is."""
+        return bool(self.masks or self.lesion_values or self.retina_values)
 
 
 class Kind(NamedTuple):
@@ -185,9 +205,6 @@ class FeatureOptions(EvaluationOptions):
         return kinds[self.features] if self.features else None
 
 
-Head = Literal["own", "probe", "prototype"]
-
-
 @dataclass
 class ClassTargetOptions(EvaluationOptions):
     """Whose logits are explained."""
@@ -207,21 +224,6 @@ class ExplanationOptions(ScanOptions, ClassTargetOptions):
 
     target: Name = "predicted"
     """The class to explain: predicted (by each model), true, or a class name."""
-
-
-FEWEST = 5  # scans: with fewer, UMAP's spectral start is not defined
-SCORES = ("pointing", "energy", "enrichment", "rank_accuracy", "auprc", "iou_otsu", "iou_mass")
-ALL_SCORES = (*SCORES, "iou_tuned", "energy_retina", "lesion_over_retina")
-CamMethod = Literal["gradcam", "gradcam++", "hirescam", "eigencam"]
-Fill = Literal["black", "mean", "blur", "neighbours"]
-RelevanceMethod = Literal["gradient", "lrp", "rollout"]
-MethodName = Literal[
-    "attention", "rollout", "relevance", "lrp", "gradcam", "gradcam++", "hirescam", "eigencam", "occlusion"
-]
-ATTENTION = "attention"
-METHODS_BY_DEFAULT = ("attention", "relevance", "gradcam", "occlusion")
-SomeScans = Annotated[int, Range(0, 100_000)]
-VoteTemperature = Annotated[float, Range(above=0)]
 
 
 @dataclass
@@ -374,10 +376,6 @@ class LocalizationOptions(MapOptions, ClassTargetOptions):
     """Pages of maps to draw: scans of median score, one for each class in turn; 0: none."""
 
 
-Figure = Literal["5", "6", "7", "9"]
-FIGURES: dict[str, tuple[MethodName, ...]] = {"5": ("gradcam",), "6": ("occlusion",), "7": ("lrp",), "9": (ATTENTION,)}
-
-
 @dataclass
 class SideBySideOptions(MapOptions, ExplanationOptions):
     """Pages of maps: one scan each, a row for each method, a column for each model."""
@@ -417,8 +415,3 @@ class ComparisonOptions(MaskOptions, DataOptions):
     """Test scans with a lesion on which maps are scored against the masks; 0: no leaderboard."""
     cases: Annotated[int, Range(0, 1000)] = 8
     """Scans of the case viewer, in turns: drawn by seed, best, median and worst of the model that validation chose."""
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """Every model, as it is named."""
-        return (*self.models, *self.model)

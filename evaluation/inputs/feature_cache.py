@@ -38,10 +38,7 @@ _ATTENTION_NUMBERS = 1 << 27  # 256 MB in bfloat16
 
 
 def extract_all(
-    scans: Sequence[np.ndarray],
-    positions: np.ndarray,
-    preprocessing: Preprocessing,
-    extractors: dict[str, Extractor],
+    scans: Sequence[np.ndarray], positions: np.ndarray, preprocessing: Preprocessing, extractors: dict[str, Extractor]
 ) -> dict[str, np.ndarray]:
     """Features of the scans at ``positions`` from each extractor.
 
@@ -119,9 +116,7 @@ def _bounded(batch_size: int, backbone: nn.Module, size: Sequence[int]) -> int:
     return max(min(batch_size, _ATTENTION_NUMBERS // (backbone.blocks[0].attn.num_heads * tokens**2)), 1)
 
 
-def of_pixels() -> Extraction:
-    """The control without a network."""
-    return Extraction(pixel_features, {"pixels": 1})
+RAW_PIXELS = Extraction(pixel_features, {"pixels": 1})  # the control without a network
 
 
 class FeatureCache:
@@ -193,12 +188,8 @@ class FeatureCache:
                     building.rename(folder)
         except OSError as error:
             if not folder.exists():
-                print(
-                    f"features not kept: {self.folder}: {error.strerror or error}; name another folder with "
-                    "--dataset.cache-dir",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                reason = f"{error.strerror or error}; name another folder with --dataset.cache-dir"
+                print(f"features not kept: {self.folder}: {reason}", file=sys.stderr, flush=True)
 
 
 def _about(identity: Identity, features: np.ndarray) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from dino_oct.features import unit
 from dino_oct.models.frozen import Weights
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.paired import MODEL, PIXELS, RANDOM, START
-from evaluation.config import IMAGE_FEATURE, EvaluationOptions, FeatureOptions, Kind, Precision, Protocol
-from evaluation.inputs.feature_cache import FeatureCache, of_network, of_pixels
+from evaluation.config import IMAGE_FEATURE, FeatureOptions, Kind, Precision, Protocol
+from evaluation.inputs.feature_cache import RAW_PIXELS, FeatureCache, of_network
 from evaluation.inputs.model import Model, open_model, random_control
 from evaluation.inputs.sources import starting_weights
 
@@ -64,7 +64,13 @@ def extract_features(
     Raises:
         InputError: an image size that does not fit, features that the network does not have, or as ``load_backbone``.
     """
-    models, notes = with_controls(model, options) if options.controls else ({MODEL: model}, [])
+    candidates: dict[str, Model | str] = {MODEL: model}  # or why a control is not there
+    if options.controls:
+        start = starting_weights(model.source)
+        candidates[START] = start if isinstance(start, str) else open_model(start, START)
+        candidates[RANDOM] = random_control(model, options.seed)
+    models = {row: control for row, control in candidates.items() if isinstance(control, Model)}
+    notes = [reason for reason in candidates.values() if isinstance(reason, str)]
     preprocessing = model.preprocessing(options.image_size, options.preprocessing)
     kind = options.kind() or default_kind or protocol_kind(model.model)
     extractions = {
@@ -72,7 +78,7 @@ def extract_features(
         for row, control in models.items()
     }
     if options.controls:
-        extractions[PIXELS] = of_pixels()
+        extractions[PIXELS] = RAW_PIXELS
     cache = FeatureCache(cache_root(data.dataset))
     by_set = {name: cache.get(data.scans, scans, preprocessing, extractions) for name, scans in positions.items()}
     return FrozenFeatures(
@@ -101,17 +107,6 @@ def same_for_all(row: str, features: Sequence[np.ndarray]) -> str:
     if len(directions) < 2 or np.sqrt(((directions - directions.mean(axis=0)) ** 2).sum(axis=1).mean()) > SAME:
         return ""
     return f"{row}: all scans have the same features, so this row says nothing"
-
-
-def with_controls(model: Model, options: EvaluationOptions) -> tuple[dict[str, Model], list[str]]:
-    """The model and the networks it is compared with, by row name, and why some are not there."""
-    start = starting_weights(model.source)
-    controls = {
-        START: start if isinstance(start, str) else open_model(start, START),
-        RANDOM: random_control(model, options.seed),
-    }
-    models = {row: control for row, control in controls.items() if isinstance(control, Model)}
-    return {MODEL: model, **models}, [reason for reason in controls.values() if isinstance(reason, str)]
 
 
 def protocol_kind(backbone: nn.Module) -> Kind:

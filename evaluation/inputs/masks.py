@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -14,6 +13,7 @@ from dino_oct.data.decode import BadScan, open_image, upright
 from dino_oct.data.tissue import tissue_mask
 from dino_oct.errors import InputError
 from dino_oct.scan_data import ScanData
+from evaluation.config import MaskOptions
 
 LESION, RETINA = 255, 128  # values in a phantom's mask; 0 is outside the retina
 _PHANTOM_VALUES = {0, RETINA, LESION}
@@ -34,38 +34,26 @@ class LesionMasks:
     A scan ``SPLIT/CLASS/NAME.jpeg`` has its mask in ``SPLIT/CLASS/NAME.png``, ``CLASS/NAME.png`` or ``NAME.png`` of the
     folder, in the size of the scan's file. A place that several scans would share is refused.
 
-    Args:
-        data: the scans.
-        folder: of the masks; unset: ``masks`` beside the split folders, as phantoms have it.
-        lesion_values: values of the lesion, any of several labels; unset: 255 for phantoms, in whatever folder, else
-            every value but 0 that is not of the retina.
-        retina_values: values of the retina outside lesions; unset: 128 for phantoms, else the retina is estimated from
-            the scan (``data.tissue``).
+    Unset values mean what ``MaskOptions`` says; a retina without values is estimated by ``data.tissue``.
 
     Raises:
         InputError: no such folder, or a value that is given for both. Values of phantoms in masks of other scans are
             refused by whatever reads them, unless one of the two is given.
     """
 
-    def __init__(
-        self,
-        data: ScanData,
-        folder: str | None = None,
-        lesion_values: Sequence[int] = (),
-        retina_values: Sequence[int] = (),
-    ):
+    def __init__(self, data: ScanData, options: MaskOptions):
         self.data = data
-        self.folder = Path(folder) if folder else Path(data.index.root) / "masks"
+        self.folder = Path(options.masks or Path(data.index.root) / "masks")
         if not self.folder.is_dir():
             raise InputError(
                 f"{self.folder}: no such folder of lesion masks; give one with --masks DIR (DIR/SPLIT/CLASS/NAME.png), "
                 "or use phantoms, which have them (--data phantom)"
             )
-        if both := set(lesion_values) & set(retina_values):
+        if both := set(options.lesion_values) & set(options.retina_values):
             raise InputError(f"mask value {both.pop()} is given for the lesion and for the retina; give it once")
-        self._has_given_values = bool(lesion_values or retina_values)
-        self.lesion_values = tuple(lesion_values) or ((LESION,) if data.is_phantom else ())
-        self.retina_values = tuple(retina_values) or ((RETINA,) if data.is_phantom else ())
+        self._has_given_values = bool(options.lesion_values or options.retina_values)
+        self.lesion_values = tuple(options.lesion_values) or ((LESION,) if data.is_phantom else ())
+        self.retina_values = tuple(options.retina_values) or ((RETINA,) if data.is_phantom else ())
 
     @property
     def estimates_retina(self) -> bool:
@@ -146,7 +134,9 @@ class LesionMasks:
         retina = np.isin(values, self.retina_values)
         lesion = np.isin(values, self.lesion_values) if self.lesion_values else (values != 0) & ~retina
         if self.estimates_retina:
-            retina = _nearest(tissue_mask(np.asarray(scan)), values.shape)
+            tissue = tissue_mask(np.asarray(scan))
+            rows, columns = (np.arange(n) * m // n for n, m in zip(values.shape, tissue.shape, strict=True))
+            retina = tissue[rows][:, columns]  # in the mask's size, by the nearest pixel
         return Mask(lesion, lesion | retina)
 
     def with_lesion(self, split: str) -> np.ndarray:
@@ -177,11 +167,6 @@ def read_values(file: Path) -> np.ndarray:
     if values.ndim != 2:
         raise InputError(f"{file}: a mask in colours; give one channel (or a palette) whose values are labels")
     return values
-
-
-def has_masks(data: ScanData) -> bool:
-    """Whether there is a folder of masks beside the scans, as phantoms have it."""
-    return (Path(data.index.root) / "masks").is_dir()
 
 
 def read_boundaries(data: ScanData) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
@@ -217,10 +202,3 @@ def _places(file: str) -> list[PurePosixPath]:
     """Where the mask of a scan may be, relative to the folder of masks: the longest path first."""
     parts = PurePosixPath(file).with_suffix(".png").parts
     return [PurePosixPath(*parts[-n:]) for n in range(min(len(parts), 3), 0, -1)]
-
-
-def _nearest(mask: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    if mask.shape == size:
-        return mask
-    rows, columns = (np.arange(n) * m // n for n, m in zip(size, mask.shape, strict=True))
-    return mask[rows][:, columns]

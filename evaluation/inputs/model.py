@@ -224,7 +224,7 @@ def as_classifier(model: Model, options: ClassTargetOptions, data: ScanData | No
                 f"{source.name} has no classifier of OCT classes, and without labelled scans none can be fitted; give "
                 "them with --data DIR, or name a supervised run with --model"
             )
-        data = open_data(source, options.data, options.dataset, options.phantom, print)
+        data = open_data(source, options)
     return _with_fitted_head(model, options.classifier or "probe", data)
 
 

@@ -13,20 +13,14 @@ from dino_oct.errors import InputError
 from dino_oct.files import is_same_path
 from dino_oct.provenance import TABLE, trained_on, trained_patients
 from dino_oct.scan_data import ScanData
-from evaluation.config import DatasetOptions, PhantomOptions
+from evaluation.config import DataOptions, DatasetOptions, PhantomOptions
 from evaluation.inputs.sources import Source
 
 _SPLITTING = ("split", "split_seed", "val_fraction", "test_fraction")
 Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 
 
-def open_data(
-    source: Source | None,
-    data: str | None,
-    dataset: DatasetOptions,
-    phantom: PhantomOptions,
-    say: Callable[[str], None],
-) -> ScanData:
+def open_data(source: Source | None, options: DataOptions, say: Callable[[str], None] = print) -> ScanData:
     """Open the data of an evaluation: the run's own, split as its table says, unless options say otherwise.
 
     Args:
@@ -36,7 +30,7 @@ def open_data(
     Raises:
         InputError: no data named and no run to take them from; or as ``load_scans``.
     """
-    config = source.config if source else None
+    config, data = source.config if source else None, options.data
     if data is None and config is None:
         name = source.name if source else "the model"
         without = ": there is no config.yaml" if source and Path(name).is_dir() else ""
@@ -46,14 +40,14 @@ def open_data(
     data = data or config.data
     trained_dataset = config.dataset if config else DatasetConfig()
     trained_phantom = config.phantom if config else PhantomConfig()
-    chosen_phantom = changed(trained_phantom, phantom)
+    chosen_phantom = changed(trained_phantom, options.phantom)
     own = config is not None and (
         data == config.data if "phantom" in (data, config.data) else is_same_path(data, config.data)
     )
     own &= data != "phantom" or chosen_phantom == trained_phantom
     # Unlabelled folders are not evaluated, but with them the cache that training made serves as it is.
     further = [folder for folder in trained_dataset.unlabelled if own and Path(folder).is_dir()]
-    settings = dataclasses.replace(changed(trained_dataset, dataset), unlabelled=further)
+    settings = dataclasses.replace(changed(trained_dataset, options.dataset), unlabelled=further)
     split_as_run = all(getattr(settings, name) == getattr(trained_dataset, name) for name in _SPLITTING)
     has_table = own and split_as_run and (source.run / TABLE).is_file()
     table = read_rows(source.run / TABLE) if has_table else None

@@ -52,7 +52,7 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
     return scans, {
         "folder": None,
         "split": None,
-        "synthetic": any(_is_phantom(file) for file in files),
+        "synthetic": any((at / "phantom.json").is_file() for file in files for at in Path(file).resolve().parents),
         "dataset": {
             "neutralise_borders": reading.neutralise_borders,
             "max_side": reading.max_side,
@@ -96,15 +96,19 @@ def from_split(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -
     positions = take_turns(index.positions(split), index.labels, index.patients, n)
     if not positions:
         raise InputError(f"{index.root}: no scans in the {split} split; give more patients or another --split")
-    scans = [
-        Chosen(index.files[i], str(index.patients[i]), _label(data, i), np.asarray(data.scans[i])) for i in positions
-    ]
     described = data.summary(chosen=np.array(positions))
     counts = described.pop("sets")["chosen"]
     notes = [*data.index.notes, *data.training_notes(np.array(positions), beside)]
     if len(positions) < n:
         notes.append(f"the {split} split has {len(positions)} scans only")
-    return scans, {**described, **counts, "split": split, "notes": notes}
+    return [chosen_scan(data, i) for i in positions], {**described, **counts, "split": split, "notes": notes}
+
+
+def chosen_scan(data: ScanData, i: int) -> Chosen:
+    """Scan ``i`` of the data."""
+    index, label = data.index, int(data.index.labels[i])
+    name = index.class_names[label] if label >= 0 else None
+    return Chosen(index.files[i], str(index.patients[i]), name, np.asarray(data.scans[i]))
 
 
 def take_turns(positions: np.ndarray, labels: np.ndarray, patients: np.ndarray, n: int) -> list[int]:
@@ -146,12 +150,3 @@ def read_scan(file: str, settings: DatasetConfig, grey_range: GreyRange | None =
     if settings.neutralise_borders:
         scan = neutralise(scan, borders)
     return Chosen(file, patient_of(file), None, scan), remarks
-
-
-def _is_phantom(file: str) -> bool:
-    return any((folder / "phantom.json").is_file() for folder in Path(file).resolve().parents)
-
-
-def _label(data: ScanData, i: int) -> str | None:
-    label = int(data.index.labels[i])
-    return data.index.class_names[label] if label >= 0 else None

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
@@ -21,11 +22,8 @@ def peak_memory(make: Callable[[], Any], device: torch.device) -> float:
     with _quiet(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         make()
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return float(peak)
+    changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return float(np.cumsum(changes).max(initial=0))
 
 
 @contextlib.contextmanager

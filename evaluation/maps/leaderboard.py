@@ -1,9 +1,10 @@
 """Maps of several models scored against lesion masks: heads and thresholds from validation, scores on the test."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, pairwise
+from functools import partial
+from itertools import combinations, pairwise, product
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
-from evaluation.config import ALL_SCORES, ATTENTION
+from evaluation.config import ALL_SCORES, ATTENTION, LocalizationOptions
 from evaluation.inputs.model import Model
 from evaluation.maps.methods import candidates, enlarge
 from evaluation.maps.randomisation import STAGES, randomised_correlations, verdict
@@ -231,46 +232,41 @@ def measure(
     return Measured(rows, np.array(scores), np.array(empties), np.array(curves), layers, mean_correlation)
 
 
+def resamples(cases: Sequence[Case], options: LocalizationOptions) -> PatientBootstrap:
+    """Of the patients of some cases."""
+    return PatientBootstrap(np.array([case.patient for case in cases]), options.bootstrap, options.seed)
+
+
 def rate(
     makers: Sequence[MapMaker],
     val: Sequence[Case],
     test: Sequence[Case],
-    score: str,
-    *,
-    layer_names: Sequence[str] = (),
-    faithfulness: int = 0,
-    sanity: int = 0,
-    bootstrap: int = 1000,
-    seed: int = 0,
+    options: LocalizationOptions,
+    layer_names: Sequence[str],
 ) -> tuple[Leaderboard, RawMaps, np.ndarray]:
     """The whole leaderboard.
 
     Args:
         val, test: cases with a lesion, so that every row has every score on every one of them (a miss scores 0). Heads,
             thresholds and the best row of each model are chosen on the first.
-        score: of ``ALL_SCORES``, that heads are chosen and rows ranked by.
         layer_names: of the boundaries, where cases have them.
-        faithfulness, sanity: number of test cases for deletion and insertion, and for weight randomisation; 0: none.
 
     Returns:
         The leaderboard, the maps of the test cases, and the ranking score (N, rows) of each of them.
     """
     val_raw = make_raw(makers, val)
-    heads = choose_heads(makers, val_raw, val, score)
+    heads = choose_heads(makers, val_raw, val, options.score)
     positions = {name: head.position for name, head in heads.items()}
     on_val = measure(makers, val_raw, positions, val)
     thresholds = [tune_threshold(on_val.curves[:, r]) for r in range(len(on_val.rows))]
     raw = make_raw(makers, test, measure=True)
     on_test = measure(makers, raw, positions, test, thresholds)
-    patients, labels = (np.array([getattr(case, name) for case in test]) for name in ("patient", "label"))
-    resampled, column = PatientBootstrap(patients, bootstrap, seed), ALL_SCORES.index(score)
+    resampled, column = resamples(test, options), ALL_SCORES.index(options.score)
     is_off = on_test.scores[..., ALL_SCORES.index("energy_retina")] == 0
-    scores = _intervals(on_test.scores, resampled, SCALES)
-    of_classes = {
-        name: _intervals(on_test.scores[of_class], PatientBootstrap(patients[of_class], bootstrap, seed), SCALES)
-        for name in sorted(set(labels.tolist()))
-        for of_class in [labels == name]
-    }
+    scores, of_classes = _intervals(on_test.scores, resampled, SCALES), {}
+    for name in sorted({case.label for case in test}):
+        members = [i for i, case in enumerate(test) if case.label == name]
+        of_classes[name] = _intervals(on_test.scores[members], resamples([test[i] for i in members], options), SCALES)
     bands = [f"{upper} to {lower}" for upper, lower in pairwise(layer_names)]
     layers = _intervals(on_test.layers, resampled, dict.fromkeys(bands, Scale.RATIO))
     rows = {
@@ -293,14 +289,15 @@ def rate(
         for r, row in enumerate(on_test.rows)
     }
     spread = spread_over_patients(test)
+    hidden, randomised = spread[: options.faithfulness], spread[: options.sanity]
     leaderboard = Leaderboard(
         **vars(_compare(on_test, resampled, column)),
-        score=score,
+        score=options.score,
         heads=heads,
         rows=rows,
         correlations=Correlations(list(rows), on_test.correlations),
-        faithfulness=_faithfulness(makers, raw, positions, test, spread[:faithfulness], bootstrap, seed),
-        sanity=_sanity(makers, positions, [test[i] for i in spread[:sanity]], bootstrap, seed),
+        faithfulness=_faithfulness(makers, raw.of(hidden), positions, [test[i] for i in hidden], options),
+        sanity=_sanity(makers, positions, [test[i] for i in randomised], options),
     )
     return leaderboard, raw, on_test.scores[..., column]
 
@@ -343,12 +340,11 @@ def _compare(measured: Measured, resampled: PatientBootstrap, column: int) -> Ra
     to_simple_maps = family([(a, b) for a in networks for b in simple])
     between_maps = family(list(combinations(networks, 2)))
     best = names[max(networks, key=lambda r: values[0, r])]
-    separated = {
-        pair.b if pair.a == best else pair.a for pair in between_maps if best in (pair.a, pair.b) and pair.is_shown
-    }
+    of_best = [{pair.a, pair.b} for pair in between_maps if pair.is_shown and best in (pair.a, pair.b)]
+    separated = {best}.union(*of_best)
     return Ranking(
         best,
-        [names[r] for r in networks if names[r] != best and names[r] not in separated],
+        [names[r] for r in networks if names[r] not in separated],
         {
             names[r]: all(pair.is_shown and pair.difference.point > 0 for pair in to_simple_maps if pair.a == names[r])
             for r in networks
@@ -358,76 +354,51 @@ def _compare(measured: Measured, resampled: PatientBootstrap, column: int) -> Ra
     )
 
 
-def class_probability(model: Model, target: int) -> Callable[[torch.Tensor], np.ndarray]:
-    """From grey scans (n, 1, H, W) float32 in 0 … 255, of any size, to a class's probability (n,)."""
-
-    @torch.inference_mode()
-    def probability(scans: torch.Tensor) -> np.ndarray:
-        images = F.interpolate(scans.to(model.device), size=tuple(model.input_size), mode="bicubic", antialias=True)
-        return model.forward(images.clamp(0, 255) / 255).double().softmax(dim=1)[:, target].cpu().numpy()
-
-    return probability
+@torch.inference_mode()
+def _probability(model: Model, target: int, scans: torch.Tensor) -> np.ndarray:
+    """A class's probability (n,) in grey scans (n, 1, H, W) float32 in 0 … 255, of any size."""
+    images = F.interpolate(scans.to(model.device), size=tuple(model.input_size), mode="bicubic", antialias=True)
+    return model.forward(images.clamp(0, 255) / 255).double().softmax(dim=1)[:, target].cpu().numpy()
 
 
 def _faithfulness(
-    makers: Sequence[MapMaker],
-    raw: RawMaps,
-    heads: dict[str, int],
-    cases: Sequence[Case],
-    positions: Sequence[int],
-    bootstrap: int,
-    seed: int,
+    makers: Sequence[MapMaker], raw: RawMaps, heads: dict[str, int], cases: Sequence[Case], options: LocalizationOptions
 ) -> Faithfulness | None:
     """Deletion and insertion AUC for each model, of its own maps and of the maps without a network."""
     with_classes = [maker for maker in makers if maker.model.class_names]
-    if not positions or not with_classes:
+    if not cases or not with_classes:
         return None
-    some = [cases[i] for i in positions]
-    part = RawMaps({key: [maps[i] for i in positions] for key, maps in raw.maps.items()}, {}, {})
-    resampled = PatientBootstrap(np.array([case.patient for case in some]), bootstrap, seed)
-    rows = list_rows(makers)
+    resampled, rows = resamples(cases, options), list_rows(makers)
     shown = {maker.name: [r for r, row in enumerate(rows) if row.model in (maker.name, None)] for maker in with_classes}
     areas: dict[str, list] = {name: [] for name in shown}  # (N, rows, 2 · fills)
-    for case, maps, _ in scan_rows(makers, part, heads, some):
+    for case, maps, _ in scan_rows(makers, raw, heads, cases):
         at_scan = enlarge(maps, case.scan.shape)
         for maker in with_classes:
-            probability = class_probability(maker.model, case.targets[maker.name])
-            areas[maker.name].append(
-                [
-                    np.ravel([deletion_insertion(probability, case.scan, at_scan[r], fill) for fill in FILLS])
-                    for r in shown[maker.name]
-                ]
-            )
+            probability = partial(_probability, maker.model, case.targets[maker.name])
+            maps_and_fills = product(at_scan[shown[maker.name]], FILLS)
+            of_maps = [deletion_insertion(probability, case.scan, values, fill) for values, fill in maps_and_fills]
+            areas[maker.name].append(np.reshape(of_maps, (-1, 2 * len(FILLS))))
     scales = {f"{what}_{fill}": Scale.SCORE for fill in FILLS for what in ("deletion", "insertion")}
     models = {}
     for name, of_cases in areas.items():
         intervals = _intervals(np.array(of_cases), resampled, scales)
         models[name] = dict(zip([rows[r].name for r in shown[name]], intervals, strict=True))
-    return Faithfulness(len(some), resampled.n_patients, models)
+    return Faithfulness(len(cases), resampled.n_patients, models)
 
 
 def _sanity(
-    makers: Sequence[MapMaker], heads: dict[str, int], cases: Sequence[Case], bootstrap: int, seed: int
+    makers: Sequence[MapMaker], heads: dict[str, int], cases: Sequence[Case], options: LocalizationOptions
 ) -> Sanity | None:
     """The randomisation test of every method of every model that learnt something."""
     if not cases:
         return None
-    resampled = PatientBootstrap(np.array([case.patient for case in cases]), bootstrap, seed)
-    scans, scales = [case.scan for case in cases], dict.fromkeys(STAGES, Scale.CORRELATION)
+    resampled, scales = resamples(cases, options), dict.fromkeys(STAGES, Scale.CORRELATION)
+    scans, models = [case.scan for case in cases], {}
     trained = [maker for maker in makers if not maker.is_control]
-    sanity = Sanity(len(cases), resampled.n_patients, {})
     for maker in tqdm(trained, desc="randomised weights", unit="model", disable=None, leave=False):
-        correlations = randomised_correlations(
-            maker.model,
-            maker.methods,
-            heads.get(maker.name, 0),
-            scans,
-            [case.targets[maker.name] for case in cases],
-            maker.settings,
-            seed,
-        )
-        sanity.models[maker.name] = {}
-        for method, values in correlations.items():
-            (stages,) = _intervals(values[:, None], resampled, scales)
-            sanity.models[maker.name][method] = Randomised(stages, verdict(stages[STAGES[-1]]))
-    return sanity
+        head, targets = heads.get(maker.name, 0), [case.targets[maker.name] for case in cases]
+        correlations = randomised_correlations(maker, head, scans, targets, options.seed)
+        of_methods = _intervals(np.stack(list(correlations.values()), axis=1), resampled, scales)
+        randomised = [Randomised(stages, verdict(stages[STAGES[-1]])) for stages in of_methods]
+        models[maker.name] = dict(zip(correlations, randomised, strict=True))
+    return Sanity(len(cases), resampled.n_patients, models)

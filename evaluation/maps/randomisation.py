@@ -16,8 +16,8 @@ from dino_oct.models.backbone import classifier_tensors, random_twin
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.streams import seed_of
 from evaluation.config import ATTENTION
-from evaluation.inputs.model import Model
-from evaluation.maps.methods import MapSettings, make_maps
+from evaluation.maps.methods import make_maps
+from evaluation.maps.rows import MapMaker
 from evaluation.scores.ranks import rank_correlations, rank_normalise
 
 STAGES = ("classifier", "upper half", "all")
@@ -25,13 +25,7 @@ LIMIT = 0.5  # mean correlation with every layer randomised above which a map is
 
 
 def randomised_correlations(
-    model: Model,
-    methods: Sequence[str],
-    head: int,
-    scans: Sequence[np.ndarray],
-    targets: Sequence[int],
-    settings: MapSettings,
-    seed: int = 0,
+    maker: MapMaker, head: int, scans: Sequence[np.ndarray], targets: Sequence[int], seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Correlation of each map with the one after each of ``STAGES``.
 
@@ -49,20 +43,19 @@ def randomised_correlations(
         return {
             name: [
                 rank_normalise(candidates[head if name == ATTENTION else 0])
-                for candidates in make_maps(model, name, scans, targets, settings)
+                for candidates in make_maps(maker.model, name, scans, targets, maker.settings)
             ]
-            for name in methods
+            for name in maker.methods
         }
 
-    trained = maps()
-    correlations = {name: np.empty((len(scans), len(STAGES))) for name in methods}
-    fresh = fresh_weights(model.model, seed)
-    for stage, names in enumerate(stage_tensors(model.model)):
-        with replaced(model.model, {name: fresh[name] for name in names}):
+    network, trained = maker.model.model, maps()
+    correlations = {name: np.empty((len(scans), len(STAGES))) for name in maker.methods}
+    fresh = fresh_weights(network, seed)
+    for stage, names in enumerate(stage_tensors(network)):
+        with replaced(network, {name: fresh[name] for name in names}):
             now = maps()
-        for name in methods:
-            pairs = zip(trained[name], now[name], strict=True)
-            correlations[name][:, stage] = [_correlation(*pair) for pair in pairs]
+        for name, of_stages in correlations.items():
+            of_stages[:, stage] = list(map(_correlation, trained[name], now[name]))
     return correlations
 
 

@@ -40,14 +40,9 @@ class MapMaker:
         return self.model.name
 
     @property
-    def kind(self) -> str:
-        """Of the model."""
-        return self.model.kind
-
-    @property
     def is_control(self) -> bool:
         """Whether the model learnt nothing on OCT scans: the weights before training, or random ones."""
-        return self.kind in ("starting weights", "random weights")
+        return self.model.kind in ("starting weights", "random weights")
 
 
 @dataclass(frozen=True)
@@ -87,6 +82,11 @@ class RawMaps:
     maps: dict[tuple[str, str], list[np.ndarray]]
     ms: dict[tuple[str, str], float]
     mb: dict[tuple[str, str], float]
+
+    def of(self, positions: Sequence[int]) -> "RawMaps":
+        """The maps of some cases."""
+        some = {key: [maps[i] for i in positions] for key, maps in self.maps.items()}
+        return RawMaps(some, self.ms, self.mb)
 
 
 def make_raw(makers: Sequence[MapMaker], cases: Sequence[Case], measure: bool = False) -> RawMaps:
@@ -140,26 +140,23 @@ def scan_rows(
     """
     rows, trained = list_rows(makers), [maker.name for maker in _trained(makers)]
     for i, case in enumerate(tqdm(cases, desc="scores", unit="scan", disable=None, leave=False)):
-        lesion, retina = case.mask.lesion, case.mask.retina
-        controls = dict(zip(CONTROLS, control_maps(case.scan, lesion, retina).astype(np.float32), strict=True))
+        size, controls = case.mask.lesion.shape, control_maps(case.scan, case.mask.lesion, case.mask.retina)
         ranked: dict[str, list[np.ndarray]] = {maker.name: [] for maker in makers}
-
-        def make(row: Row, i=i, size=lesion.shape, controls=controls, ranked=ranked) -> np.ndarray:
+        maps = np.empty((len(rows), *size), np.float32)
+        for r, row in enumerate(rows):
             if row.kind == "reference":
-                return controls[row.method]
-            if row.method == ENSEMBLE:
-                return ensemble([values for name in ([row.model] if row.model else trained) for values in ranked[name]])
-            if row.method in (MEAN_OF_HEADS, ENSEMBLE_OF_HEADS):
-                of_heads = raw.maps[row.model, ATTENTION][i]
-                if row.method == MEAN_OF_HEADS:
-                    return enlarge(of_heads.mean(axis=0, keepdims=True), size)[0]
-                return ensemble([rank_normalise(head_map) for head_map in enlarge(of_heads, size)])
-            head = heads.get(row.model, 0) if row.method == ATTENTION else 0
-            values = enlarge(raw.maps[row.model, row.method][i][[head]].clip(0), size)[0]
-            ranked[row.model].append(rank_normalise(values))
-            return values
-
-        maps = np.stack([make(row) for row in rows])
+                maps[r] = controls[CONTROLS.index(row.method)]
+            elif row.method == ENSEMBLE:
+                names = [row.model] if row.model else trained
+                maps[r] = ensemble([values for name in names for values in ranked[name]])
+            elif row.method == MEAN_OF_HEADS:
+                maps[r] = enlarge(raw.maps[row.model, ATTENTION][i].mean(axis=0, keepdims=True), size)[0]
+            elif row.method == ENSEMBLE_OF_HEADS:
+                maps[r] = ensemble(list(map(rank_normalise, enlarge(raw.maps[row.model, ATTENTION][i], size))))
+            else:
+                head = heads.get(row.model, 0) if row.method == ATTENTION else 0
+                maps[r] = enlarge(raw.maps[row.model, row.method][i][[head]].clip(0), size)[0]
+                ranked[row.model].append(rank_normalise(maps[r]))
         yield case, maps, ~(maps.max(axis=(1, 2)) > 0)
 
 

@@ -53,14 +53,10 @@ def attention_rows(
     for which, of_model in relative.items():
         tiles = [colours.to_rgba(values, bytes=True)[..., :3] for values in large(of_model)]
         rows.append(row(f"{which}\nmap alone", tiles, [f"up to {values.max():.1f} ×" for values in of_model]))
+    inside, outside = 0.55 * picture + 0.45 * _MASK_COLOUR, 0.7 * picture
     for which, of_model in maps.items():
         masks = mass_mask(of_model, mass)
-        tiles = [_over(picture, mask) for mask in large(masks) > 0.5]
+        tiles = [np.where(mask[..., None], inside, outside).astype(np.uint8) for mask in large(masks) > 0.5]
         shares = [f"{100 * mask.mean():.1f} % of patches" for mask in masks]
         rows.append(row(f"{which}\n{100 * mass:g} % of mass", tiles, shares))
     return rows, Scale(colours, _SCALE_TITLE)
-
-
-def _over(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The scan with a mask coloured, the rest dimmed."""
-    return np.where(mask[..., None], 0.55 * picture + 0.45 * _MASK_COLOUR, 0.7 * picture).astype(np.uint8)

@@ -100,26 +100,24 @@ function embeddingMaps(root, data) {
       if (near.length) neighbours.textContent = `nearest in these features: ${counted(near)}`;
     }
 
-    function pick(x, y, reach) {
-      let best = -1, least = reach * reach;
+    function closest(x, y, least, distance) { // the drawn scan of least distance (of its offset), −1 without any
+      let best = -1;
       for (const i of order) {
-        if (hidden.has(scans.label[i])) continue;
-        const [u, v] = place(i), distance = (u - x) ** 2 + (v - y) ** 2;
-        if (distance <= least) [best, least] = [i, distance];
+        const [u, v] = place(i), away = distance(u - x, v - y);
+        if (!hidden.has(scans.label[i]) && away <= least) [best, least] = [i, away];
       }
       return best;
     }
 
+    const pick = (x, y, reach) => closest(x, y, reach, Math.hypot);
+
     function step(dx, dy) { // to the nearest scan in the arrow's quadrant; the first press starts in the middle
       if (current < 0) return pick(size / 2, size / 2, Infinity);
-      const [x, y] = place(current);
-      let best = current, least = Infinity;
-      for (const i of order) {
-        if (i === current || hidden.has(scans.label[i])) continue;
-        const [u, v] = place(i), along = (u - x) * dx + (v - y) * dy, across = Math.abs((u - x) * dy + (v - y) * dx);
-        if (along > 0 && across <= along && along + across < least) [best, least] = [i, along + across];
-      }
-      return best;
+      const next = closest(...place(current), Infinity, (u, v) => {
+        const along = u * dx + v * dy, across = Math.abs(u * dy + v * dx);
+        return along > 0 && across <= along ? along + across : NaN;
+      });
+      return next < 0 ? current : next;
     }
 
     function onPointer(event, press) {

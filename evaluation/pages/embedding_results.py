@@ -21,7 +21,6 @@ from evaluation.pages.projector import write_projector
 
 MOST_SHOWN = 5000  # scans on the page and in the projector
 _SPRITE = 48  # pixels per side of a scan in the projector
-_STABILITY = ("overlap of seeds %", "Procrustes of seeds")
 
 
 @dataclass(frozen=True)
@@ -136,29 +135,26 @@ def report(result: EmbeddingMap) -> str:
         "",
     ]
     purity = f"{settings['k']}-NN purity %"
-    header = ["", "silhouette", purity, "map's purity %", "trustworthiness", *_STABILITY]
+    measures = ["silhouette", purity, "map's purity %", "trustworthiness", "overlap of seeds %", "Procrustes of seeds"]
     rows = []
     for name, row in result.rows.items():
         measured = [show(row.silhouette, 3), show(row.purity), show(row.map_purity), f"{row.trustworthiness:.3f}"]
-        rows.append([name, *measured, *_stability(row)])
+        stability = ["", ""]
+        if row.stability:
+            overlap = [100 * value for value in row.stability["overlap"]]
+            stability = ["{:.0f} ({:.0f}–{:.0f})".format(*overlap)]
+            stability.append("{:.2f} ({:.2f}–{:.2f})".format(*row.stability["procrustes"]))
+        rows.append([name, *measured, *stability])
     if result.chance is not None:
         rows.append(["chance", "", f"{result.chance:.1f}", "", "", "", ""])
     for name, row in result.differences.items():
         rows.append([name, show(row.silhouette, 3, signed=True), show(row.purity, signed=True), "", "", "", ""])
-    lines.append(table(header, rows))
+    lines.append(table(["", *measures], rows))
     if resamples and result.differences:
         lines.append(f"[95 % interval, {resamples} resamples of patients]  (lowest–highest of pairs of seeds)")
     if trained := [[name, show(state.purity)] for name, state in result.training.items() if state.purity]:
         lines += ["", table(["training", purity], trained)]
     return "\n".join([*lines, *closing(result, result.verdicts)])
-
-
-def _stability(row: MapRow) -> list[str]:
-    """Cells under ``_STABILITY``: mean, lowest and highest."""
-    if row.stability is None:
-        return ["", ""]
-    percent = [100 * value for value in row.stability["overlap"]]
-    return ["{:.0f} ({:.0f}–{:.0f})".format(*percent), "{:.2f} ({:.2f}–{:.2f})".format(*row.stability["procrustes"])]
 
 
 def write_results(result: EmbeddingMap, maps: Maps, folder: Path, projector: bool = True) -> list[str]:

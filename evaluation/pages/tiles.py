@@ -26,7 +26,6 @@ from evaluation.maps.methods import enlarge
 _TILE, _WIDEST, _GAP = 220, 420, 8  # pixels: short side of a picture, its longer side at most, between pictures
 _LABEL, _CAPTION, _TITLE, _SCALE, _FOOT = 150, 44, 56, 60, 40  # pixels of margins, captions and the bar
 _DPI = 100
-_OUTLINE = (255, 140, 0)
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,9 @@ def picture_size(shape: tuple[int, ...]) -> tuple[int, int]:
     return max(round(shape[0] * scale), 1), max(round(shape[1] * scale), 1)
 
 
-def as_picture(scan: np.ndarray) -> np.ndarray:
-    """A grey scan (H, W) as a picture of a page."""
-    return np.repeat(resize(scan, picture_size(scan.shape))[0].numpy()[..., None], 3, axis=-1)
+def as_picture(scan: np.ndarray, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """A grey scan (H, W) as a picture of a page, of the size there of a scan of ``shape``; unset: its own."""
+    return np.repeat(resize(scan, picture_size(shape or scan.shape))[0].numpy()[..., None], 3, axis=-1)
 
 
 def overlay(scan: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -83,12 +82,6 @@ def signed_overlay(scan: np.ndarray, values: np.ndarray, limit: float) -> np.nda
     grey = as_picture(scan).astype(np.float32)
     share = (enlarge(values[None], grey.shape[:2])[0] / max(limit, 1e-12)).clip(-1, 1)
     return _blend(grey, matplotlib.colormaps["RdBu_r"](0.5 + 0.5 * share), 0.85 * np.abs(share) ** 0.7)
-
-
-def outlined(shape: tuple[int, int], image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """An image (h, w) uint8 in the size of a page's scan of ``shape``, with the outline of a mask (h, w)."""
-    picture = np.repeat(resize(image, picture_size(shape))[0].numpy()[..., None], 3, axis=-1)
-    return with_outline(picture, mask, _OUTLINE, 5)
 
 
 def with_outline(picture: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], width: int = 3) -> np.ndarray:

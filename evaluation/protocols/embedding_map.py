@@ -55,7 +55,7 @@ def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[E
         raise InputError(f"{source.name}: not a run, so there are no checkpoints to animate; give a run with --model")
     if reserved := {MODEL, START, RANDOM, PIXELS} & {other.name for other in others}:
         raise InputError(f"{reserved.pop()}: the name of a row of this evaluation; give the model's path as ./NAME")
-    data = open_data(source, options.data, options.dataset, options.phantom, print)
+    data = open_data(source, options)
     positions, notes = _choose(data, options)
     patients = data.index.patients[positions]
     comparable, label_notes = comparable_scans(data.index.labels[positions], patients, data.index.class_names)

@@ -58,7 +58,7 @@ def evaluate(source: Source, options: KnnOptions) -> Knn:
         InputError: no run, no labels, k out of range, an image size that does not fit, or as ``load_backbone``.
     """
     check_settings(options)
-    data = open_data(source, options.data, options.dataset, options.phantom, print)
+    data = open_data(source, options)
     index = data.index
     positions = {"reference": data.labelled("train"), "queries": data.labelled(options.split)}
     reference, queries = (ScanSet(index.labels[p], index.patients[p]) for p in positions.values())

@@ -132,7 +132,12 @@ def fit_probe(
         InputError: the labelled scans are of fewer than two classes.
     """
     mean, scale = probes.standardisation(features.train) if standardise else (0.0, 1.0)
-    fit, fallback = _fit_of(options)
+    if options.protocol == "fast":
+        cs = _cs(options)
+        fit, fallback = partial(probes.logistic_path, cs=cs), min(cs, key=lambda c: abs(np.log(c / FIXED_C)))
+    else:
+        fit = partial(probes.sgd_epochs, epochs=options.epochs, batch_size=SGD_BATCH, seed=options.seed)
+        fallback = None
 
     def ready(rows: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(((rows - mean) / scale).astype(np.float32)).to(default_device())
@@ -143,14 +148,6 @@ def fit_probe(
     else:
         choice = probes.choose(fit(rows, labels, n_classes), ready(features.val), val.labels)
     return choice, choice.classifier.probabilities(ready(features.queries))
-
-
-def _fit_of(options: LinearOptions) -> tuple[probes.Fit, float | None]:
-    """What fits the candidates of a protocol, and the setting where too few patients are labelled to choose one."""
-    if options.protocol == "fast":
-        cs = _cs(options)
-        return partial(probes.logistic_path, cs=cs), min(cs, key=lambda c: abs(np.log(c / FIXED_C)))
-    return partial(probes.sgd_epochs, epochs=options.epochs, batch_size=SGD_BATCH, seed=options.seed), None
 
 
 def _cs(options: LinearOptions) -> list[float]:
@@ -196,7 +193,7 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
             ``load_backbone``.
     """
     check_settings(options)
-    data = open_data(source, options.data, options.dataset, options.phantom, print)
+    data = open_data(source, options)
     names = data.index.class_names
     positions = {"train": data.labelled("train"), "val": data.labelled("val"), "queries": data.labelled(options.split)}
     train, val, queries = (ScanSet(data.index.labels[p], data.index.patients[p]) for p in positions.values())

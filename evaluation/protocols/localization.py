@@ -8,15 +8,15 @@ from dino_oct.errors import InputError
 from dino_oct.files import private_folder
 from dino_oct.limits import check_settings
 from dino_oct.scan_data import ScanData
-from dino_oct.scores.bootstrap import PatientBootstrap, Scale
+from dino_oct.scores.bootstrap import Scale
 from dino_oct.scores.text import missing_intervals
 from evaluation.config import ATTENTION, LocalizationOptions
 from evaluation.inputs.masks import LesionMasks, read_boundaries
 from evaluation.inputs.model import Model, open_classifiers, open_model
 from evaluation.inputs.scans import open_data
-from evaluation.inputs.selection import Chosen, take_turns
+from evaluation.inputs.selection import Chosen, chosen_scan, take_turns
 from evaluation.inputs.sources import Source, open_sources, starting_weights
-from evaluation.maps.leaderboard import rate
+from evaluation.maps.leaderboard import rate, resamples
 from evaluation.maps.rows import Case, MapMaker
 from evaluation.pages.maps import FOOT, page_of_case
 from evaluation.pages.tiles import Page, write_pages
@@ -31,7 +31,7 @@ def with_start(makers: Sequence[MapMaker]) -> tuple[list[MapMaker], list[str]]:
     """With the first model's starting weights behind it for their attention, unless these are among the models; and
     why they are not there."""
     first, *others = makers
-    if not (ATTENTION in first.methods and first.kind == "self-supervised"):
+    if not (ATTENTION in first.methods and first.model.kind == "self-supervised"):
         return list(makers), []
     start = starting_weights(first.model.source)
     if isinstance(start, str):
@@ -49,20 +49,17 @@ def choose_cases(
     Raises:
         InputError: a class that a model does not have.
     """
-    index = data.index
     if n:
-        positions = np.array(take_turns(positions, index.labels, index.patients, n))
-    names, boundaries = read_boundaries(data)
+        positions = np.array(take_turns(positions, data.index.labels, data.index.patients, n))
+    _, boundaries = read_boundaries(data)
     cases = []
     for i in positions.tolist():
-        label = index.class_names[index.labels[i]] if index.labels[i] >= 0 else ""
-        scan = Chosen(index.files[i], str(index.patients[i]), label or None, np.asarray(data.scans[i]))
+        scan, mask = chosen_scan(data, i), masks.read(i)
         targets = {maker.name: _target(maker.model, scan, target) for maker in makers}
-        mask = masks.read(i)
-        rows = boundaries.get(index.files[i]) if names else None
+        rows = boundaries.get(scan.file)
         if rows is not None and rows.shape[1] != mask.lesion.shape[1]:
             rows = None
-        cases.append(Case(i, index.files[i], label, str(index.patients[i]), scan.scan, mask, rows, targets))
+        cases.append(Case(i, scan.file, scan.label or "", scan.patient, scan.scan, mask, rows, targets))
     return cases
 
 
@@ -77,10 +74,7 @@ def _target(model: Model, scan: Chosen, target: str) -> int:
 
 
 def evaluate(
-    sources: Sequence[Source],
-    options: LocalizationOptions,
-    data: ScanData | None = None,
-    models: Sequence[Model] = (),
+    sources: Sequence[Source], options: LocalizationOptions, data: ScanData | None = None, models: Sequence[Model] = ()
 ) -> tuple[Localization, list[Page]]:
     """Run the whole evaluation.
 
@@ -96,8 +90,8 @@ def evaluate(
     """
     check_settings(options)
     if data is None:
-        data = open_data(sources[0], options.data, options.dataset, options.phantom, print)
-    masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values)
+        data = open_data(sources[0], options)
+    masks = LesionMasks(data, options)
     # Before models are opened: a missing mask costs no time.
     with_lesion = {split: masks.with_lesion(split) for split in ("val", "test")}
     models = models or list(open_classifiers(sources, options, data).values())
@@ -107,25 +101,12 @@ def evaluate(
         for split, n in (("test", options.n), ("val", -(-options.n // 2)))
     )
     names, _ = read_boundaries(data)
-    leaderboard, raw, per_scan = rate(
-        makers,
-        val,
-        test,
-        options.score,
-        layer_names=names,
-        faithfulness=options.faithfulness,
-        sanity=options.sanity,
-        bootstrap=options.bootstrap,
-        seed=options.seed,
-    )
-    resampled = PatientBootstrap(np.array([case.patient for case in test]), options.bootstrap, options.seed)
+    leaderboard, raw, per_scan = rate(makers, val, test, options, names)
+    resampled = resamples(test, options)
     positions = {which: np.array([case.position for case in cases]) for which, cases in (("val", val), ("test", test))}
-    area = Area(
-        *(
-            resampled.mean(np.array([getattr(case.mask, part).mean() for case in test]), Scale.SCORE)
-            for part in ("lesion", "retina")
-        )
-    )
+    if shared := len(np.intersect1d(*(data.index.patients[scans] for scans in positions.values()))):
+        notes.insert(0, f"{shared} patients have scans in validation and in test: the choice of heads saw them")
+    lesion, retina = np.array([(case.mask.lesion.mean(), case.mask.retina.mean()) for case in test]).T
     result = Localization(
         **vars(leaderboard),
         model=of_source(sources[0]),
@@ -136,15 +117,36 @@ def evaluate(
             "masks": masks.folder,
             "retina": "estimated from the scan" if masks.estimates_retina else "from the mask",
         },
-        models={maker.name: _facts(maker) for maker in makers},
+        models={
+            maker.name: ModelFacts(
+                kind=maker.model.kind,
+                architecture=maker.model.timm_name,
+                input_size=maker.model.input_size,
+                attention_size=maker.settings.attention_size,
+                target=maker.model.target,
+                methods=maker.methods,
+                gaps=maker.gaps,
+            )
+            for maker in makers
+        },
         settings={
             **{name: getattr(options, name) for name in ("methods", "target", "score", "n", *_MAP_SETTINGS)},
             "chosen_on": "val",
             "bootstrap": options.intervals,
         },
-        area=area,
-        notes=[*resampled.notes(), *_patient_notes(data, positions, sources), *notes, *_method_notes(makers, masks)],
+        area=Area(resampled.mean(lesion, Scale.SCORE), resampled.mean(retina, Scale.SCORE)),
+        notes=[
+            *resampled.notes(),
+            *data.index.notes,
+            *data.training_notes(positions["test"], [source.name for source in sources[1:]]),
+            *notes,
+            *map_notes(makers),
+            *masks.notes(),
+        ],
     )
+    if masks.estimates_retina:
+        result.notes.append("masks without retina values: the retina band is estimated from each scan's brightness")
+    result.notes.extend(f"{maker.name}: {maker.model.kind}, a control" for maker in makers if maker.is_control)
     result.notes.extend(missing_intervals(result))
     result.statements.extend(statements(result))
     networks = [r for r, row in enumerate(result.rows.values()) if row.kind == "map"]
@@ -154,32 +156,6 @@ def evaluate(
         for i in median_first[: options.pages]
     ]
     return result, pages
-
-
-def _facts(maker: MapMaker) -> ModelFacts:
-    return ModelFacts(
-        kind=maker.kind,
-        architecture=maker.model.timm_name,
-        input_size=maker.model.input_size,
-        attention_size=maker.settings.attention_size,
-        target=maker.model.target,
-        methods=maker.methods,
-        gaps=maker.gaps,
-    )
-
-
-def _patient_notes(data: ScanData, positions: dict[str, np.ndarray], sources: Sequence[Source]) -> list[str]:
-    notes = [*data.index.notes, *data.training_notes(positions["test"], [source.name for source in sources[1:]])]
-    if shared := len(np.intersect1d(*(data.index.patients[scans] for scans in positions.values()))):
-        notes.append(f"{shared} patients have scans in validation and in test: the choice of heads saw them")
-    return notes
-
-
-def _method_notes(makers: Sequence[MapMaker], masks: LesionMasks) -> list[str]:
-    notes = map_notes(makers) + masks.notes()
-    if masks.estimates_retina:
-        notes.append("masks without retina values: the retina band is estimated from each scan's brightness")
-    return notes + [f"{maker.name}: {maker.kind}, a control" for maker in makers if maker.is_control]
 
 
 def order_by_median(labels: Sequence[str], scores: np.ndarray) -> list[int]:

@@ -11,7 +11,7 @@ from evaluation.config import OcclusionOptions
 from evaluation.inputs.model import Answer
 from evaluation.inputs.selection import Chosen
 from evaluation.maps.occlude import Hider, Occlusion, masks_of, occlude
-from evaluation.pages.tiles import Page, Tile, as_picture, outlined, signed_overlay
+from evaluation.pages.tiles import Page, Tile, as_picture, signed_overlay, with_outline
 from evaluation.protocols import explanations
 from evaluation.protocols.explanations import Explainer, Subjects
 
@@ -19,6 +19,7 @@ FOOT = (
     "red: hiding it lowers the class's logit, blue: raises it; one scale a row, symmetric around 0; map: mean over the "
     "windows that cover a pixel; effects of windows do not add up, so a union can help less than its windows"
 )
+_OUTLINE = (255, 140, 0)  # of a hidden mask
 
 
 @dataclass(frozen=True)
@@ -106,5 +107,6 @@ def _row(name: str, answer: Answer, sweep: Occlusion, masks: dict[str, Hidden]) 
         p_before, p_after = (100 * values[answer.target] for values in (answer.probabilities, softmax(hidden.logits)))
         image = np.asarray(255 * hidden.image).round().astype(np.uint8)
         caption = f"{answer.explained} {before:.1f} → {after:.1f}, {p_before:.0f} → {p_after:.0f} %"
-        tiles.append(Tile(outlined(scan.shape, image, hidden.mask), f"{what} hidden\n{caption}"))
+        picture = with_outline(as_picture(image, scan.shape), hidden.mask, _OUTLINE, width=5)
+        tiles.append(Tile(picture, f"{what} hidden\n{caption}"))
     return f"{name}\n±{limit:.1f} logits", tiles

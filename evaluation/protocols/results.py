@@ -48,11 +48,8 @@ def shared_patients(queries: ScanSet, train: ScanSet, way_out: str = "use --data
     """A note where classified patients also have training scans."""
     tested = set(queries.patients.tolist())
     shared = len(tested & set(train.patients.tolist()))
-    if not shared:
-        return []
-    return [
-        f"{shared} of {len(tested)} classified patients also have training scans, which flatters every row; {way_out}"
-    ]
+    text = f"{shared} of {len(tested)} classified patients also have training scans, which flatters every row"
+    return [f"{text}; {way_out}"] if shared else []
 
 
 def choose_scans(
@@ -65,7 +62,7 @@ def choose_scans(
     """
     if options.scans:
         return *from_files(options.scans, sources[0], options.dataset), None
-    data = open_data(sources[0], options.data, options.dataset, options.phantom, print)
+    data = open_data(sources[0], options)
     return *from_split(data, options.split, options.n, [source.name for source in sources[1:]]), data
 
 

@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from dino_oct.scan_data import ScanData
 from evaluation.config import ATTENTION, SideBySideOptions
-from evaluation.inputs.masks import LesionMasks, Mask, has_masks
+from evaluation.inputs.masks import LesionMasks, Mask
 from evaluation.inputs.model import Answer
 from evaluation.inputs.selection import Chosen
 from evaluation.maps.methods import candidates, make_maps
@@ -28,7 +28,9 @@ def run(options: SideBySideOptions) -> None:
 
     def prepare(subjects: Subjects) -> Explainer:
         makers = map_makers(list(subjects.models.values()), options)
-        masks = _masks(subjects.data, options)
+        data = subjects.data
+        are_there = data is not None and (options.are_masks_given or (Path(data.index.root) / "masks").is_dir())
+        masks = LesionMasks(data, options) if are_there else None
         return Explainer(
             name="side_by_side",
             title="maps side by side",
@@ -72,13 +74,6 @@ def _each_head(
             columns.append(MapMaker(model, maker.settings, (ATTENTION,)))
             of_heads[model.name, ATTENTION] = maps[maker.name, ATTENTION][[i]]
     return columns, of_heads
-
-
-def _masks(data: ScanData | None, options: SideBySideOptions) -> LesionMasks | None:
-    """The masks of the scans, where there are any; None for image files."""
-    if data is None or not (options.masks or options.lesion_values or options.retina_values or has_masks(data)):
-        return None
-    return LesionMasks(data, options.masks, options.lesion_values, options.retina_values)
 
 
 def _mask_of(masks: LesionMasks | None, scan: Chosen) -> Mask | None:

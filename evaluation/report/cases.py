@@ -131,9 +131,8 @@ def show_cases(
     pictures, scans, of_scans = [], [], []
     for case in cases:
         position = int(shared.positions["test"][case.scan])
-        scan, mask = np.asarray(shared.data.scans[position]), None
-        if masks is not None and masks.file(position) is not None:
-            mask = masks.read(position)
+        scan = np.asarray(shared.data.scans[position])
+        mask = masks.read(position) if masks and masks.file(position) else None
         pictures.append(Pictures(_jpeg(scan), scan.shape[1] / scan.shape[0], mask and _outline(mask, scan), {}))
         scans.append(scan)
         of_scans.append(mask)

@@ -18,7 +18,6 @@ from dino_oct.errors import InputError
 from dino_oct.files import private_folder, write_whole
 from dino_oct.knn import check_k
 from dino_oct.limits import check_settings
-from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table, write_json
 from evaluation.config import ComparisonOptions
 from evaluation.inputs.masks import LesionMasks
@@ -59,7 +58,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
     folder = private_folder(options.out)
     # ---- data and models -------------------------------------------------------------------------------------------
     first = next((source for source in map(open_source, options.sources) if source.run is not None), None)
-    data = open_data(first, options.data, options.dataset, options.phantom, say)
+    data = open_data(first, options, say)
     shared, index = Setting(data, StepCache(folder / "cache"), options), data.index
     for split in ("train", "test"):
         if len(set(index.labels[shared.positions[split]].tolist())) < 2:
@@ -67,8 +66,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
                 f"{index.root}: {split} scans of one class only; give two or more, or another --dataset.split"
             )
     check_k(options.k, len(shared.positions["train"]))
-    are_given = bool(options.masks or options.lesion_values or options.retina_values)
-    masks = LesionMasks(data, options.masks, options.lesion_values, options.retina_values) if are_given else None
+    masks = LesionMasks(data, options) if options.are_masks_given else None
     models = open_candidates(options.sources, shared)
     scans, gaps = ShownScans(shared), []
     # ---- numbers ---------------------------------------------------------------------------------------------------
@@ -118,7 +116,18 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
             sets=sets,
         ),
         classes=[ClassFacts(**vars(m), urgent=m.name.casefold() in URGENT) for m in marks(index.class_names, False)],
-        models={key: _about(of_model) for key, of_model in answers.items()},
+        models={
+            key: ModelFacts(
+                **vars(answers[key].facts),
+                source=model.source.name,
+                kind=model.kind,
+                architecture=model.model.timm_name,
+                sha256=model.model.weights.sha256,
+                loaded=model.model.weights.loaded,
+                gaps=model.gaps,
+            )
+            for key, model in models.items()
+        },
         table=make_table(answers, intervals, shared),
         confusions={key: of_model.confusion for key, of_model in answers.items() if of_model.confusion},
         reliability={key: of_model.reliability for key, of_model in answers.items()},
@@ -136,7 +145,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         versions=versions(),
         settings={
             **{name: getattr(options, name) for name in ("k", "temperature", "methods", "cases", "seed")},
-            "bootstrap": {"unit": "patient", "resamples": options.bootstrap, "seed": options.seed},
+            "bootstrap": options.intervals,
             "reference_model": reference,
             "dataset": summary["dataset"],
         },
@@ -159,26 +168,13 @@ def _cases(
     right = answers[reference].classifier[np.arange(len(queries.labels)), queries.labels]
     cases = choose_cases(right, queries.labels, queries.patients, options.cases, options.seed, reference)
     try:
-        beside = masks or LesionMasks(shared.data)
+        beside = masks or LesionMasks(shared.data, options)
         _, loads = lesion_loads(shared.data, shared.positions["test"], masks)
         known = [load if np.isfinite(load) else None for load in loads.tolist()]
         cases = [replace(case, severity=known[case.scan]) for case in cases]
     except InputError:
         beside = None
     return cases, show_cases(cases, {key: of_model.model for key, of_model in answers.items()}, heads, shared, beside)
-
-
-def _about(answers: Answers) -> ModelFacts:
-    model = answers.model
-    return ModelFacts(
-        **vars(answers.facts),
-        source=model.source.name,
-        kind=model.kind,
-        architecture=model.model.timm_name,
-        sha256=model.model.weights.sha256,
-        loaded=model.model.weights.loaded,
-        gaps=model.gaps,
-    )
 
 
 def report(results: Results) -> str:
@@ -211,41 +207,31 @@ def report(results: Results) -> str:
     )
 
 
-def write_report(results: Results, media: Media, folder: Path) -> list[str]:
-    """Write ``results.json``, ``results.csv`` and ``report.html``, each whole or not at all.
-
-    Returns:
-        the names of what was written.
-    """
+def write_report(results: Results, media: Media, folder: Path) -> None:
+    """Write ``results.json``, ``results.csv`` and ``report.html``, each whole or not at all."""
     write_json(results, folder / "results.json")
     write_whole(folder / "results.csv", as_csv(results))
     write_whole(folder / "report.html", render(results, media))
-    return ["report.html", "results.json", "results.csv"]
 
 
 def as_csv(results: Results) -> str:
     """The table of models: one row a model; point, low and high of every column."""
-    keys = [column.key for column in results.table.columns]
     with io.StringIO() as stream:
         writer = csv.writer(stream)
         facts = ("kind", "architecture", "source", "sha256")
-        columns = [f"{key}{end}" for key in keys for end in ("", "_low", "_high")]
+        columns = [f"{column.key}{end}" for column in results.table.columns for end in ("", "_low", "_high")]
         writer.writerow(["model", *facts, "test_scans", "test_patients", *columns])
         for model, row in results.table.rows.items():
             about = [getattr(results.models[model], name) for name in facts]
-            cells = [cell for key in keys for cell in _cells(row[key])]
+            numbers = [value and getattr(value, part) for value in row.values() for part in ("point", "low", "high")]
+            cells = ["" if number is None or not np.isfinite(number) else repr(number) for number in numbers]
             writer.writerow([model, *about, results.verdict.scans, results.verdict.patients, *cells])
         return stream.getvalue()
-
-
-def _cells(value: Interval | None) -> list[str]:
-    ends = (value.point, value.low, value.high) if value else (None, None, None)
-    return ["" if end is None or not np.isfinite(end) else repr(end) for end in ends]
 
 
 def run(options: ComparisonOptions) -> None:
     """Compare, print, and write the page, numbers and figures."""
     results, media, _ = compare(options)
-    written = write_report(results, media, options.out)
+    write_report(results, media, options.out)
     print("\n" + report(results))
-    print(f"written: {', '.join(written)} and figures/ in {options.out}")
+    print(f"written: report.html, results.json, results.csv and figures/ in {options.out}")

@@ -1,5 +1,4 @@
-"""Figures of a comparison as PNG and SVG: accuracies, confusions, reliability, embedding maps, severity, and the
-leaderboard of maps."""
+"""Figures of a comparison, PNG and SVG: accuracy, confusions, reliability, embedding maps, severity, leaderboard."""
 
 import io
 import math

@@ -16,8 +16,6 @@ from evaluation.report.steps import Setting, digest
 
 _FAITHFUL = _SANITY = 8  # test scans, each of a new patient: these two cost the most
 _FILL = "mean"  # what hides pixels in the deletion and insertion that the report shows
-
-
 _HELP = {
     "auprc": "of the pixels, ranked by the map; the lesion's share of the scan by chance",
     "pointing": "how often the map's highest pixel lies on the lesion",
@@ -114,7 +112,7 @@ def leaderboard(models: dict[str, Candidate], shared: Setting) -> MapLeaderboard
     """
     options = shared.options
     # A missing folder opens no model.
-    masks = LesionMasks(shared.data, options.masks, options.lesion_values, options.retina_values)
+    masks = LesionMasks(shared.data, options)
     given = ("masks", "lesion_values", "retina_values", "methods", "bootstrap", "seed")
     settings = LocalizationOptions(
         **{name: getattr(options, name) for name in given},

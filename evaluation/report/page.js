@@ -23,10 +23,7 @@ function comparisonReport({classes, scans, answers, embedding}) {
   /* Sorting. Cells without a number stay last; reference rows stay in their own part of the table. */
   function sortable(table) {
     const heads = [...[...table.tHead.rows].at(-1).cells];
-    const valueOf = (row, column) => {
-      const cell = row.cells[column], shown = cell.querySelector("[data-class]:not([hidden])") || cell;
-      return shown.dataset.value;
-    };
+    const shown = (cell) => cell.querySelector("[data-class]:not([hidden])") || cell;
     function compare(a, b, sign) {
       if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
       const difference = Number(a) - Number(b);
@@ -35,8 +32,8 @@ function comparisonReport({classes, scans, answers, embedding}) {
     function sort(column, direction) {
       const sign = direction === "ascending" ? 1 : -1;
       for (const body of table.tBodies) {
-        const rows = [...body.rows];
-        body.append(...rows.sort((a, b) => compare(valueOf(a, column), valueOf(b, column), sign)));
+        const valueOf = (row) => shown(row.cells[column]).dataset.value;
+        body.append(...[...body.rows].sort((a, b) => compare(valueOf(a), valueOf(b), sign)));
       }
       heads.forEach((head, i) => head.setAttribute("aria-sort", i === column ? direction : "none"));
     }
@@ -118,10 +115,9 @@ function comparisonReport({classes, scans, answers, embedding}) {
   }
 
   function maps(root, {k, scans: shown, panels}) {
-    const pick = (column) => shown.map((i) => column[i]);
     embeddingMaps(root, {classes, k, heading: "h3",
       panels: panels.map(({title, near, ...frame}) => ({title, near, frames: [frame]})),
-      scans: Object.fromEntries(Object.entries(scans).map(([name, column]) => [name, pick(column)]))});
+      scans: Object.fromEntries(Object.entries(scans).map(([name, column]) => [name, shown.map((i) => column[i])]))});
   }
 
   for (const image of all("img[data-scan]")) image.src = jpeg(image.dataset.scan);

@@ -14,6 +14,7 @@ from dino_oct.files import read_json
 from dino_oct.knn import neighbours
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import Interval, Scale
+from evaluation.config import MaskOptions
 from evaluation.inputs.masks import LesionMasks
 from evaluation.report.models import Candidate
 from evaluation.report.steps import Setting
@@ -89,10 +90,9 @@ def lesion_loads(data: ScanData, positions: np.ndarray, masks: LesionMasks | Non
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{about}: damaged: no severities of scans ({type(error).__name__} {error})") from None
         return PHANTOM, np.array([severity.get(data.index.files[i], np.nan) for i in positions], dtype=float)
-    masks = masks or LesionMasks(data)
+    masks = masks or LesionMasks(data, MaskOptions())
     shares = [masks.read(int(i)).lesion.mean() if masks.file(int(i)) else np.nan for i in positions]
-    measure = "; ".join([SHARE, *masks.notes()])
-    return measure, np.array(shares, dtype=float)
+    return "; ".join([SHARE, *masks.notes()]), np.array(shares, dtype=float)
 
 
 def severity(models: dict[str, Candidate], shared: Setting, masks: LesionMasks | None) -> Severity:

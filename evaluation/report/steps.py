@@ -1,5 +1,4 @@
-"""What the steps of a comparison share, and finished ones on disk, so that an interrupted one goes on where it
-stopped."""
+"""What the steps of a comparison share, and finished ones on disk, so that an interrupted comparison goes on."""
 
 import copy
 import dataclasses

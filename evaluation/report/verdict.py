@@ -1,5 +1,4 @@
-"""What a comparison lets one say, in plain sentences: who wins, by how much, on how many patients, and what is not
-shown."""
+"""What a comparison lets one say: who wins, by how much, on how many patients, and what is not shown."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ from dino_oct.scores.bootstrap import Interval, Scale
 from dino_oct.scores.class_summary import Majority, majority, never_recognised, summary_of_counts
 from dino_oct.scores.classification import METRICS, score_all
 from dino_oct.scores.text import show
-from evaluation.inputs.feature_cache import FeatureCache, of_pixels
+from evaluation.inputs.feature_cache import RAW_PIXELS, FeatureCache
 from evaluation.report.answers import Answers
 from evaluation.report.models import Candidate
 from evaluation.report.steps import Arrays, Setting
@@ -163,7 +162,7 @@ def _pixels(model: Candidate, k: int, intervals: Intervals, shared: Setting) -> 
         preprocessing = model.model.preprocessing()
         cache, scans = FeatureCache(cache_root(shared.data.dataset)), shared.data.scans
         train, test = (
-            cache.get(scans, shared.positions[split], preprocessing, {"": of_pixels()})[""]
+            cache.get(scans, shared.positions[split], preprocessing, {"": RAW_PIXELS})[""]
             for split in ("train", "test")
         )
         votes = knn_votes(train, shared.set_of("train").labels, test, [k], len(shared.class_names), temperature)

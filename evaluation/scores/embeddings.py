@@ -108,15 +108,12 @@ def agreement(maps: Sequence[np.ndarray], k: int) -> dict[str, tuple[float, floa
     """
     alone = np.arange(len(maps[0]))
     near = [np.sort(nearest(points, alone, k, "euclidean"), axis=1) for points in maps]
-    overlaps, distances = [], []
+    of_pairs: dict[str, list[float]] = {"overlap": [], "procrustes": []}
     for a, b in combinations(range(len(maps)), 2):
         shared = np.array([len(np.intersect1d(x, y)) for x, y in zip(near[a], near[b], strict=True)])
-        overlaps.append(float((shared / (2 * k - shared)).mean()))
-        distances.append(float(procrustes(maps[a], maps[b])[2]))
-    return {
-        "overlap": (float(np.mean(overlaps)), min(overlaps), max(overlaps)),
-        "procrustes": (float(np.mean(distances)), min(distances), max(distances)),
-    }
+        of_pairs["overlap"].append(float((shared / (2 * k - shared)).mean()))
+        of_pairs["procrustes"].append(float(procrustes(maps[a], maps[b])[2]))
+    return {name: (float(np.mean(values)), min(values), max(values)) for name, values in of_pairs.items()}
 
 
 def aligned(points: np.ndarray, onto: np.ndarray) -> np.ndarray:

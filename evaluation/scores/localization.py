@@ -143,9 +143,7 @@ def deletion_insertion(
     """
     hidden, shown = fill_of(scan, fill), scan.astype(np.float32)
     ties = generator("order of tied pixels").random(values.size)
-    rank = np.empty(values.size, dtype=np.int64)
-    rank[np.lexsort((ties, -values.ravel()))] = np.arange(values.size)
-    rank = rank.reshape(values.shape)
+    rank = np.argsort(np.lexsort((ties, -values.ravel()))).reshape(values.shape)
     taken = [rank < round(values.size * i / steps) for i in range(steps + 1)]
     areas = []
     for front, back in ((hidden, shown), (shown, hidden)):

@@ -196,23 +196,19 @@ class _Logistic:
             direction = self._direction(gradient, steps, penalty)
             slope = float((gradient * direction).sum())
             along = self._logits(direction)  # the logits are linear in the step: trying lengths costs no pass
-            length, accepted = 1.0, None
-            while length > 1e-6:
-                moved = weights + length * direction
-                new_logits = logits + length * along
+            for length in (0.5 ** np.arange(20)).tolist():
+                moved, new_logits = weights + length * direction, logits + length * along
                 new_loss = self._loss(new_logits, moved, penalty)
                 if new_loss <= loss + 1e-4 * length * slope:
-                    accepted = moved
                     break
-                length /= 2
-            if accepted is None:  # rounding hides any further progress
+            else:  # rounding hides any further progress
                 break
-            new_gradient = self._gradient(new_logits, accepted, penalty)
-            step, change = accepted - weights, new_gradient - gradient
+            new_gradient = self._gradient(new_logits, moved, penalty)
+            step, change = moved - weights, new_gradient - gradient
             curvature = (step * change).sum()
             if curvature > 0:
                 steps = [*steps[1 - _HISTORY :], (step, change, curvature)]
-            weights, logits, loss, gradient = accepted, new_logits, new_loss, new_gradient
+            weights, logits, loss, gradient = moved, new_logits, new_loss, new_gradient
         return weights
 
     def _direction(self, gradient: Tensor, steps: list[tuple[Tensor, Tensor, Tensor]], penalty: float) -> Tensor:
@@ -265,17 +261,14 @@ def draw_patients(labels: np.ndarray, patients: np.ndarray, fraction: float, rng
     """Positions (ascending) of the scans of a random share of patients, with at least one patient of each class."""
     everyone = np.unique(patients)
     order = rng.permutation(everyone).tolist()
-    wanted: dict[str, None] = {}
+    drawn: list[str] = []
     for c in np.unique(labels):
         of_class = set(patients[labels == c].tolist())
-        if not of_class & wanted.keys():
-            wanted[next(patient for patient in order if patient in of_class)] = None
-    count = max(round(fraction * len(everyone)), len(wanted))
-    for patient in order:
-        if len(wanted) >= count:
-            break
-        wanted[patient] = None
-    return np.flatnonzero(np.isin(patients, list(wanted)))
+        if of_class.isdisjoint(drawn):
+            drawn.append(next(patient for patient in order if patient in of_class))
+    others = [patient for patient in order if patient not in drawn]
+    drawn += others[: max(round(fraction * len(everyone)) - len(drawn), 0)]
+    return np.flatnonzero(np.isin(patients, drawn))
 
 
 def _present(labels: np.ndarray, device: torch.device) -> tuple[np.ndarray, Tensor]:

@@ -18,7 +18,7 @@ from dino_oct.data.phantom import phantom_folder
 from dino_oct.errors import InputError
 from dino_oct.provenance import TrainedPatients
 from evaluation.config import ComparisonOptions as Options
-from evaluation.config import DatasetOptions, PhantomOptions
+from evaluation.config import DataOptions, DatasetOptions
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import read_run
 from evaluation.report.answers import ask
@@ -89,7 +89,7 @@ def keys(folder: Path, **changed) -> dict[str, str]:
     values = {"lesion_values": (255,), "retina_values": (128,)}
     dataset = DatasetOptions(split="official", max_side=changed.pop("max_side", None))
     options = Options(models=("x",), **{**given, **values, **changed})
-    data = open_data(None, str(folder / "scans"), dataset, PhantomOptions(), lambda text: None)
+    data = open_data(None, DataOptions(data=str(folder / "scans"), dataset=dataset), lambda text: None)
     cache = Keys(folder.parent / "steps")
     shared = Setting(data, cache, options)
     models = open_candidates([str(folder / "run")], shared)
@@ -235,7 +235,9 @@ def test_whatever_is_asked_differently_is_another_step(name, folder, before):
 
 
 def test_the_digest_of_data_is_of_every_part(folder):
-    data = open_data(None, str(folder / "scans"), DatasetOptions(split="official"), PhantomOptions(), lambda text: None)
+    data = open_data(
+        None, DataOptions(data=str(folder / "scans"), dataset=DatasetOptions(split="official")), lambda text: None
+    )
     index, scans = data.index, data.scans
     first = data_digest(data)
     digests = {first}

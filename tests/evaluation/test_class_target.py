@@ -23,8 +23,8 @@ from supervised.architectures import build
 def images(trained, cache_root, monkeypatch):
     """Test scans of the tiny runs, and their classes."""
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
-    source, options = open_source(str(trained)), ClassTargetOptions()
-    data = open_data(source, None, options.dataset, options.phantom, lambda text: None)
+    source = open_source(str(trained))
+    data = open_data(source, ClassTargetOptions(), lambda text: None)
     positions = data.labelled("val")
     return resize_all((data.scans[i] for i in positions), (32, 32)), data.index.labels[positions]
 

@@ -19,7 +19,7 @@ from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
 from dino_oct.models.frozen import load_frozen
 from dino_oct.provenance import TABLE
-from evaluation.config import DatasetOptions, PhantomOptions
+from evaluation.config import DataOptions, DatasetOptions, PhantomOptions
 from evaluation.inputs.model import open_model, random_control
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import newest_run, open_source, starting_weights
@@ -307,15 +307,15 @@ def test_weights_that_are_not_finite_are_refused(trained, tmp_path):
 def test_patients_seen_in_pretraining_are_counted(trained, cache_root, monkeypatch):
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     source = open_source(str(trained))
-    own = open_data(source, None, DatasetOptions(), PhantomOptions(), lambda text: None)
+    own = open_data(source, DataOptions(), lambda text: None)
     assert own.training_notes(own.labelled("test")) == []
-    again = open_data(source, None, DatasetOptions(split="patient", split_seed=3), PhantomOptions(), lambda text: None)
+    again = open_data(source, DataOptions(dataset=DatasetOptions(split="patient", split_seed=3)), lambda text: None)
     test = again.labelled("test")
     trained_on = set(own.index.patients[own.labelled("train")].tolist())
     tested = set(again.index.patients[test].tolist())
     assert f"{len(trained_on & tested)} of {len(tested)} patients were trained on" in again.training_notes(test)[-1]
     assert trained_on & tested
-    other = open_data(source, None, DatasetOptions(), PhantomOptions(seed=5), lambda text: None)
+    other = open_data(source, DataOptions(phantom=PhantomOptions(seed=5)), lambda text: None)
     notes = other.training_notes(other.labelled("test"))
     assert not any("were trained on, in this run" in note for note in notes)  # the same numbers, other eyes
     assert any("other data than the run was trained on" in note for note in other.notes)
@@ -329,7 +329,7 @@ def test_a_run_is_judged_by_its_own_table(trained, cache_root, monkeypatch, tmp_
     tested = sum(",test," in row for row in rows.splitlines())
     (run / TABLE).write_text(rows.replace(",test,", ",train,", tested - 4))
     for data in (None, "phantom"):
-        judged = open_data(open_source(str(run)), data, DatasetOptions(), PhantomOptions(), lambda text: None)
+        judged = open_data(open_source(str(run)), DataOptions(data=data), lambda text: None)
         assert len(judged.labelled("test")) == 4 < tested
 
 

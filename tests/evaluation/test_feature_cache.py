@@ -12,7 +12,7 @@ from dino_oct.models.backbone import load_backbone
 from dino_oct.models.frozen import load_frozen
 from dino_oct.models.network import normalise
 from evaluation.config import Kind
-from evaluation.inputs.feature_cache import Extraction, FeatureCache, of_network, of_pixels
+from evaluation.inputs.feature_cache import RAW_PIXELS, Extraction, FeatureCache, of_network
 from evaluation.inputs.features import protocol_kind
 from evaluation.inputs.preprocessing import Preprocessing
 
@@ -114,7 +114,7 @@ def test_only_what_is_missing_is_extracted(tmp_path, scans, counted):
     extraction, calls = counted
     cache = FeatureCache(tmp_path)
     cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction})
-    features = cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction, "pixels": of_pixels()})
+    features = cache.get(scans, ALL, Preprocessing((32, 32)), {"model": extraction, "pixels": RAW_PIXELS})
     assert calls.images == 6
     assert features["pixels"].shape == (6, 48 * 48)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from dino_oct.data.index import DatasetConfig
 from dino_oct.errors import InputError
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap
-from evaluation.config import ALL_SCORES, DatasetOptions, PhantomOptions
+from evaluation.config import ALL_SCORES, DataOptions, DatasetOptions, MaskOptions
 from evaluation.inputs.masks import LesionMasks, Mask
 from evaluation.inputs.scans import open_data
 from evaluation.maps.leaderboard import (
@@ -200,18 +200,18 @@ def folder(tmp_path):
 def data_of(folder, monkeypatch, cache):
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache))
     given = DatasetOptions(split="official")
-    return open_data(None, str(folder / "scans"), given, PhantomOptions(), lambda text: None)
+    return open_data(None, DataOptions(data=str(folder / "scans"), dataset=given), lambda text: None)
 
 
 def test_masks_of_several_labels(folder, monkeypatch, cache_root):
     data = data_of(folder, monkeypatch, cache_root)
-    every = LesionMasks(data, str(folder / "masks"), retina_values=[7])
+    every = LesionMasks(data, MaskOptions(str(folder / "masks"), retina_values=[7]))
     (i,) = every.with_lesion("test")
     assert data.index.class_names[data.index.labels[i]] == "CNV"
     mask = every.read(i)
     assert (mask.lesion.sum(), mask.retina.sum()) == (80, 20 * 64)
     assert not every.estimates_retina
-    second_label = LesionMasks(data, str(folder / "masks"), lesion_values=[2])
+    second_label = LesionMasks(data, MaskOptions(str(folder / "masks"), lesion_values=[2]))
     assert second_label.estimates_retina
     assert second_label.read(i).lesion.sum() == 40
     assert (second_label.read(i).retina & ~second_label.read(i).lesion).sum() > 500  # from the scan's brightness
@@ -219,7 +219,7 @@ def test_masks_of_several_labels(folder, monkeypatch, cache_root):
     flat.mkdir()
     for file in (folder / "masks").rglob("*.png"):
         file.rename(flat / file.name)
-    assert LesionMasks(data, str(flat)).with_lesion("test").tolist() == [i]
+    assert LesionMasks(data, MaskOptions(str(flat))).with_lesion("test").tolist() == [i]
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_wrong_masks_are_one_line(change, message, folder, monkeypatch, cache_ro
     where = "nowhere" if change == "folder" else str(folder / "masks")
     values = [9] if change in ("values", "both") else []
     with pytest.raises(InputError) as error:
-        LesionMasks(data, where, values, [9] if change == "both" else []).with_lesion("test")
+        LesionMasks(data, MaskOptions(where, values, [9] if change == "both" else [])).with_lesion("test")
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
@@ -259,8 +259,8 @@ def test_other_values_than_a_phantoms_are_refused(trained, cache_root, monkeypat
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     from evaluation.inputs.sources import open_source
 
-    data = open_data(open_source(str(trained)), None, DatasetOptions(), PhantomOptions(), lambda text: None)
-    masks = LesionMasks(data)
+    data = open_data(open_source(str(trained)), DataOptions(), lambda text: None)
+    masks = LesionMasks(data, MaskOptions())
     (i, *_) = masks.with_lesion("test")
     values = np.asarray(Image.open(masks.file(i)))
     monkeypatch.setattr(masks, "folder", tmp_path)
@@ -273,8 +273,8 @@ def test_the_settings_of_scans_do_not_reach_masks(folder, monkeypatch, cache_roo
     """A scan that was scaled down still takes the mask of its file's size."""
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     given = DatasetOptions(split="official", max_side=50)
-    data = open_data(None, str(folder / "scans"), given, PhantomOptions(), lambda text: None)
-    masks = LesionMasks(data, str(folder / "masks"), retina_values=[7])
+    data = open_data(None, DataOptions(data=str(folder / "scans"), dataset=given), lambda text: None)
+    masks = LesionMasks(data, MaskOptions(str(folder / "masks"), retina_values=[7]))
     (i,) = masks.with_lesion("test")
     assert data.scans[i].shape == (38, 50)
     assert masks.read(i).lesion.shape == (48, 64)
@@ -291,24 +291,24 @@ def test_a_bare_name_that_two_scans_share_is_refused(folder, monkeypatch, cache_
     shutil.copy(folder / "CNV.png", folder / "masks" / "scan_1.png")
     for use in (lambda masks: masks.with_lesion("test"), lambda masks: masks.digest(), lambda masks: masks.notes()):
         with pytest.raises(InputError, match=r"mask of test/CNV/scan_1.png or of test/NORMAL/scan_1.png\?") as error:
-            use(LesionMasks(data, str(folder / "masks")))
+            use(LesionMasks(data, MaskOptions(str(folder / "masks"))))
         assert "SPLIT/CLASS/NAME.png" in str(error.value)
     # CLASS/NAME.png tells them apart.
     (folder / "masks" / "scan_1.png").unlink()
     for name in ("CNV", "NORMAL"):
         (folder / "masks" / name).mkdir()
         shutil.copy(folder / f"{name}.png", folder / "masks" / name / "scan_1.png")
-    (i,) = LesionMasks(data, str(folder / "masks")).with_lesion("test")
+    (i,) = LesionMasks(data, MaskOptions(str(folder / "masks"))).with_lesion("test")
     assert data.index.files[i] == "test/CNV/scan_1.png"
 
 
 def test_which_of_several_values_count_is_said(folder, monkeypatch, cache_root):
     data, place = data_of(folder, monkeypatch, cache_root), str(folder / "masks")
-    (note,) = LesionMasks(data, place).notes()
+    (note,) = LesionMasks(data, MaskOptions(place)).notes()
     assert "1, 2, 7 all count as lesion; --lesion-values says which" in note
-    assert "1, 2 all count as lesion" in LesionMasks(data, place, retina_values=[7]).notes()[0]
-    assert LesionMasks(data, place, lesion_values=[1]).notes() == []
-    assert LesionMasks(data, place, retina_values=[1, 7]).notes() == []  # one is left
+    assert "1, 2 all count as lesion" in LesionMasks(data, MaskOptions(place, retina_values=[7])).notes()[0]
+    assert LesionMasks(data, MaskOptions(place, lesion_values=[1])).notes() == []
+    assert LesionMasks(data, MaskOptions(place, retina_values=[1, 7])).notes() == []  # one is left
 
 
 def test_values_of_phantoms_in_masks_of_other_scans_are_refused(folder, monkeypatch, cache_root):
@@ -317,20 +317,20 @@ def test_values_of_phantoms_in_masks_of_other_scans_are_refused(folder, monkeypa
         Image.fromarray(np.select([values == 7, values > 0], [128, 255], 0).astype(np.uint8)).save(file)
     data, place = data_of(folder, monkeypatch, cache_root), str(folder / "masks")
     with pytest.raises(InputError, match=r"--lesion-values 255 --retina-values 128"):
-        LesionMasks(data, place).with_lesion("test")
+        LesionMasks(data, MaskOptions(place)).with_lesion("test")
     for given in ({"retina_values": [128]}, {"lesion_values": [255]}):
-        (i,) = LesionMasks(data, place, **given).with_lesion("test")
-        assert LesionMasks(data, place, **given).read(i).lesion.sum() == 80
+        (i,) = LesionMasks(data, MaskOptions(place, **given)).with_lesion("test")
+        assert LesionMasks(data, MaskOptions(place, **given)).read(i).lesion.sum() == 80
 
 
 def test_masks_of_phantoms_mean_the_same_in_any_folder(trained, cache_root, monkeypatch, tmp_path):
     monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
     from evaluation.inputs.sources import open_source
 
-    data = open_data(open_source(str(trained)), None, DatasetOptions(), PhantomOptions(), lambda text: None)
-    beside = LesionMasks(data)
+    data = open_data(open_source(str(trained)), DataOptions(), lambda text: None)
+    beside = LesionMasks(data, MaskOptions())
     shutil.copytree(beside.folder, tmp_path / "masks")
-    copied = LesionMasks(data, str(tmp_path / "masks"))
+    copied = LesionMasks(data, MaskOptions(str(tmp_path / "masks")))
     assert copied.with_lesion("test").tolist() == beside.with_lesion("test").tolist()
     for i in beside.with_lesion("test"):
         ours, theirs = copied.read(i), beside.read(i)
@@ -338,24 +338,23 @@ def test_masks_of_phantoms_mean_the_same_in_any_folder(trained, cache_root, monk
         np.testing.assert_array_equal(ours.retina, theirs.retina)
     assert not copied.notes()
     (i, *_) = beside.with_lesion("test")
-    assert LesionMasks(data, str(tmp_path / "masks"), lesion_values=[128, 255]).read(i).lesion.sum() > 2 * (
-        beside.read(i).lesion.sum()
-    )
+    both = LesionMasks(data, MaskOptions(str(tmp_path / "masks"), lesion_values=[128, 255]))
+    assert both.read(i).lesion.sum() > 2 * beside.read(i).lesion.sum()
 
 
 def test_the_digest_of_masks_is_of_what_they_say(folder, monkeypatch, cache_root):
     data, place = data_of(folder, monkeypatch, cache_root), folder / "masks"
-    first = LesionMasks(data, str(place)).digest()
+    first = LesionMasks(data, MaskOptions(str(place))).digest()
     shutil.copytree(place, folder / "copy")
-    assert LesionMasks(data, str(folder / "copy")).digest() == first
-    assert LesionMasks(data, str(place), lesion_values=[1]).digest() != first
-    assert LesionMasks(data, str(place), retina_values=[7]).digest() != first
+    assert LesionMasks(data, MaskOptions(str(folder / "copy"))).digest() == first
+    assert LesionMasks(data, MaskOptions(str(place), lesion_values=[1])).digest() != first
+    assert LesionMasks(data, MaskOptions(str(place), retina_values=[7])).digest() != first
     file = next((place / "train" / "CNV").glob("*.png"))
     values, status = np.asarray(Image.open(file)).copy(), file.stat()
     values[25, 12] = 0
     Image.fromarray(values).save(file)
     os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert LesionMasks(data, str(place)).digest() != first
+    assert LesionMasks(data, MaskOptions(str(place))).digest() != first
 
 
 # words

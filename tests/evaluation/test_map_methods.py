@@ -22,6 +22,7 @@ from evaluation.maps.randomisation import (
     stage_tensors,
     verdict,
 )
+from evaluation.maps.rows import MapMaker
 from evaluation.scores.ranks import disagreement, ensemble, rank_correlations, rank_normalise
 from supervised.architectures import build
 
@@ -172,7 +173,7 @@ def test_a_map_that_ignores_the_weights_fails_and_one_that_reads_them_passes(cnn
         return [np.abs(np.gradient(scan.astype(np.float32))[0])[None] for scan in scans]
 
     monkeypatch.setitem(METHODS, "eigencam", METHODS["eigencam"]._replace(make=edges))
-    correlations = randomised_correlations(cnn, ["gradcam", "eigencam"], 0, SCANS, TARGETS, MapSettings())
+    correlations = randomised_correlations(MapMaker(cnn, MapSettings(), ("gradcam", "eigencam")), 0, SCANS, TARGETS)
     assert correlations["gradcam"].shape == (3, len(STAGES))
     np.testing.assert_allclose(correlations["eigencam"], 1)
     assert np.nanmean(np.abs(correlations["gradcam"][:, -1])) < 0.9
@@ -186,7 +187,8 @@ def test_a_map_that_vanishes_has_changed(cnn, monkeypatch):
         return [np.zeros((1, *scan.shape)) if len(first) > 1 else scan[None].astype(np.float32) for scan in scans]
 
     monkeypatch.setitem(METHODS, "eigencam", METHODS["eigencam"]._replace(make=vanishes))
-    assert (randomised_correlations(cnn, ["eigencam"], 0, SCANS, TARGETS, MapSettings())["eigencam"] == 0).all()
+    eigencam = MapMaker(cnn, MapSettings(), ("eigencam",))
+    assert (randomised_correlations(eigencam, 0, SCANS, TARGETS)["eigencam"] == 0).all()
 
 
 def test_a_map_that_says_nothing_before_and_after_has_not_changed(cnn, monkeypatch):
@@ -198,7 +200,8 @@ def test_a_map_that_says_nothing_before_and_after_has_not_changed(cnn, monkeypat
         return [(scan[None] * (len(calls) == 1 and i == 0)).astype(np.float32) for i, scan in enumerate(scans)]
 
     monkeypatch.setitem(METHODS, "eigencam", METHODS["eigencam"]._replace(make=nothing))
-    correlations = randomised_correlations(cnn, ["eigencam"], 0, SCANS, TARGETS, MapSettings())["eigencam"]
+    eigencam = MapMaker(cnn, MapSettings(), ("eigencam",))
+    correlations = randomised_correlations(eigencam, 0, SCANS, TARGETS)["eigencam"]
     np.testing.assert_array_equal(correlations, [[0] * len(STAGES)] + [[1] * len(STAGES)] * 2)
 
 
