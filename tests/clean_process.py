@@ -82,7 +82,7 @@ def _become(work: bytes, environment: dict[str, str], folder: str, connections: 
 
 def in_a_process(work: Callable[[], Any], limit: float = 90) -> Ended:
     """Run a function as a command does, for so many seconds at most; what it gives must be JSON."""
-    said, says = _CONTEXT.Pipe(duplex=False)  # no files: a test may take the disk away
+    text_end, says = _CONTEXT.Pipe(duplex=False)  # no files: a test may take the disk away
     answer, answers = _CONTEXT.Pipe(duplex=False)
 
     def command(says: Connection, answers: Connection) -> None:
@@ -99,7 +99,7 @@ def in_a_process(work: Callable[[], Any], limit: float = 90) -> Ended:
     process = start(command, says, answers)
     says.close()
     answers.close()
-    got = {said.fileno(): b"", answer.fileno(): b""}
+    got = {text_end.fileno(): b"", answer.fileno(): b""}
     open_ends, until = set(got), time.monotonic() + limit
     while open_ends and (left := until - time.monotonic()) > 0:
         for end in select.select(list(open_ends), [], [], left)[0]:
@@ -111,5 +111,5 @@ def in_a_process(work: Callable[[], Any], limit: float = 90) -> Ended:
         os.killpg(process.pid, signal.SIGKILL)
     process.join()
     given = got[answer.fileno()]
-    text = got[said.fileno()].decode(errors="replace")
+    text = got[text_end.fileno()].decode(errors="replace")
     return Ended(None if open_ends else process.exitcode, json.loads(given) if given else None, text)

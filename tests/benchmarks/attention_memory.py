@@ -40,8 +40,8 @@ class Options:
 
 def memory(what: str) -> float:
     """Bytes of this process: VmRSS, resident now, or VmHWM, the peak."""
-    found = re.search(rf"{what}:\s+(\d+) kB", _STATUS.read_text())
-    return 1024.0 * int(found[1])
+    line = re.search(rf"{what}:\s+(\d+) kB", _STATUS.read_text())
+    return 1024.0 * int(line[1])
 
 
 @torch.no_grad()
@@ -65,8 +65,8 @@ def measure(way: str, options: Options, connection) -> None:
     with torch.no_grad():  # libraries allocate their workspaces at the first use; that is not the attention's memory
         backbone.forward_features(images[..., : 4 * patch_size(backbone), : 4 * patch_size(backbone)])
     before = memory("VmRSS")
-    found = compute(backbone, images)
-    connection.send((memory("VmHWM") - before, found.numpy()))
+    attention = compute(backbone, images)
+    connection.send((memory("VmHWM") - before, attention.numpy()))
 
 
 def main(options: Options) -> None:

@@ -84,10 +84,10 @@ def main(options: Options) -> None:
 
 
 def _files(folder: str, count: int) -> list[Path]:
-    found = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
-    if not found:
+    files = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    if not files:
         raise InputError(f"{folder}: no .jpg, .jpeg or .png below it; name a folder of scans")
-    return found[:: max(len(found) // count, 1)][:count]
+    return files[:: max(len(files) // count, 1)][:count]
 
 
 def _phantoms(folder: Path, count: int) -> list[Path]:
@@ -149,8 +149,8 @@ def _report_sharpness(files: list[Path], scans: list[np.ndarray]) -> None:
         for file, scan in zip(files, scans, strict=True):
             height, width = (max(int(side * rng.uniform(low, high) ** 0.5), 1) for side in scan.shape)
             top, left = rng.integers(scan.shape[0] - height + 1), rng.integers(scan.shape[1] - width + 1)
-            one = [np.array([value]) for value in (0, top, left, height, width, 0.0, False)]
-            ours.append(resize_native([scan], Crops(*one), size)[0])
+            box = [np.array([value]) for value in (0, top, left, height, width, 0.0, False)]
+            ours.append(resize_native([scan], Crops(*box), size)[0])
             with Image.open(file) as image:
                 box = (left, top, left + width, top + height)
                 theirs.append(np.asarray(image.convert("L").resize((size, size), Image.Resampling.BICUBIC, box=box)))

@@ -65,16 +65,16 @@ def main(options: Options) -> None:
         "toolkit fp32": lambda: of_network(network, device, options.batch_size).extract(images),
         "toolkit bf16": lambda: of_network(network, device, options.batch_size, precision="bf16").extract(images),
     }
-    seconds, found = {name: [] for name in ways}, {}
+    seconds, features = {name: [] for name in ways}, {}
     for _ in range(options.repeats):
         for name, way in ways.items():
             start = time.perf_counter()
-            found[name] = way()
+            features[name] = way()
             seconds[name].append(time.perf_counter() - start)
     print(f"random {options.architecture}, {options.image_size[0]} × {options.image_size[1]} px, {device.type}")
     for name, times in seconds.items():
         speed = options.scans / min(times)
-        difference = np.abs(found[name] - found["eager float32"]).max() / np.abs(found["eager float32"]).max()
+        difference = np.abs(features[name] - features["eager float32"]).max() / np.abs(features["eager float32"]).max()
         print(
             f"{name:14} {speed:7.1f} images/s  {min(seconds['eager float32']) / min(times):5.2f} × eager float32  "
             f"largest difference {difference:.1e} of the range"

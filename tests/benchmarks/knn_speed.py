@@ -63,11 +63,11 @@ def main(options: Options) -> None:
     test = rng.standard_normal((options.queries, options.dims), dtype=np.float32)
     searches: dict[str, Search] = {"toolkit": neighbours, "faiss": bare_faiss, "torch matmul + topk": torch_topk}
     seconds: dict[str, list[float]] = {name: [] for name in searches}
-    found = {}
+    neighbours_by = {}
     for _ in range(options.repeats):
         for name, search in searches.items():
             start = time.perf_counter()
-            found[name] = search(train, test, options.k)
+            neighbours_by[name] = search(train, test, options.k)
             seconds[name].append(time.perf_counter() - start)
     best = {name: min(times) for name, times in seconds.items()}
     fastest = min(best["faiss"], best["torch matmul + topk"])
@@ -76,7 +76,7 @@ def main(options: Options) -> None:
         f"{options.threads} threads"
     )
     for name, value in best.items():
-        same = float((found[name][1] == found["toolkit"][1]).mean())
+        same = float((neighbours_by[name][1] == neighbours_by["toolkit"][1]).mean())
         print(
             f"{name:20} {value:6.2f} s  {value / fastest:5.2f} × the fastest of the two others  "
             f"same neighbours {same:.2%}"

@@ -90,12 +90,15 @@ def main(options: Options) -> None:
         return torch.cat(maps)[:, 0].numpy()
 
     difference = np.abs(ours() - theirs()).max() / np.abs(theirs()).max()
-    found = medians({"ours": ours, "captum": theirs}, options.rounds)
+    seconds = medians({"ours": ours, "captum": theirs}, options.rounds)
     print(
         f"{options.architecture}, {options.size} px, {options.threads} thread(s), window {options.window} px, 4 classes"
     )
-    print(f"occlusion: {found['ours']:.2f} s, captum {found['captum']:.2f} s: {found['captum'] / found['ours']:.1f} × "
-          f"as fast; largest difference {difference:.1e} of the largest value")  # fmt: skip
+    ratio = seconds["captum"] / seconds["ours"]
+    print(
+        f"occlusion: {seconds['ours']:.2f} s, captum {seconds['captum']:.2f} s: {ratio:.1f} × as fast; largest "
+        f"difference {difference:.1e} of the largest value"
+    )
 
     images = classifier.prepare(torch.randint(256, (options.images, 1, *size), dtype=torch.uint8))
     targets = torch.zeros(options.images, dtype=torch.long)

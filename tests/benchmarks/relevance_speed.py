@@ -81,7 +81,7 @@ def time_ways(options: Options) -> dict[str, float]:
 
     def one_by_one():
         each = zip(images.split(1), targets, strict=True)
-        maps["one by one"] = torch.cat([relevance(model, image, [one], options.method) for image, one in each])
+        maps["one by one"] = torch.cat([relevance(model, image, [target], options.method) for image, target in each])
 
     def matrices_one_by_one():
         for image in images.split(1):
@@ -149,8 +149,8 @@ def measure(way: str, options: Options, connection) -> None:
     small = 4 * patch_size(model)
     relevance(model, images[..., :small, :small], [0])  # libraries allocate their workspaces at the first use
     before = memory("VmRSS")
-    found = compute(model, images)
-    connection.send((memory("VmHWM") - before, found.numpy()))
+    maps = compute(model, images)
+    connection.send((memory("VmHWM") - before, maps.numpy()))
 
 
 def measure_ways(options: Options) -> None:

@@ -81,9 +81,9 @@ def judge(source: str) -> Callable[[Path], Answer]:
     def read(place: Path) -> Answer:
         args = ["--model", str(place / source), "--k", "3", "--out", str(place / "result"), "--bootstrap", "0"]
         knn.main(parse_options(knn.Options, args))
-        found = json.loads((place / "result/knn_test.json").read_text())
-        rows = {name: row["3"]["accuracy"]["point"] for name, row in found["rows"].items()}
-        return [rows, found["data"]["sets"]]
+        result = json.loads((place / "result/knn_test.json").read_text())
+        rows = {name: row["3"]["accuracy"]["point"] for name, row in result["rows"].items()}
+        return [rows, result["data"]["sets"]]
 
     return read
 
@@ -112,8 +112,8 @@ def go_on_searching(place: Path, *more: str) -> Answer:
     """Go on with the search: two trials more than there are."""
     args = ["--models", "random:test_resnet", "--space", str(place / "space.yaml"), "--method", "random"]
     args += ["--trials", "2", "--finish", "True", "--out", str(place / "search"), *SEARCH_BASE, *more]
-    found = tuning.search(supervision.load_options(args))
-    return [(row["trial"], row["state"], row["val_balanced"]) for row in found["rows"]]
+    winners = tuning.search(supervision.load_options(args))
+    return [(row["trial"], row["state"], row["val_balanced"]) for row in winners["rows"]]
 
 
 def search_in_database(place: Path) -> Answer:
@@ -293,16 +293,19 @@ def _semantic(file: Path, kind: str, rng: random.Random) -> Iterator[Damage]:
     read, write = _FORMATS.get(kind, (None, None))
     if read is None:
         return
-    found = read(file)
-    yield "another type", lambda path: write(path, ["x"] if isinstance(found, dict) else {"x": 1})
-    yield "nothing in it", lambda path: write(path, type(found)())
+    content = read(file)
+    yield "another type", lambda path: write(path, ["x"] if isinstance(content, dict) else {"x": 1})
+    yield "nothing in it", lambda path: write(path, type(content)())
     strange = ["damaged", -1, 0, 10**30, float("nan"), float("inf"), None, [], {}, [1, 2, 3], {"a": 1}, True, ""]
-    for path_in in _places(found):
+    for path_in in _places(content):
         where = ".".join(map(str, path_in))
-        yield f"{where} missing", lambda path, at=path_in: write(path, _changed(found, at, _MISSING))
+        yield f"{where} missing", lambda path, at=path_in: write(path, _changed(content, at, _MISSING))
         for value in rng.sample(strange, 2):
-            yield f"{where} = {value!r}", lambda path, at=path_in, v=value: write(path, _changed(found, at, v))
-    yield "a key too many", lambda path: write(path, {**found, "unknown": 1} if isinstance(found, dict) else found)
+            yield f"{where} = {value!r}", lambda path, at=path_in, v=value: write(path, _changed(content, at, v))
+    yield (
+        "a key too many",
+        lambda path: write(path, {**content, "unknown": 1} if isinstance(content, dict) else content),
+    )
 
 
 _MISSING = object()
@@ -310,18 +313,18 @@ _MISSING = object()
 
 def _places(value: Any, deep: int = 3, most: int = 120) -> list[tuple]:
     """Keys of nested values, and their first and last entries where they are lists."""
-    found: list[tuple] = []
+    places: list[tuple] = []
     if isinstance(value, dict):
         items = list(value.items())
     elif isinstance(value, list):
         items = [(i, value[i]) for i in sorted({0, len(value) - 1} & set(range(len(value))))]
     else:
-        return found
+        return places
     for key, item in items:
-        found.append((key,))
+        places.append((key,))
         if deep > 1:
-            found += [(key, *rest) for rest in _places(item, deep - 1)]
-    return found[:most]
+            places += [(key, *rest) for rest in _places(item, deep - 1)]
+    return places[:most]
 
 
 def _changed(value: Any, at: tuple, new: Any) -> Any:
@@ -357,8 +360,8 @@ def _is_numeric(value: Any) -> bool:
 
 
 def _read_npz(file: Path) -> dict:
-    with np.load(file) as found:
-        return dict(found)
+    with np.load(file) as arrays:
+        return dict(arrays)
 
 
 def _write_npz(path: Path, arrays: Any) -> None:
@@ -455,12 +458,12 @@ class Campaign:
     def trials(self, rng: random.Random, wanted: str = "") -> list[tuple[File, int, str, Callable]]:
         """Every file × reader × damage."""
         self.restore()
-        found = []
+        trials = []
         for file in FILES:
             if wanted in file.name:
                 for name, do in damages(self._find(self.sound, file), file.kind, rng):
-                    found += [(file, i, name, do) for i in range(len(file.readers))]
-        return found
+                    trials += [(file, i, name, do) for i in range(len(file.readers))]
+        return trials
 
     def run(self, file: File, reader: int, name: str, damage: Callable[[Path], None]) -> Outcome:
         """Damage a copy and read it."""
@@ -493,7 +496,7 @@ class Campaign:
         names = [str(path), path.name, str(path.parent), str(path.parent.parent / "export")]
         if file.name == "preset.yaml":  # what a person wrote is as well told by the value
             names += [value.strip("'") for value in name.split(" = ")[1:] if value != "''"]
-        return "one line" if any(one in errors[0] for one in names) else "a line that does not name the file"
+        return "one line" if any(name in errors[0] for name in names) else "a line that does not name the file"
 
     def restore(self) -> None:
         """Put back caches that a trial damaged in their place."""
@@ -570,8 +573,8 @@ def main(options: Options) -> None:
                 failures.append(outcome)
                 print(f"FAILED {outcome.file} · {outcome.damage} · {outcome.reader}: {outcome.verdict}\n{outcome.said}",
                       flush=True)  # fmt: skip
-    for name, found in of_file.items():
-        print(f"{name}: {', '.join(f'{count} {verdict}' for verdict, count in found.items())}")
+    for name, verdicts in of_file.items():
+        print(f"{name}: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}")
     kinds = len({trial[2] for trial in trials})
     print(f"{len(of_file)} files, {kinds} kinds of damage, {len(trials)} trials: {dict(counts)}")
     if failures:

@@ -156,7 +156,7 @@ class Command:
 
 def commands() -> list[Command]:
     """Every script of the packages that reads a command line."""
-    found = []
+    listed = []
     for file in sorted(file for package in PACKAGES for file in (REPOSITORY / package).rglob("*.py")):
         tree = ast.parse(file.read_text())
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
@@ -171,8 +171,8 @@ def commands() -> list[Command]:
         else:
             parse = next(getattr(module, name) for name in ("load_config", "load_options") if name in reads)
             kind = typing.get_type_hints(parse)["return"]
-        found.append(Command(script.as_posix(), kind, parse))
-    return found
+        listed.append(Command(script.as_posix(), kind, parse))
+    return listed
 
 
 # ---- draws -----------------------------------------------------------------------------------------------------------
@@ -244,7 +244,7 @@ def draw(command: Command, setting: Setting, rng: np.random.Generator) -> Draw:
     if rng.random() < 0.25:
         second = command.settings[rng.integers(len(command.settings))]
         changed.setdefault(second.name, (second, _values(second, rng)))
-    files = [one.name for one in command.settings if one.name.endswith("config")]
+    files = [item.name for item in command.settings if item.name.endswith("config")]
     prefix = files[0].removesuffix("config") if files else None
     fits = prefix is not None and all(name.startswith(prefix) and name not in files for name in changed)
     in_file = fits and rng.random() < 0.3
@@ -254,7 +254,7 @@ def draw(command: Command, setting: Setting, rng: np.random.Generator) -> Draw:
 def draws(n: int, seed: int) -> Iterator[Draw]:
     """``n`` draws, in turns through all settings of all commands."""
     rng = np.random.default_rng(seed)
-    pairs = [(one, setting) for one in commands() for setting in one.settings]
+    pairs = [(command, setting) for command in commands() for setting in command.settings]
     order: list[int] = []
     for _ in range(n):
         order = order or rng.permutation(len(pairs)).tolist()
@@ -304,8 +304,8 @@ def _choices(hint: Any) -> tuple[Any, ...]:
         return (True, False)
     if typing.get_origin(hint) is Literal:
         return typing.get_args(hint)
-    found = [_choices(part) for part in typing.get_args(hint) if part not in (Ellipsis, type(None))]
-    return sum(found, ()) if all(found) else ()
+    parts = [_choices(part) for part in typing.get_args(hint) if part not in (Ellipsis, type(None))]
+    return sum(parts, ()) if all(parts) else ()
 
 
 def _as_yaml(word: str) -> Any:
@@ -334,27 +334,27 @@ class Outcome:
     fault: str = ""
 
 
-def refusal(one: Draw, places: dict[str, str]) -> str | None:
+def refusal(drawn: Draw, places: dict[str, str]) -> str | None:
     """Why parsing refuses a draw, in the words of the user; None where it accepts it.
 
     Raises:
         AssertionError: not one line, or one that names neither setting nor value.
     """
     try:
-        one.command.parse(one.args(places))
+        drawn.command.parse(drawn.args(places))
     except InputError as error:
-        if is_told(one, str(error), places):
+        if is_told(drawn, str(error), places):
             return str(error)
-        raise AssertionError(f"{one}: {error}") from None
+        raise AssertionError(f"{drawn}: {error}") from None
     return None
 
 
-def is_told(one: Draw, text: str, places: dict[str, str] | None = None) -> bool:
+def is_told(drawn: Draw, text: str, places: dict[str, str] | None = None) -> bool:
     """Whether one line names a changed setting or its value, or in full another setting that does not go with it."""
-    words = [(places or {}).get(word, word) for _, words in one.settings for word in words]
-    names = [setting.name.rpartition(".")[2] for setting, _ in one.settings]
+    words = [(places or {}).get(word, word) for _, words in drawn.settings for word in words]
+    names = [setting.name.rpartition(".")[2] for setting, _ in drawn.settings]
     names += [name.removesuffix("s") for name in names]
-    names += [setting.name for setting in one.command.settings if "." in setting.name]
+    names += [setting.name for setting in drawn.command.settings if "." in setting.name]
     names += [word.partition("=")[0] for word in words if "=" in word[1:]]  # of an argument of the model
     paths = [str(path) for word in words for path in (Path(word), Path(word).parent)]
     values = [re.split("[/@]", path)[-1] or path for path in (*words, *paths) if path != "."]
@@ -396,7 +396,7 @@ class Sandbox:
         self.box, self.made = root / "outer" / "inner", root / "made"
         names = {"RUN": "run", "FIT": "fit", "SCANS": "scans", "JUNK": "junk", "OUT": "inner/out"}
         self.places = {name: str(self.box.parent / place) for name, place in names.items()}
-        self.all = {one.script: one for one in commands()}
+        self.all = {command.script: command for command in commands()}
 
     def prepare(self) -> None:
         """Make the phantoms, the runs and the scans.
@@ -452,10 +452,10 @@ class Sandbox:
         self.box.mkdir(parents=True)
         if content:
             drawn.write_bytes(content)
-        for one in self.made.iterdir():
-            place = self.box.parent / one.name
+        for item in self.made.iterdir():
+            place = self.box.parent / item.name
             if any(str(place) in word for word in (*args, content.decode())):
-                (shutil.copytree if one.is_dir() else shutil.copy2)(one, place)
+                (shutil.copytree if item.is_dir() else shutil.copy2)(item, place)
 
     def _become(self, script: str, args: Sequence[str]) -> None:
         """In the process: run the script."""
@@ -488,17 +488,17 @@ class Sandbox:
             deadline += max(time.monotonic() - now - 1, 0)  # this process was stopped itself, or had no processor
         return process.exitcode
 
-    def judge(self, one: Draw) -> tuple[str, Outcome]:
+    def judge(self, drawn: Draw) -> tuple[str, Outcome]:
         """Run a draw: whether it is ``done``, ``refused``, ``checked`` (too heavy to run) or a ``fault``, and why."""
         shutil.rmtree(self.box.parent, ignore_errors=True)
         self.box.mkdir(parents=True)
-        args = one.args(self.places)
+        args = drawn.args(self.places)
         self._furnish(args)
         before = os.getcwd()
         os.chdir(self.box)
         try:
-            told = refusal(one, self.places)
-            if told is None and is_heavy(one.command.parse(args)):
+            told = refusal(drawn, self.places)
+            if told is None and is_heavy(drawn.command.parse(args)):
                 return "checked", Outcome(None, "")
         except SystemExit:  # a word that asks for help
             pass
@@ -506,7 +506,7 @@ class Sandbox:
             return "fault", Outcome(None, traceback.format_exc(), fault=f"parsing: {type(error).__name__}")
         finally:
             os.chdir(before)
-        outcome = self.run(one.command.script, args)
+        outcome = self.run(drawn.command.script, args)
         lines = [line for line in outcome.text.splitlines() if line.startswith("error")]
         fault = outcome.fault
         if not fault and outcome.status not in (0, 2):
@@ -515,7 +515,7 @@ class Sandbox:
             fault = "a traceback"
         elif not fault and outcome.status == 2 and len(lines) != 1:
             fault = f"{len(lines)} lines of error"
-        elif not fault and outcome.status == 2 and not is_told(one, lines[0], self.places):
+        elif not fault and outcome.status == 2 and not is_told(drawn, lines[0], self.places):
             fault = "neither setting nor value is named"
         if fault:
             return "fault", dataclasses.replace(outcome, fault=fault)
@@ -546,18 +546,18 @@ def main(options: Options) -> int:
         sandbox = Sandbox(Path(folder), options.limit)
         sandbox.prepare()
         print(f"prepared in {time.monotonic() - begun:.0f} s", flush=True)
-        for number, one in enumerate(draws(options.draws, options.seed)):
-            if number < options.first or (options.only and one.command.script not in options.only):
+        for number, drawn in enumerate(draws(options.draws, options.seed)):
+            if number < options.first or (options.only and drawn.command.script not in options.only):
                 continue
-            verdict, outcome = sandbox.judge(one)
+            verdict, outcome = sandbox.judge(drawn)
             counts[verdict] += 1
             if verdict == "fault":
                 print(
-                    f"{number}: {one}: {outcome.fault}\n  " + outcome.text.strip()[-700:].replace("\n", "\n  "),
+                    f"{number}: {drawn}: {outcome.fault}\n  " + outcome.text.strip()[-700:].replace("\n", "\n  "),
                     flush=True,
                 )
             elif outcome.seconds > 15:
-                print(f"{number}: {one}: {outcome.seconds:.0f} s", flush=True)
+                print(f"{number}: {drawn}: {outcome.seconds:.0f} s", flush=True)
     told = {"done": "exit 0", "refused": "exit 2", "checked": "accepted, too heavy to run", "fault": "faults"}
     print(f"{counts.total()} draws: " + ", ".join(f"{counts[name]} {text}" for name, text in told.items()))
     print(f"{time.monotonic() - begun:.0f} s")

@@ -81,8 +81,8 @@ class Command:
 def without_clocks(value: Any) -> Any:
     """A result without what no two runs share."""
     if isinstance(value, dict):
-        return {key: without_clocks(one) for key, one in value.items() if key not in _CLOCKS}
-    return [without_clocks(one) for one in value] if isinstance(value, list) else value
+        return {key: without_clocks(item) for key, item in value.items() if key not in _CLOCKS}
+    return [without_clocks(item) for item in value] if isinstance(value, list) else value
 
 
 def result_of_run(part: str) -> Callable[[Path], Any]:
@@ -108,17 +108,17 @@ def result_of_comparison(out: Path) -> Any:
 
 def commands(folder: Path) -> list[Command]:
     """Everything that is disturbed; the comparison is of the first two commands' undisturbed runs."""
-    found = []
+    listed = []
     for workers in ("0", "2"):
         more = ["--run.workers", workers, *_OFTEN]
-        found.append(
+        listed.append(
             Command(
                 f"pretraining-{workers}",
                 lambda run, m=more: ["dino_oct/train.py", *TINY_RUN, "--optim.epochs", "10", *m, "--out", str(run)],
                 result_of_run("teacher"),
             )
         )
-        found.append(
+        listed.append(
             Command(
                 f"supervised-{workers}",
                 lambda run, m=more: [
@@ -129,7 +129,7 @@ def commands(folder: Path) -> list[Command]:
             )
         )  # fmt: skip
     base = [f"--base.{word[2:]}" if word.startswith("--") else word for word in TINY_FIT[2:]]
-    found.append(
+    listed.append(
         Command(
             "search",
             lambda out: [
@@ -140,7 +140,7 @@ def commands(folder: Path) -> list[Command]:
         )
     )  # fmt: skip
     models = [str(folder / f"{name}-whole") for name in ("pretraining-0", "supervised-0")]
-    found.append(
+    listed.append(
         Command(
             "compare",
             lambda out: [
@@ -150,7 +150,7 @@ def commands(folder: Path) -> list[Command]:
             result_of_comparison,
         )
     )  # fmt: skip
-    return found
+    return listed
 
 
 def start(command: Command, out: Path, cache: Path) -> subprocess.Popen:
@@ -164,7 +164,7 @@ def start(command: Command, out: Path, cache: Path) -> subprocess.Popen:
 
 def session(leader: int) -> list[int]:
     """Living processes of a session."""
-    found = []
+    pids = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             *_, fields = stat.read_text().rpartition(")")
@@ -172,8 +172,8 @@ def session(leader: int) -> list[int]:
             continue
         state, *_ = fields.split()
         if state != "Z" and int(fields.split()[3]) == leader:
-            found.append(int(stat.parent.name))
-    return found
+            pids.append(int(stat.parent.name))
+    return pids
 
 
 def run_whole(command: Command, out: Path, cache: Path) -> None:
@@ -191,10 +191,10 @@ def run_whole(command: Command, out: Path, cache: Path) -> None:
 def disturb(command: Command, out: Path, cache: Path, number: int, rng: random.Random) -> bool:
     """Start the command, send it a signal at a random moment, and judge how it ends; whether it met the signal."""
     log = Path(f"{out}.log")
-    said = log.stat().st_size if log.exists() else 0
+    size = log.stat().st_size if log.exists() else 0
     process = start(command, out, cache)
     deadline = time.monotonic() + _WHOLE
-    while process.poll() is None and log.stat().st_size == said:
+    while process.poll() is None and log.stat().st_size == size:
         if time.monotonic() > deadline:
             command.faults.append(f"{out.name}: says nothing")
             break
@@ -219,7 +219,7 @@ def disturb(command: Command, out: Path, cache: Path, number: int, rng: random.R
         command.faults.append(f"{where}: {len(left)} processes are left after {LIMIT:.0f} s")
         for pid in left:
             os.kill(pid, signal.SIGKILL)
-    text, status = log.read_bytes()[said:].decode(errors="replace"), process.wait()
+    text, status = log.read_bytes()[size:].decode(errors="replace"), process.wait()
     is_over = any(end in text for end in _ENDS)
     allowed = {-number} if number == signal.SIGKILL else {0, 128 + number}
     if status not in allowed | ({0, -number} if is_over else set()):
@@ -249,20 +249,20 @@ def campaign(options: Options, folder: Path) -> list[Command]:
     rng, cache = random.Random(options.seed), folder / "cache"
     (folder / "space.yaml").write_text("optim.lr: {low: 1.0e-4, high: 1.0e-2, log: true}\n")
     every = commands(folder)
-    chosen = [command for command in every if not options.only or command.name in options.only]
-    if not chosen:
+    selected = [command for command in every if not options.only or command.name in options.only]
+    if not selected:
         raise InputError(f"--only {' '.join(options.only)}: the commands are {', '.join(c.name for c in every)}")
-    needed = chosen if all(c.name != "compare" for c in chosen) else every
+    needed = selected if all(c.name != "compare" for c in selected) else every
     for command in needed:
-        if command in chosen or command.name in ("pretraining-0", "supervised-0"):
+        if command in selected or command.name in ("pretraining-0", "supervised-0"):
             run_whole(command, folder / f"{command.name}-whole", cache)
             print(f"{command.name}: {command.seconds:.1f} s from its first line to its end", flush=True)
     numbers = [signal.SIGKILL] * options.kills
     numbers += [(signal.SIGTERM, signal.SIGINT)[i % 2] for i in range(options.signals)]
     rng.shuffle(numbers)
-    for i, command in enumerate(chosen):
+    for i, command in enumerate(selected):
         attempt = 0
-        mine = numbers[i :: len(chosen)]
+        mine = numbers[i :: len(selected)]
         while mine:
             out = folder / f"{command.name}-{attempt}"
             if not disturb(command, out, cache, mine[0], rng):
@@ -275,17 +275,17 @@ def campaign(options: Options, folder: Path) -> list[Command]:
         print(f"{command.name}: {counts}; {len(command.faults)} faults", flush=True)
         for fault in command.faults:
             print(f"  {fault}", flush=True)
-    return chosen
+    return selected
 
 
 def main(options: Options) -> None:
     """Run the campaign in a temporary folder, which stays if a fault was found."""
     folder = Path(tempfile.mkdtemp(prefix="kill_runs-"))
-    chosen = campaign(options, folder)
+    outcomes = campaign(options, folder)
     total = Counter()
-    for command in chosen:
+    for command in outcomes:
         total.update(command.done)
-    faults = sum(len(command.faults) for command in chosen)
+    faults = sum(len(command.faults) for command in outcomes)
     ended = total.pop("ended, compared")
     print(f"{sum(total.values())} signals, {ended} ended runs compared, {faults} faults")
     if faults:

@@ -73,12 +73,12 @@ def test_clean_folder_has_no_findings(planted, config):
 def test_exact_duplicates_are_found_across_splits_classes_and_formats(planted, config):
     save(planted, "test/NORMAL/NORMAL-900-1.png", eye(2, 0))
     save(planted, "train/CNV/CNV-901-1.bmp", eye(2, 0))
-    found = audit(planted, config, progress=False)["duplicates"]["exact"]
-    assert found["groups"] == [["test/NORMAL/NORMAL-900-1.png", "train/CNV/CNV-2-0.png", "train/CNV/CNV-901-1.bmp"]]
-    assert found["surplus_scans"] == 2
-    assert len(found["across_splits_published"]) == 2
-    assert len(found["across_classes"]) == 2
-    assert len(found["across_patients"]) == 3
+    exact = audit(planted, config, progress=False)["duplicates"]["exact"]
+    assert exact["groups"] == [["test/NORMAL/NORMAL-900-1.png", "train/CNV/CNV-2-0.png", "train/CNV/CNV-901-1.bmp"]]
+    assert exact["surplus_scans"] == 2
+    assert len(exact["across_splits_published"]) == 2
+    assert len(exact["across_classes"]) == 2
+    assert len(exact["across_patients"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -93,11 +93,11 @@ def test_exact_duplicates_are_found_across_splits_classes_and_formats(planted, c
 )
 def test_altered_copies_are_near_duplicates(planted, config, alter):
     save(planted, "test/CNV/CNV-900-1.png", alter(eye(2, 0)))
-    found = audit(planted, config, progress=False)["duplicates"]
-    assert found["exact"]["groups"] == []
-    assert [pair[:2] for pair in found["near"]["pairs"]] == [["test/CNV/CNV-900-1.png", "train/CNV/CNV-2-0.png"]]
-    assert len(found["near"]["across_splits_published"]) == 1
-    assert found["near"]["across_classes"] == []
+    duplicates = audit(planted, config, progress=False)["duplicates"]
+    assert duplicates["exact"]["groups"] == []
+    assert [pair[:2] for pair in duplicates["near"]["pairs"]] == [["test/CNV/CNV-900-1.png", "train/CNV/CNV-2-0.png"]]
+    assert len(duplicates["near"]["across_splits_published"]) == 1
+    assert duplicates["near"]["across_classes"] == []
 
 
 def test_patients_in_two_splits_and_two_classes_are_named_and_the_used_split_is_clean(planted, config):
@@ -106,7 +106,7 @@ def test_patients_in_two_splits_and_two_classes_are_named_and_the_used_split_is_
     shared = report["patients"]["shared_between_splits"]
     assert report["patients"]["in_several_classes"] == ["4"]
     assert shared["published: train and test"] == {"patients": ["4"], "scans": {"train": 3, "test": 1}}
-    assert all(not found["patients"] for where, found in shared.items() if where.startswith("used"))
+    assert all(not overlap["patients"] for where, overlap in shared.items() if where.startswith("used"))
     assert "shared, published: train and test: 1, with 3 train, 1 test scans (4)" in render(report)
 
 
@@ -136,7 +136,7 @@ def test_a_device_for_each_class_is_called_a_shortcut(tmp_path, config):
     assert by_name["brightness"]["better_than_chance"]
     assert not by_name["size + border"]["better_than_chance"]
     assert "Brightness alone (mean, contrast, percentiles and noise of a scan) gives the class away" in render(report)
-    (warned,) = [one for one in of_data(report) if one.kind == "shortcut"]
+    (warned,) = [finding for finding in of_data(report) if finding.kind == "shortcut"]
     assert warned.serious
     assert "brightness alone tells the class" in warned.text
 
@@ -145,9 +145,9 @@ def test_inverted_scans_are_listed(planted, config):
     save(planted, "train/CNV/CNV-2-0.png", 255 - eye(2, 0))
     report = audit(planted, config, progress=False)
     assert report["inverted"] == ["train/CNV/CNV-2-0.png"]
-    said = render(report)
-    assert "seem inverted (bright background, dark retina): 1\n  train/CNV/CNV-2-0.png" in said
-    assert "note: 1 scan: seems inverted" in said
+    text = render(report)
+    assert "seem inverted (bright background, dark retina): 1\n  train/CNV/CNV-2-0.png" in text
+    assert "note: 1 scan: seems inverted" in text
 
 
 def test_class_dependent_border_is_called_a_shortcut_and_gone_after_neutralising(tmp_path, config):

@@ -50,10 +50,10 @@ def widened(mask, pixels=6):
 @pytest.mark.parametrize("degrees", [-12, -5, -2, 3, 8, 15])
 def test_corners_of_a_rotated_scan_are_found(degrees):
     scan, white = rotated(band_scan(), degrees)
-    found = find_borders(scan)
-    assert (found & white).sum() > 0.995 * white.sum()
+    borders = find_borders(scan)
+    assert (borders & white).sum() > 0.995 * white.sum()
     # Nothing beyond the margin is taken for border.
-    assert not (found & ~widened(white)).any()
+    assert not (borders & ~widened(white)).any()
 
 
 @pytest.mark.parametrize(
@@ -62,9 +62,9 @@ def test_corners_of_a_rotated_scan_are_found(degrees):
 )
 def test_bars_along_the_edges_are_found(bars):
     scan, white = padded(band_scan(), **bars)
-    found = find_borders(scan)
-    assert (found & white).sum() == white.sum()
-    assert not (found & ~widened(white)).any()
+    borders = find_borders(scan)
+    assert (borders & white).sum() == white.sum()
+    assert not (borders & ~widened(white)).any()
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -188,11 +188,11 @@ def test_processes_that_build_at_once_agree(tmp_path, config, locks, monkeypatch
     for process in processes:
         process.start()
     start.set()
-    found = [results.get(timeout=60) for _ in processes]
+    answers = [results.get(timeout=60) for _ in processes]
     for process in processes:
         process.join(timeout=60)
         assert process.exitcode == 0
-    assert found[0] == found[1] == found[2]
+    assert answers[0] == answers[1] == answers[2]
     names = os.listdir(tmp_path / "cache")
     assert len([name for name in names if not name.startswith(".")]) == 1
     assert not [name for name in names if name.startswith(".") and not name.endswith(".lock")]  # nothing left behind
@@ -210,8 +210,8 @@ def test_leftovers_of_a_killed_build_are_removed(scans, config):
         )
     )
     shutil.rmtree(folder)
-    for one in (leftover, living, elsewhere):
-        one.mkdir()
+    for place in (leftover, living, elsewhere):
+        place.mkdir()
     handle = os.open(living, os.O_RDONLY)
     fcntl.flock(handle, fcntl.LOCK_EX)
     opened(scans, config)

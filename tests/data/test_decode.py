@@ -133,10 +133,10 @@ def test_floats_with_values_a_little_above_their_range(tmp_path, scan, full):
 
 def test_integers_and_floats_of_one_folder_have_a_range_each(tmp_path, scan):
     files = [save(tmp_path, scan.astype(np.uint16) * 16, "a.png"), save(tmp_path, (scan / 255).astype("f4"), "b.tif")]
-    found = range_of(*files, save(tmp_path, scan, "c.png"), tmp_path / "missing.png")
-    assert found == GreyRange(4095, 1)
+    ranges = range_of(*files, save(tmp_path, scan, "c.png"), tmp_path / "missing.png")
+    assert ranges == GreyRange(4095, 1)
     for file in files:
-        assert np.abs(decode_grey(file, grey_range=found).astype(int) - scan).max() <= 1
+        assert np.abs(decode_grey(file, grey_range=ranges).astype(int) - scan).max() <= 1
 
 
 def test_a_tiff_whose_white_is_zero_is_not_inverted(tmp_path, scan):

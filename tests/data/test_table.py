@@ -70,10 +70,10 @@ def test_the_table_holds_when_files_are_added_moved_changed_and_removed(scans):
     draw(scans, f"CNV/CNV-{patient}-2.png")
     index, cache = opened(scans)
     today, notes = by_table(index, cache.file_digests, rows)
-    found = dict(zip(today.files, today.splits.tolist(), strict=True))
-    assert found["CNV/CNV-99999-1.png"] == "train"
-    assert found[f"CNV/CNV-{patient}-2.png"] == "train"
-    assert found[changed] == "test"
+    split_of = dict(zip(today.files, today.splits.tolist(), strict=True))
+    assert split_of["CNV/CNV-99999-1.png"] == "train"
+    assert split_of[f"CNV/CNV-{patient}-2.png"] == "train"
+    assert split_of[changed] == "test"
     text = "; ".join(notes)
     for word in ("2 scans new", "1 scans moved or renamed", "1 scans with other content", "1 scans gone"):
         assert word in text

@@ -46,10 +46,10 @@ def test_knn(trained, command):
     result = json.loads((trained / "evaluation" / "knn" / "knn_test.json").read_text())
     assert list(result["rows"]) == ["model", "starting weights", "raw pixels"]
     for row in result["rows"].values():
-        for found in row.values():
-            interval = found["accuracy"]
+        for by_k in row.values():
+            interval = by_k["accuracy"]
             assert interval["low"] <= interval["point"] <= interval["high"]
-            assert np.sum(found["confusion"]) == 16
+            assert np.sum(by_k["confusion"]) == 16
     assert result["data"]["synthetic"] is True
     assert result["settings"]["image_size"] == [32, 32]
     assert result["weights"]["model"]["sha256"] != result["weights"]["starting weights"]["sha256"]
@@ -364,8 +364,8 @@ def test_four_classes_and_a_validation_split_of_32_scans(settings, oct2017, cach
     for script, args in (("knn", ["--k", "5", "--split", "val"]), ("linear", ["--n-c", "4", "--fractions", "1"])):
         module = importlib.import_module(f"evaluation.{script}")
         module.main(parse_options(module.Options, [*common, *args]))
-        said = capsys.readouterr().out
-        assert "shortcut check: balanced accuracy without the shape of the retina" in said
+        printed = capsys.readouterr().out
+        assert "shortcut check: balanced accuracy without the shape of the retina" in printed
         result = json.loads(next(tmp_path.glob(f"{script}_*.json")).read_text())
         row = result["rows"]["raw pixels"]
         row = row["5"] if script == "knn" else row
@@ -390,9 +390,9 @@ def test_the_shortcut_check_finds_a_class_that_is_told_by_size(tmp_path, cache_r
         "--image-size", "32", "32", "--bootstrap", "0", "--out", str(tmp_path / "out"),
     ]))  # fmt: skip
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("shortcut check"))
-    found = {name: tuple(map(float, numbers)) for name, *numbers in
+    shares = {name: tuple(map(float, numbers)) for name, *numbers in
              re.findall(r"([a-z+ ]+) ([\d.]+) \[([\d.]+), ([\d.]+)\]", line)}  # fmt: skip
-    (size, size_low, _), (_, border_low, border_high) = found[" from size"], found[" border"]
+    (size, size_low, _), (_, border_low, border_high) = shares[" from size"], shares[" border"]
     assert size == 100
     assert size_low > 50
     assert border_low < 50 < border_high

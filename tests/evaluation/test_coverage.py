@@ -98,17 +98,17 @@ def metric(name: str, quality: float, other: float | None = None) -> Kind:
         labels, column = of_patient[patients], METRICS.index(name)
         support, n_classes = metric_supports(bootstrap, labels)[name], of_patient.max() + 1
         qualities = [quality] if other is None else [quality, other]
-        truths = [truth_of(name, one, n_classes) for one in qualities]
+        truths = [truth_of(name, margin, n_classes) for margin in qualities]
         for _ in range(REPEATS // 2):  # these cost the most
-            shared, found = normal(rng, patients, columns=n_classes), []
-            for one in qualities:
+            shared, columns = normal(rng, patients, columns=n_classes), []
+            for margin in qualities:
                 noise = (shared + normal(rng, patients, columns=n_classes)) / 2**0.5
-                scores = noise + one * np.eye(n_classes)[labels]
-                found.append(bootstrap.values(lambda weights, s=scores: score_all(weights, labels, s))[:, column])
+                scores = noise + margin * np.eye(n_classes)[labels]
+                columns.append(bootstrap.values(lambda weights, s=scores: score_all(weights, labels, s))[:, column])
             if other is None:
-                yield truths[0], bootstrap.interval(found[0], Scale.PERCENT, support)
+                yield truths[0], bootstrap.interval(columns[0], Scale.PERCENT, support)
             else:
-                yield truths[0] - truths[1], bootstrap.interval(found[0] - found[1], Scale.DIFFERENCE, support)
+                yield truths[0] - truths[1], bootstrap.interval(columns[0] - columns[1], Scale.DIFFERENCE, support)
 
     return samples
 
