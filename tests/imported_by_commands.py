@@ -11,8 +11,10 @@ os.environ |= ONE_THREAD
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from PIL import Image  # noqa: E402
 
 torch.set_num_threads(1)
+Image.init()  # its readers are imported late: another user may not read the environment that the tests run in
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 for package in ("dino_oct", "supervised", "evaluation"):
