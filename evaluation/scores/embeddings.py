@@ -49,9 +49,10 @@ def umap_map(
             n_jobs=1,
             init="spectral" if start is None else start,
         )
-        points = mapper.fit_transform(np.asarray(features, dtype=np.float32))
-    torch.set_num_threads(threads)  # numba, on which umap-learn rests, sets it for all libraries of the process
-    return points
+        try:
+            return mapper.fit_transform(np.asarray(features, dtype=np.float32))
+        finally:
+            torch.set_num_threads(threads)  # numba, on which umap-learn rests, sets it for the whole process
 
 
 def nearest(
