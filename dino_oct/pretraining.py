@@ -18,7 +18,8 @@ from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_
 from dino_oct.errors import InputError
 from dino_oct.learner import Learner, NotFiniteError, Schedules
 from dino_oct.limits import check_settings
-from dino_oct.models.backbone import check_size, save_export
+from dino_oct.masking import block_masks
+from dino_oct.models.backbone import check_size, load_backbone, patch_size, save_export
 from dino_oct.models.network import normalise_views
 from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, draw_views, warnings_of
 from dino_oct.networks import build_networks
@@ -75,14 +76,19 @@ def _train(
             "folder, or --resume never"
         )
     with accelerator.local_main_process_first(), checkpoint.restoring(resume_file):  # it downloads, the others read
-        networks = build_networks(config.init, config.model, config.seed, state, say)
+        networks = build_networks(config.init, config.model, config.loss, config.seed, state, say)
     if config.optim.freeze_backbone_epochs is None:
         new_head = 1.0 if networks.new_head and networks.pretrained else 0.0
         config.optim.freeze_backbone_epochs = state["freeze_backbone_epochs"] if state else new_head
     for name, size in (("global_size", config.augment.global_size), ("local_size", config.augment.local_size)):
         check_size((size, size), networks.student.backbone, f"augment.{name}")
     check_size(config.monitor.image_size, networks.student.backbone, "monitor.image_size")
-    learner = Learner(networks.student, config.loss, config.optim, accelerator, networks.teacher)
+    start = run / "checkpoints" / "start"
+    is_anchored = bool(config.loss.anchor_weight or config.loss.gram_weight)
+    learner = Learner(
+        networks.student, config.loss, config.optim, accelerator, networks.teacher, config.model,
+        load_backbone(str(start)) if state and is_anchored else None,
+    )  # fmt: skip
     if networks.center is not None:
         learner.targets.center.copy_(networks.center)
     if config.model.compile:
@@ -116,7 +122,7 @@ def _train(
         folder.prepare(config, resume_file, say)
         provenance.record(run, index, scans.file_digests, config.init, resume_file)
         if progress.step == 0:
-            save_export(learner.teacher.backbone, run / "checkpoints" / "start", scans=scan_settings(config.dataset))
+            save_export(learner.teacher.backbone, start, scans=scan_settings(config.dataset))
     if plan_change:
         say(f"warning: {plan_change}")
     accelerator.wait_for_everyone()
@@ -134,6 +140,14 @@ def _train(
         pixels, tissue, samples, epochs = zip(*items, strict=True)
         groups = augment(pixels, np.stack(tissue), samples, epochs[0])
         return [normalise_views(group, learner.student.backbone) for group in groups if len(group)]
+
+    def masks_of(items: list[tuple]) -> torch.Tensor:
+        _, _, samples, epochs = zip(*items, strict=True)
+        rows = config.augment.global_size // patch_size(learner.student.backbone)
+        masks = block_masks(
+            (rows, rows), samples, epochs[0], config.seed, config.loss.mask_share, config.loss.mask_ratio
+        )
+        return torch.from_numpy(masks).to(device)
 
     # ---- monitor ---------------------------------------------------------------------------------------------------
     monitor = Monitor(config.monitor, index, scans, config.seed)
@@ -216,13 +230,15 @@ def _train(
             torch.manual_seed(
                 seed_of("drop path of a pretraining", config.seed, accelerator.process_index, progress.step)
             )
-            micro_batches = [views_of(next(batches)) for _ in range(config.optim.accumulate)]
+            loaded = [next(batches) for _ in range(config.optim.accumulate)]
+            micro_batches = [views_of(items) for items in loaded]
+            masks = [masks_of(items) for items in loaded] if learner.masks_patches else None
             scheduled = schedules[progress.position]
             values = progress.values(
                 {name: value for name, value in dataclasses.asdict(scheduled).items() if isinstance(value, float)}
             )
             scheduled = dataclasses.replace(scheduled, **values)
-            metrics = learner.step(micro_batches, scheduled)
+            metrics = learner.step(micro_batches, scheduled, masks)
             progress.advance()
             recent.append(metrics.get("dino_loss", metrics["loss"]))
             images += config.optim.batch_size
