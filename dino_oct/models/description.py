@@ -124,7 +124,7 @@ def check_description(hub_config: Any, source: str) -> ModelDescription:
         "architecture": architecture,
         "num_classes": _count(hub_config.get("num_classes", 0), "num_classes", source),
         "model_args": check_arguments(architecture, hub_config.get("model_args") or {}, source),
-        "pretrained_cfg": _check_images(hub_config.get("pretrained_cfg"), source),
+        "pretrained_cfg": check_images(hub_config.get("pretrained_cfg"), source),
     }
     names = hub_config.get("label_names")
     if names is not None:
@@ -139,7 +139,7 @@ def check_description(hub_config: Any, source: str) -> ModelDescription:
     return described
 
 
-def _check_images(config: Any, source: str) -> ImageDescription:
+def check_images(config: Any, source: str) -> ImageDescription:
     """mean, std, and input size of ``pretrained_cfg``; what else timm has there is not read from a file."""
     if not isinstance(config, dict):
         raise InputError(f"{source}: it has no pretrained_cfg, so its mean and std are not known; export it again")

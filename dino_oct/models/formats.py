@@ -42,6 +42,8 @@ _BESIDE = re.compile(
     r"pre_logits|mask_token|masked_embed|decoder\w*|local_cls_norm|queue\w*|optim\w*|scaler|\w*scheduler\w*|"
     r"(\w+_)?loss|center|criterion|rng\w*)"
 )
+# Parts of names that sharded training puts between those of the network.
+_SHARDING = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Constants that timm's models make themselves.
 _CONSTANTS = re.compile(r"(.*\.)?(rope\w*\.periods|bias_mask|relative_position_index|attn_mask|num_batches_tracked)")
 
@@ -126,7 +128,7 @@ def unwrapped(checkpoint: Checkpoint) -> StoredNetwork:
 def _flatten(value: dict[Any, Any], path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     for key, item in value.items():
         if isinstance(item, torch.Tensor):
-            yield f"{path}{key}", item
+            yield _SHARDING.sub("", f"{path}{key}"), item
         elif isinstance(item, dict):
             yield from _flatten(item, f"{path}{key}.")
 
@@ -163,11 +165,7 @@ def infer_transformer(
         InputError: no such transformer.
     """
     if network is None or network.tensors[_PATCHES].ndim != 4 or "blocks.0.norm1.weight" not in _blocks(network):
-        some = ", ".join(list(map(str, names))[:3]) or "no tensors"
-        raise InputError(
-            f"{file}: not a DINO vision transformer (it has {some}, …); for any other timm architecture give "
-            f"timm:NAME@{file}"
-        )
+        raise unknown(file, names)
     tensors = _blocks(network)
     width, channels, *patch = tensors[_PATCHES].shape
     depth = 1 + max(int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name))
@@ -179,6 +177,15 @@ def infer_transformer(
     model_args |= {"embed_dim": width, "depth": depth, "num_heads": heads}
     name = (_dinov3 if is_dinov3 else _vit)(tensors, model_args, file, args)
     return Architecture(name, model_args, assumed)
+
+
+def unknown(file: Path, names: Collection[str]) -> InputError:
+    """The error for a file of no format that is known by its keys; ``names`` are those of its entries."""
+    some = ", ".join(list(map(str, names))[:3]) or "no tensors"
+    return InputError(
+        f"{file}: not a DINO vision transformer, nor of any other format that is known by its keys (it has {some}, …); "
+        f"for any other timm architecture give timm:NAME@{file}"
+    )
 
 
 def _blocks(network: StoredNetwork) -> Tensors:
