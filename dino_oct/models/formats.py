@@ -164,7 +164,8 @@ def infer_transformer(
     Raises:
         InputError: no such transformer.
     """
-    if network is None or network.tensors[_PATCHES].ndim != 4 or "blocks.0.norm1.weight" not in _blocks(network):
+    patches = network.tensors.get(_PATCHES) if network else None
+    if network is None or patches is None or patches.ndim != 4 or "blocks.0.norm1.weight" not in _blocks(network):
         raise unknown(file, names)
     tensors = _blocks(network)
     width, channels, *patch = tensors[_PATCHES].shape
@@ -346,7 +347,7 @@ def translate(network: StoredNetwork, model: nn.Module, architecture: str, file:
         except Exception as error:  # whatever an unknown format makes it raise
             reason = f"{type(error).__name__} {' '.join(str(error).split())[:160]}"
             raise InputError(f"{file}: timm cannot read it as {architecture} ({reason})") from None
-    ready = {name: tensor for name, tensor in ready.items() if isinstance(tensor, torch.Tensor)}
+    ready = {name: tensor for name, tensor in ready.items() if isinstance(tensor, torch.Tensor) and tensor.numel()}
     kept = {tensor.untyped_storage().data_ptr() for tensor in ready.values()}
     dropped = {
         name: tensor

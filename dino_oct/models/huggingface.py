@@ -169,6 +169,8 @@ def open_model(folder: ModelFolder) -> Recognised:
     if heads:
         _merge_attention(tensors, fill=is_dinov3, file=folder.path)
     if is_dinov3:
+        if not config.get("num_register_tokens"):  # DINOv3's own files always have some
+            tensors.setdefault("storage_tokens", torch.empty(1, 0, 1))
         _add_rotation(tensors, config, heads, file)
     args: ModelArgs = {}
     size = config.get("image_size")
@@ -217,8 +219,7 @@ def _rename(checkpoint: Checkpoint, model_type: str, names: Any, folder: Path) -
             name = next(renamed, name)
         if name in tensors:
             raise InputError(f"{folder}: {original} is in its weights twice, under two names")
-        if tensor.numel():  # no registers are a tensor of none
-            tensors[name] = tensor
+        tensors[name] = tensor
     return tensors, left_out
 
 
@@ -249,7 +250,7 @@ def _add_rotation(tensors: Tensors, config: dict[str, Any], heads: int, file: Pa
     """Add the periods of DINOv3's rotary positions, which its own files hold, to be compared with timm's."""
     theta = _number(config, "rope_theta", 100.0, float, file)
     width = tensors["cls_token"].shape[-1] if "cls_token" in tensors else 0
-    if width % (4 * heads):
+    if not width or width % (4 * heads):
         raise InputError(f"{file}: num_attention_heads {heads} does not divide width {width} into fours")
     tensors["rope_embed.periods"] = theta ** torch.arange(0, 1, 4 * heads / width)
 
