@@ -353,6 +353,7 @@ def translate(network: StoredNetwork, model: nn.Module, architecture: str, file:
         name: tensor
         for name, tensor in tensors.items()
         if name not in ready and tensor.untyped_storage().data_ptr() not in kept and not _is_constant(name, tensor)
+        if tensor.numel()
     }
     unread = {n: t for n, t in {**dropped, **ready}.items() if n not in state}
     left_out = [name for name in unread if _BESIDE.fullmatch(name.split(".")[0]) and not is_classifier(name, model)]
