@@ -165,7 +165,7 @@ def open_model(folder: ModelFolder) -> Recognised:
     is_dinov3 = kind.names is _DINOV3
     names = (*_DINOV3, *(_GATED_MLP if gated else _PLAIN_MLP)) if is_dinov3 else kind.names
     tensors, left_out = _rename(folder.read(), model_type, names, folder.path)
-    _check_counts(tensors, config, file)
+    _check_counts(tensors, config, kind.family, file)
     heads = _number(config, "num_attention_heads", kind.heads, int, file) if kind.heads else None
     if heads:
         _merge_attention(tensors, fill=is_dinov3, file=folder.path)
@@ -224,17 +224,22 @@ def _rename(checkpoint: Checkpoint, model_type: str, names: Any, folder: Path) -
     return tensors, left_out
 
 
-def _check_counts(tensors: Tensors, config: dict[str, Any], file: Path) -> None:
+def _check_counts(tensors: Tensors, config: dict[str, Any], family: str, file: Path) -> None:
     """Raise InputError where the weights lack whole parts that the configuration counts: no tensor would tell."""
+
+    def count(start: str) -> int:
+        return len({match[1] for name in tensors if (match := re.match(start + r"\.(\d+)\.", name))})
+
     registers = next((tensors[name].shape[1] for name in ("register_tokens", "storage_tokens") if name in tensors), 0)
-    blocks = {match[1] for name in tensors if (match := re.match(r"blocks\.(\d+)\.", name))}
-    starts = [f"stages.{stage}." for stage in range(4)]
-    if not any(name.startswith("stages.") for name in tensors):
-        starts = [f"layer{stage}." for stage in range(1, 5)]
-    stages = [len({n.removeprefix(s).split(".")[0] for n in tensors if n.startswith(s)}) for s in starts]
-    for name, count in (("num_register_tokens", registers), ("num_hidden_layers", len(blocks)), ("depths", stages)):
-        if name in config and config[name] != count:
-            raise InputError(f"{file}: {name} {config[name]!r}, but its weights have {count}: not of one network")
+    stages = [f"layer{stage}" if family == "resnet" else rf"stages\.{stage - 1}" for stage in range(1, 5)]
+    counts = {
+        "num_register_tokens": registers,
+        "num_hidden_layers": count("blocks"),
+        "depths": [count(stage) for stage in stages],
+    }
+    for name, counted in counts.items():
+        if name in config and config[name] != counted:
+            raise InputError(f"{file}: {name} {config[name]!r}, but its weights have {counted}: not of one network")
 
 
 def _merge_attention(tensors: Tensors, fill: bool, file: Path) -> None:

@@ -96,7 +96,7 @@ def test_a_tensor_more_or_less_is_refused(name, tmp_path):
     tensors = load_file(file)
     beside = ("mask_token", "pooler", "num_batches_tracked")
     optional = ("q_proj.bias", "v_proj.bias")  # DINOv3's biases may be missing one by one
-    required = [key for key in tensors if not any(part in key for part in (*beside, *optional))]
+    required = [k for k, t in tensors.items() if t.numel() and not any(part in k for part in (*beside, *optional))]
     for key in required:
         save_file({other: tensor for other, tensor in tensors.items() if other != key}, file)
         with pytest.raises(InputError):
@@ -170,6 +170,7 @@ REFUSED = {
     "another kind": ({"model_type": "swin"}, r"model_type 'swin' is not known; known are vit, vit_mae, dinov2, "),
     "activation": ({"hidden_act": "relu"}, r"hidden_act 'relu' is not what timm's network has \('gelu'\)"),
     "heads": ({"num_attention_heads": "x"}, "num_attention_heads 'x' is not a number above 0"),
+    "depth": ({"num_hidden_layers": 3}, "num_hidden_layers 3, but its weights have 2"),
     "eps": ({"layer_norm_eps": 0.1}, "its norms have eps 0.1, timm's 1e-06; that changes the features by"),
 }
 
