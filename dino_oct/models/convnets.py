@@ -104,16 +104,16 @@ def infer_convnext(tensors: Tensors, file: Path) -> Architecture:
         raise InputError(f"{file}: a ConvNeXt whose stem or stages are not its authors'; give timm:NAME@{file}")
     in_blocks = {name.split(".", 4 if is_timm else 3)[-1] for name in tensors if name.startswith("stages.0.")}
     dims = [len(first) for first in firsts]
-    name = _CONVNEXTS.get((depths, dims[0])) if dims == [dims[0] << stage for stage in range(4)] else None
+    has_grn = any("grn." in name for name in in_blocks)  # of V2, which has no scale of its branches
+    is_doubling = dims == [dims[0] << stage for stage in range(4)]
+    name = _CONVNEXTS.get((depths, dims[0])) if is_doubling and not has_grn else None
     args = {} if name else {"depths": list(depths), "dims": dims}
-    name = name or "convnext_tiny"
+    name = name or ("convnextv2_tiny" if has_grn else "convnext_tiny")
     expand = tensors.get("stages.0.blocks.0.mlp.fc1.weight")
     further = {
         "in_chans": (stem.shape[1], 3),
         "patch_size": (stem.shape[2], 4),
         "kernel_sizes": (firsts[0].shape[2], 7),
-        "use_grn": (any("grn." in name for name in in_blocks), False),
-        "ls_init_value": (1e-6 if "gamma" in in_blocks else None, 1e-6),
         "conv_mlp": (expand is not None and expand.ndim == 4, False),
         "head_norm_first": ("norm_pre.weight" in tensors, False),
     }

@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import model_entrypoint
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -323,7 +324,8 @@ def translate(network: StoredNetwork, model: nn.Module, architecture: str, file:
     Raises:
         InputError: timm's filter cannot read the file.
     """
-    tensors, state = _blocks(network), model.state_dict()
+    is_transformer = isinstance(model, (VisionTransformer, Eva))  # others have numbers of blocks of their own
+    tensors, state = _blocks(network) if is_transformer else dict(network.tensors), model.state_dict()
     positions = tensors.get("pos_embed")
     own = state.get("pos_embed")
     if "register_tokens" in tensors and positions is not None:

@@ -140,7 +140,7 @@ def _transformer_format(network: StoredNetwork) -> str:
         return "DINO"
     if "blocks.0.gamma_1" in tensors and "pos_embed" in tensors:
         return "DeiT-III"
-    return "DINO or timm" if all(map(_PLAIN.fullmatch, tensors)) else "timm"
+    return "DINO or timm" if "cls_token" in tensors and all(map(_PLAIN.fullmatch, tensors)) else "timm"
 
 
 def _beside(network: StoredNetwork) -> str:
