@@ -178,6 +178,9 @@ def open_model(folder: ModelFolder) -> Recognised:
     if isinstance(size, list) and len(size) == 2 and size[0] != size[1] and "pos_embed" in tensors:
         args["img_size"] = size
     images, assumed = _images(folder.path, config)
+    eps = None if kind.eps is None else _number(config, "layer_norm_eps", kind.eps, float, file)
+    if kind.names is _DINOV3_CONVNEXT:  # of all norms, which timm takes as an argument
+        args, eps = ({"norm_eps": eps} if eps != kind.eps else {}), None
     return Recognised(
         f"Hugging Face {kind.name}",
         StoredNetwork(tensors, "", tuple(left_out), ()),
@@ -187,7 +190,7 @@ def open_model(folder: ModelFolder) -> Recognised:
         args=args,
         images=images,
         assumed=assumed,
-        eps=None if kind.eps is None else _number(config, "layer_norm_eps", kind.eps, float, file),
+        eps=eps,
         label_names=_label_names(config),
     )
 

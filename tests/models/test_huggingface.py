@@ -171,7 +171,7 @@ REFUSED = {
     "activation": ({"hidden_act": "relu"}, r"hidden_act 'relu' is not what timm's network has \('gelu'\)"),
     "heads": ({"num_attention_heads": "x"}, "num_attention_heads 'x' is not a number above 0"),
     "depth": ({"num_hidden_layers": 3}, "num_hidden_layers 3, but its weights have 2"),
-    "eps": ({"layer_norm_eps": 0.1}, "its norms have eps 0.1, timm's 1e-06; that changes the features by"),
+    "eps": ({"layer_norm_eps": 0.1}, "eps of its norms is 0.1, of timm's 1e-06; that changes features by"),
 }
 
 
@@ -199,16 +199,47 @@ def test_other_rotations_and_biases_of_dinov3_are_refused(tmp_path):
 
 
 def test_what_eps_changes_is_said(tmp_path):
-    """ViTModel has 1e-12 where timm has 1e-6; the norm of tokens that hardly vary would show it."""
+    """ViTModel has 1e-12 where timm has 1e-6; the norm of tokens that hardly vary shows it."""
     save(tmp_path, "ViTModel", *MODELS["ViTModel"])
     report = load_backbone(str(tmp_path)).load_report
-    assert "eps of the norms: 1e-06 for the source's 1e-12, which changes the features by" in str(report)
+    assert "eps of the norms: 1e-12; plain timm has 1e-06, which changes the features by" in str(report)
     file = tmp_path / "model.safetensors"
     tensors = load_file(file)
     parts = ("embeddings.", "attention.output.", "layer.0.output.")
     save_file({n: t * 1e-4 if any(part in n for part in parts) else t for n, t in tensors.items()}, file)
-    with pytest.raises(InputError, match="eps 1e-12, timm's 1e-06; that changes the features by"):
+    with pytest.raises(InputError, match="eps of its norms is 1e-12, of timm's 1e-06; that changes features by"):
         load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["ViTModel", "ConvNextModel", "DINOv3ConvNextModel"])
+@torch.no_grad()
+def test_eps_is_the_folders_also_after_an_export(name, tmp_path):
+    """Large enough for its place to show: all norms of a transformer, the last one of ConvNextModel."""
+    theirs = save(tmp_path / "hub", name, *MODELS[name], layer_norm_eps=3e-4)
+    loaded = load_backbone(str(tmp_path / "hub")).eval()
+    images = images_of(theirs)
+    expected = feature(theirs, images)
+    assert (cls_feature(loaded, images) - expected).abs().max() < 1e-5 * expected.abs().max()
+    save_export(loaded, tmp_path / "export")
+    again = load_backbone(str(tmp_path / "export")).eval()
+    assert torch.equal(cls_feature(again, images), cls_feature(loaded, images))
+    assert again.hub_config == loaded.hub_config
+    file = tmp_path / "export" / "config.json"
+    if name != "DINOv3ConvNextModel":
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"norm_eps": "x"}))
+        with pytest.raises(InputError, match="norm_eps 'x' is not between 0 and 1"):
+            load_backbone(str(tmp_path / "export"))
+
+
+@torch.no_grad()
+def test_an_untrained_model_as_transformers_draws_it(tmp_path):
+    theirs = transformers.ViTModel(
+        transformers.ViTConfig(**{**VIT, "hidden_size": 96, "intermediate_size": 128})
+    ).eval()
+    theirs.save_pretrained(tmp_path)
+    images = images_of(theirs)
+    ours = cls_feature(load_backbone(str(tmp_path)).eval(), images)
+    assert (ours - feature(theirs, images)).abs().max() < 1e-4
 
 
 PREPROCESSING = {
