@@ -437,7 +437,7 @@ def _take_eps(model: nn.Module, eps: float, path: Path) -> None:
     change = ((ours - theirs).abs().max() / ours.abs().max()).item()
     if not change <= _MOST_BY_EPS:
         raise InputError(
-            f"{path}: eps of its norms is {eps:g}, of timm's {of_timm:g}; that changes features by {change:.0e}: refused"
+            f"{path}: eps of its norms is {eps:g}, of timm's {of_timm:g}; it changes features by {change:.0e}: refused"
         )
     words = f"eps of the norms: {eps:g}; plain timm has {of_timm:g}, which changes the features by {change:.0e}"
     model.load_report = replace(model.load_report, assumed=(*model.load_report.assumed, words))

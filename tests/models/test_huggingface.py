@@ -171,7 +171,7 @@ REFUSED = {
     "activation": ({"hidden_act": "relu"}, r"hidden_act 'relu' is not what timm's network has \('gelu'\)"),
     "heads": ({"num_attention_heads": "x"}, "num_attention_heads 'x' is not a number above 0"),
     "depth": ({"num_hidden_layers": 3}, "num_hidden_layers 3, but its weights have 2"),
-    "eps": ({"layer_norm_eps": 0.1}, "eps of its norms is 0.1, of timm's 1e-06; that changes features by"),
+    "eps": ({"layer_norm_eps": 0.1}, "eps of its norms is 0.1, of timm's 1e-06; it changes features by"),
 }
 
 
@@ -207,7 +207,7 @@ def test_what_eps_changes_is_said(tmp_path):
     tensors = load_file(file)
     parts = ("embeddings.", "attention.output.", "layer.0.output.")
     save_file({n: t * 1e-4 if any(part in n for part in parts) else t for n, t in tensors.items()}, file)
-    with pytest.raises(InputError, match="eps of its norms is 1e-12, of timm's 1e-06; that changes features by"):
+    with pytest.raises(InputError, match="eps of its norms is 1e-12, of timm's 1e-06; it changes features by"):
         load_backbone(str(tmp_path))
 
 
