@@ -19,6 +19,7 @@ from dino_oct.errors import InputError
 from dino_oct.files import check_regular, read_json, write_whole
 from dino_oct.models import formats, official
 from dino_oct.models.description import ModelArgs, ModelDescription, check_arguments, check_description, describe_images
+from dino_oct.models.hub import check_reachable
 from dino_oct.models.network import in_channels
 from dino_oct.models.vit import DinoVisionTransformer
 from dino_oct.streams import seed_of
@@ -288,6 +289,8 @@ def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: Model
     config = timm.get_pretrained_cfg(name) if pretrained else None
     in_source = config.num_classes if config else 0
     num_classes = in_source if num_classes is None else num_classes
+    if pretrained:
+        check_reachable(name)
     try:
         model = _create(name, num_classes, args, seed, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
