@@ -148,6 +148,10 @@ class _Plan:
     def is_long(self) -> bool:
         return self.steps >= LONG
 
+    @property
+    def length(self) -> str:
+        return f"a {'long' if self.is_long else 'short'} training of {self.steps:,} steps"
+
     def in_epochs(self, share: float, most: int) -> float:
         """A share of the training, at most so many steps, in epochs."""
         return round(min(share * self.steps, most) / self.steps_per_epoch, 2)
@@ -274,8 +278,9 @@ class _Chooser:
         self.pick("loss.koleo_weight", koleo, why_centre)
         sharp = f"sharp: {why}" if source != "full" else why
         self.pick("loss.warmup_teacher_temperature", start, sharp)
-        self.pick("loss.teacher_temperature", end, f"{plan.steps:,} steps" if end != start else sharp)
-        self.pick("loss.warmup_teacher_temperature_epochs", warmup, f"{plan.steps:,} steps")
+        self.pick("loss.teacher_temperature", end, plan.length if end != start else sharp)
+        why = "as the teacher gets better" if warmup else "one temperature throughout"
+        self.pick("loss.warmup_teacher_temperature_epochs", warmup, why)
 
     def choose_head(self, plan: _Plan) -> Head:
         facts, default = self.facts, TrainConfig().model
@@ -297,7 +302,7 @@ class _Chooser:
             hidden_dim = self.given.get("model.hidden_dim", default.hidden_dim)
             bottleneck_dim = self.given.get("model.bottleneck_dim", default.bottleneck_dim)
         is_deep = plan.is_long and not self.is_narrow
-        self.pick("model.drop_path", 0.1 if is_deep else 0.0, f"{plan.steps:,} steps")
+        self.pick("model.drop_path", 0.1 if is_deep else 0.0, plan.length)
         return Head(out_dim, hidden_dim, bottleneck_dim)
 
     # ---- how fast ----------------------------------------------------------------------------------------------------
@@ -317,19 +322,23 @@ class _Chooser:
             self.pick("optim.layer_decay", _LAYER_DECAY, "all blocks at one rate, as it was measured")
         share = 0.1 if self.is_random else 0.15
         warmup = plan.in_epochs(share, 10_000 if self.is_random else 500)
-        self.pick("optim.warmup_epochs", warmup, f"{warmup * plan.steps_per_epoch:.0f} of {plan.steps:,} steps")
-        decay, why = (0.4, "as published") if plan.is_long and not self.is_narrow else (0.04, "a short training")
+        self.pick("optim.warmup_epochs", warmup, f"{warmup * plan.steps_per_epoch:,.0f} of {plan.steps:,} steps")
+        decay, why = (0.4, "as published") if plan.is_long and not self.is_narrow else (0.04, plan.length)
         self.pick("optim.weight_decay_end", decay, why)
         clip, why = (3.0, "random weights") if self.is_random else (0.3, "pretrained weights: small steps only")
         self.pick("optim.clip_grad", clip, why)
         momentum = min(max(1 - _OWN_HALF / plan.steps, 0.98), 0.9995)
         if self.is_random:
             momentum = 0.996 if plan.is_long else 0.98
-        self.pick("optim.teacher_momentum", round(momentum, 4), f"{plan.steps:,} steps")
+        self.pick("optim.teacher_momentum", round(momentum, 4), plan.length)
         end = 0.999 if self.is_random and not plan.is_long else 1.0
-        self.pick("optim.teacher_momentum_end", end, "the teacher follows to the end" if end < 1 else "DINO's")
-        last_layer, why = (1.0, "as published") if self.is_random and plan.is_long else (0.0, "a short training")
-        self.pick("optim.freeze_last_layer_epochs", last_layer, why if self.is_random else "the head must learn first")
+        self.pick(
+            "optim.teacher_momentum_end",
+            end,
+            "the teacher follows to the end" if end < 1 else "the teacher comes to rest",
+        )
+        last_layer, why = (1.0, "as published") if self.is_random and plan.is_long else (0.0, plan.length)
+        self.pick("optim.freeze_last_layer_epochs", last_layer, why if self.is_random else "the head may learn at once")
         if self.facts.source == "backbone":
             frozen = plan.in_epochs(0.25, 500)
             why = f"the new head learns alone for {frozen * plan.steps_per_epoch:.0f} steps"
@@ -378,7 +387,8 @@ class _Chooser:
     def choose_monitor(self, plan: _Plan) -> None:
         default = MonitorConfig()
         side = self.side(min(default.image_size[0], self.facts.image_size, max(self.facts.size)))
-        self.pick("monitor.image_size", (side, side), f"near 224, a multiple of the patch ({self.facts.patch})")
+        near = "near 224" if side > 200 else "of scans or network"
+        self.pick("monitor.image_size", (side, side), f"{near}, a multiple of the patch ({self.facts.patch})")
         every = 1 if self.facts.scans >= MANY else max(round(plan.epochs / 5), 1)
         what = "k-NN" if self.facts.labelled else "features"
         self.pick("monitor.every_epochs", float(every), f"judges the {what} {math.ceil(plan.epochs / every) + 1} times")
