@@ -26,6 +26,7 @@ from dino_oct.data.sampler import shares, steps_per_epoch
 from dino_oct.errors import InputError
 from dino_oct.learner import Learner, StepValues
 from dino_oct.limits import all_settings, check_settings
+from dino_oct.masking import block_masks
 from dino_oct.models.backbone import load_backbone, patch_size
 from dino_oct.models.network import cls_feature, evaluating, normalise, normalise_views
 from dino_oct.networks import Networks, open_start
@@ -242,11 +243,14 @@ def _measured(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        learner = Learner(student, config.loss, config.optim, accelerator, teacher)
+        learner = Learner(student, config.loss, config.optim, accelerator, teacher, config.model)
+        side, loss = config.augment.global_size // patch_size(student.backbone), config.loss
+        masks = block_masks((side, side), range(sample), 0, config.seed, loss.mask_share, loss.mask_ratio)
+        masks = [torch.from_numpy(masks).to(device)] if learner.masks_patches else None
 
         def step() -> None:
             groups = augment(list(pixels), tissue, range(sample), 0)
-            learner.step([[normalise_views(group, student.backbone) for group in groups if len(group)]], values)
+            learner.step([[normalise_views(group, student.backbone) for group in groups if len(group)]], values, masks)
 
         @torch.no_grad()
         def judge() -> None:

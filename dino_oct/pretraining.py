@@ -18,7 +18,8 @@ from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_
 from dino_oct.errors import InputError
 from dino_oct.learner import Learner, NotFiniteError, Schedules
 from dino_oct.limits import check_settings
-from dino_oct.models.backbone import check_size, save_export
+from dino_oct.masking import block_masks
+from dino_oct.models.backbone import check_size, load_backbone, patch_size, save_export
 from dino_oct.models.network import normalise_views
 from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, draw_views, warnings_of
 from dino_oct.networks import Networks, build_networks
@@ -68,7 +69,7 @@ def _train(
 
     def build() -> Networks:
         with checkpoint.restoring(resume_file):
-            return build_networks(config.init, config.model, config.seed, state, say)
+            return build_networks(config.init, config.model, config.loss, config.seed, state, say)
 
     networks = main_first(accelerator, build)
     if config.optim.freeze_backbone_epochs is None:
@@ -98,7 +99,12 @@ def _train(
         )
 
     # ---- learner ---------------------------------------------------------------------------------------------------
-    learner = Learner(networks.student, config.loss, config.optim, accelerator, networks.teacher)
+    start = run / "checkpoints" / "start"
+    is_anchored = bool(config.loss.anchor_weight or config.loss.gram_weight)
+    learner = Learner(
+        networks.student, config.loss, config.optim, accelerator, networks.teacher, config.model,
+        load_backbone(str(start)) if state and is_anchored else None,
+    )  # fmt: skip
     if networks.center is not None:
         learner.targets.center.copy_(networks.center)
     if config.model.compile:
@@ -132,7 +138,7 @@ def _train(
         folder.prepare(config, resume_file, say)
         provenance.record(run, index, scans.file_digests, config.init, resume_file)
         if progress.step == 0:
-            save_export(learner.teacher.backbone, run / "checkpoints" / "start", scans=scan_settings(config.dataset))
+            save_export(learner.teacher.backbone, start, scans=scan_settings(config.dataset))
     if plan_change:
         say(f"warning: {plan_change}")
     accelerator.wait_for_everyone()
@@ -150,6 +156,14 @@ def _train(
         pixels, tissue, samples, epochs = zip(*items, strict=True)
         groups = augment(pixels, np.stack(tissue), samples, epochs[0])
         return [normalise_views(group, learner.student.backbone) for group in groups if len(group)]
+
+    def masks_of(items: list[tuple]) -> torch.Tensor:
+        _, _, samples, epochs = zip(*items, strict=True)
+        rows = config.augment.global_size // patch_size(learner.student.backbone)
+        masks = block_masks(
+            (rows, rows), samples, epochs[0], config.seed, config.loss.mask_share, config.loss.mask_ratio
+        )
+        return torch.from_numpy(masks).to(device)
 
     # ---- monitor ---------------------------------------------------------------------------------------------------
     monitor = Monitor(config.monitor, index, scans, config.seed)
@@ -232,13 +246,15 @@ def _train(
             torch.manual_seed(
                 seed_of("drop path of a pretraining", config.seed, accelerator.process_index, progress.step)
             )
-            micro_batches = [views_of(next(batches)) for _ in range(config.optim.accumulate)]
+            loaded = [next(batches) for _ in range(config.optim.accumulate)]
+            micro_batches = [views_of(items) for items in loaded]
+            masks = [masks_of(items) for items in loaded] if learner.masks_patches else None
             scheduled = schedules[progress.position]
             values = progress.values(
                 {name: value for name, value in dataclasses.asdict(scheduled).items() if isinstance(value, float)}
             )
             scheduled = dataclasses.replace(scheduled, **values)
-            metrics = learner.step(micro_batches, scheduled)
+            metrics = learner.step(micro_batches, scheduled, masks)
             progress.advance()
             recent.append(metrics.get("dino_loss", metrics["loss"]))
             images += config.optim.batch_size

@@ -275,9 +275,12 @@ def test_facts_of_a_run_are_those_of_its_checkpoint(folder, trained):
     assert facts.loss == settings_of(trained).loss
 
 
-def test_measuring_changes_no_weight_and_no_random_number(folder):
-    config = load_config(["--config", "configs/quickstart.yaml", *TINY_RUN[2:], "--data", str(folder)])
-    networks = build_networks(config.init, config.model, 0, None, lambda text: None)
+@pytest.mark.parametrize(
+    "more", [[], ["--loss.ibot-weight", "1", "--loss.gram-weight", "1"], ["--model.lora-rank", "2"]]
+)
+def test_measuring_changes_no_weight_and_no_random_number(more, folder):
+    config = load_config([*TINY_RUN, "--data", str(folder), *more])
+    networks = build_networks(config.init, config.model, config.loss, 0, None, lambda text: None)
     before = {name: tensor.clone() for name, tensor in networks.student.state_dict().items()}
     state, said = torch.get_rng_state(), []
     preflight.say_cost(config, networks, index_scans(folder), Accelerator(cpu=True), said.append)
