@@ -103,7 +103,7 @@ def _train(
     is_anchored = bool(config.loss.anchor_weight or config.loss.gram_weight)
     learner = Learner(
         networks.student, config.loss, config.optim, accelerator, networks.teacher, config.model,
-        load_backbone(str(start)) if state and is_anchored else None,
+        load_backbone(str(resume_file.parent / "start")) if state and is_anchored else None,
     )  # fmt: skip
     if networks.center is not None:
         learner.targets.center.copy_(networks.center)

@@ -64,8 +64,8 @@ def layer_scales(backbone: nn.Module, layer_decay: float) -> dict[str, float]:
     """Factor of the learning rate of each parameter of a backbone without classifier, by name.
 
     Args:
-        layer_decay: factor from one block to the one before it, in (0, 1] (Bao et al. 2021, BEiT). What stands behind
-            the last block has 1, the last block ``layer_decay``, the patch embedding the least.
+        layer_decay: factor from one block to the one before it, in (0, 1] (Bao et al. 2021, BEiT). The last block, with
+            what stands behind it, has 1, the patch embedding the least.
 
     Raises:
         InputError: a backbone whose layers timm does not order.
@@ -90,14 +90,14 @@ def _names(model: nn.Module, part: Literal["full", "head"] | int) -> set[str]:
         raise InputError(f"'{part}' is no part of a model; give full, head or a number of last blocks")
     alternative = "full or head" if classifier else "none"
     layers = _layers(model, "a number of last blocks", alternative)
-    behind = max(layers.values())
+    behind = max(layers.values()) + (not classifier)
     if not 1 <= part < behind:
         raise InputError(f"{part} last blocks: the model has {behind - 1}; give 1 to {behind - 1}, {alternative}")
     return {name for name, layer in layers.items() if layer >= behind - part}
 
 
 def _layers(model: nn.Module, setting: str, alternative: str) -> dict[str, int]:
-    """Parameter → 0 for the stem, 1 … for the blocks, and the highest for what stands behind them."""
+    """Parameter → 0 for the stem, 1 … for the blocks and the norm behind them, and one more for the classifier."""
     _check_ordered(model, setting, alternative)
     return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
 
