@@ -301,7 +301,7 @@ def test_weights_that_cannot_be_reached_are_said_once_before_decoding(
     assert "HF_HUB_OFFLINE" in environment(cache_root)
     before = files_of(cache_root)
     finished = command("dino_oct/train.py", "--data", folder, "--init", "timm:vit_tiny_patch16_224", "--out",
-                       tmp_path / "run", processes=2)  # fmt: skip
+                       tmp_path / "run", processes=2, timeout=240)  # fmt: skip
     assert finished.returncode != 0
     errors = [line for line in finished.stderr.splitlines() if re.match(r"(\[rank\d+\]:)?error", line)]
     assert len(errors) == 1, finished.stderr
