@@ -27,6 +27,7 @@ from dino_oct.models.description import (
     describe_images,
 )
 from dino_oct.models.folders import FORMS, ModelFolder, open_folder
+from dino_oct.models.hub import check_reachable
 from dino_oct.models.network import cls_feature, evaluating, in_channels
 from dino_oct.models.recognise import Recognised, recognise
 from dino_oct.models.vit import DinoVisionTransformer
@@ -314,6 +315,8 @@ def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: Model
     config = timm.get_pretrained_cfg(name) if pretrained else None
     in_source = config.num_classes if config else 0
     num_classes = in_source if num_classes is None else num_classes
+    if pretrained:
+        check_reachable(name)
     try:
         model = _create(name, num_classes, args, seed, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
