@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import textwrap
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
