@@ -169,5 +169,5 @@ def _in_lines(text: str, width: int = 80) -> list[str]:
             lines[-1] += ";"
             lines.append("")
         lines[-1] += f"; {clause}" if lines[-1] else f"  {clause}"
-        lines[-1:] = textwrap.wrap(lines[-1], width, subsequent_indent="  ")
+        lines[-1:] = textwrap.wrap(lines[-1], width - 1, subsequent_indent="  ")  # a semicolon may follow
     return lines
