@@ -381,11 +381,12 @@ def _from_file(path: Path, num_classes: int | None, args: ModelArgs, heads: int 
 
 
 def _format_name(checkpoint: official.Checkpoint, file: Path) -> str:
-    """The format that a file's keys tell; timm's, which reads all, where they tell none."""
+    """The format that a file's keys tell; timm's, whose architecture it is, where they tell none or also timm's."""
     try:
-        return recognise(checkpoint, file).format
+        name = recognise(checkpoint, file).format
     except InputError:
         return "timm"
+    return "timm" if name.endswith(" or timm") else name
 
 
 def _from_recognised(
