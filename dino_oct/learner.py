@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from dino_oct import loss as dino_loss
@@ -14,7 +15,7 @@ from dino_oct import processes
 from dino_oct.config import LossConfig, OptimConfig
 from dino_oct.models.official import full_checkpoint, network_tensors
 from dino_oct.schedules import linear_then_constant, warmup_cosine
-from dino_oct.teacher import follow, make_teacher
+from dino_oct.teacher import follow, make_teacher, share_statistics, with_batch_statistics
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,8 @@ class Learner:
     """Student, teacher, targets and optimiser, and the step that moves them.
 
     Args:
-        student: a ``DinoNetwork`` on any device; wrapped for several processes here.
+        student: a ``DinoNetwork`` on any device; wrapped for several processes here. BatchNorm's statistics are then
+            those of all GPUs together (of each process alone on CPUs, which torch cannot join).
         teacher: initial teacher (a copy of the student when None).
     """
 
@@ -109,6 +111,8 @@ class Learner:
         self.config, self.optim_config, self.accelerator = loss, optim, accelerator
         self.student = student.to(accelerator.device).train()
         self.teacher = (teacher or make_teacher(student)).to(accelerator.device).eval().requires_grad_(False)
+        if processes.count() > 1 and accelerator.device.type == "cuda":
+            self.student, self.teacher = convert_sync_batchnorm(self.student), convert_sync_batchnorm(self.teacher)
         self.out_dim = student.head.last_layer.weight_v.shape[0]
         self.targets = dino_loss.TeacherTargets(self.out_dim, loss).to(accelerator.device)
         self.optimizer = torch.optim.AdamW(parameter_groups(student), lr=0.0, foreach=True)
@@ -155,8 +159,9 @@ class Learner:
         self.optimizer.param_groups[0]["weight_decay"] = values.weight_decay
 
         # The targets of the whole step come first: the centre moves once, and Sinkhorn sees the global batch.
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast(), with_batch_statistics(self.teacher):
             logits = torch.cat([self.teacher(views[:1])[1].float() for views in micro_batches], dim=1)  # (2, B, K)
+        share_statistics(self.teacher)
         targets = self.targets(logits, values.teacher_temperature)
         entropy = dino_loss.entropy(targets)
         batch_sizes = [views[0].shape[1] for views in micro_batches]
@@ -223,7 +228,10 @@ class Learner:
 
     def check_weights(self) -> None:
         """Raise NotFiniteError, on every process, unless student, teacher and centre are finite."""
-        check_finite([*self.student.parameters(), *self.teacher.parameters(), self.targets.center], "the weights")
+        networks = (self.student, self.teacher)
+        tensors = [tensor for network in networks for tensor in network.state_dict().values()]
+        tensors = [tensor for tensor in tensors if tensor.is_floating_point()]  # BatchNorm counts its batches
+        check_finite([*tensors, self.targets.center], "the weights")
 
     def state_dict(self) -> dict:
         """Student, teacher, centre and optimiser in the official key format."""

@@ -15,6 +15,8 @@ from dino_oct.files import naming, private_folder, replacing, short_name
 if TYPE_CHECKING:
     from dino_oct.monitor import Judgement, Monitor
 
+COLUMNS = 100  # of the line of an evaluation
+
 
 class RunLog:
     """``metrics.jsonl`` and TensorBoard of a run, cut back to ``step`` first; silent where not ``active``."""
@@ -57,23 +59,33 @@ class RunLog:
 
 
 def evaluation_line(step: int, steps: int, now: "Judgement", start: "Judgement", monitor: "Monitor") -> str:
-    """One line of evaluation, every number beside what it must be compared with."""
-    metrics, before = now.metrics, start.metrics
-    parts = [f"evaluation at step {step}/{steps}"]
-    for k in monitor.ks:
-        key = f"knn_{k}"
-        controls = [f"start {before[key]:.1f}"] if key in before else []  # a resumed run may ask for another k
-        if (change := monitor.change(now, start, k)) and step:
-            controls[0] += f", change {change.words(signed=True)}"
-        controls += [f"pixels {monitor.pixel_knn[k]:.1f}", monitor.majority.words]
-        accuracy, recall = monitor.accuracy(now, k).words(unit=" %"), monitor.recall(metrics, k).words
-        parts.append(f"k-NN (k={k}) {accuracy} ({', '.join(controls)}), {recall}")
-    parts += [
-        f"RankMe {metrics['rankme']:.1f} (start {before['rankme']:.1f})",
-        f"spread {metrics['feature_spread']:.2f} (start {before['feature_spread']:.2f})",
-        f"attention entropy {metrics['attention_entropy']:.2f} (start {before['attention_entropy']:.2f})",
-        f"teacher entropy {metrics['teacher_entropy']:.2f} of ln K {metrics['ln_k']:.2f}",
-        f"KL {metrics['teacher_student_kl']:.2f}",
-        f"centre {metrics['center_norm']:.2f}",
-    ]
-    return " · ".join(parts)
+    """One line of evaluation, at most ``COLUMNS`` wide; every number beside what it must be compared with.
+
+    What does not fit is left out, the attention first; all numbers are in ``metrics.jsonl``. ± is the longer side of
+    the 95 % interval by patient. Without labels: RankMe and spread of the features.
+    """
+    metrics, before = now.metrics, start.metrics if step else {}
+    parts = [f"step {step}/{steps}"]
+
+    def compared(name: str, key: str, digits: int, *controls: str) -> str:
+        # a resumed run may ask for another k, and older runs have no probe
+        controls = (*([f"start {before[key]:.{digits}f}"] if key in before else []), *controls)
+        reach = max(abs(metrics.get(f"{key}_{end}", metrics[key]) - metrics[key]) for end in ("low", "high"))
+        interval = f" ±{reach:.{0 if reach >= 1 else 1}f}" if f"{key}_low" in metrics else ""
+        return f"{name} {metrics[key]:.{digits}f}{interval}" + (f" ({', '.join(controls)})" if controls else "")
+
+    short = []
+    if monitor.ks:
+        k = monitor.ks[0]
+        short.append(compared("k-NN", f"knn_{k}", 1))
+        parts.append(compared("k-NN", f"knn_{k}", 1, f"pixels {monitor.pixel_knn[k]:.1f}"))
+    if "probe" in metrics:
+        parts.append(compared("probe", "probe", 1))
+    if not monitor.ks:
+        parts += [compared("RankMe", "rankme", 1), compared("spread", "feature_spread", 2)]
+    without_pixels = [parts[0], *short, *parts[1 + len(short) :]]
+    attention = []
+    if "attention_area" in metrics:
+        attention = [f"attention {100 * metrics['attention_area']:.0f} %{words}" for words in (" of patches", "")]
+    lines = [" · ".join([*parts, words]) for words in attention] + [" · ".join(parts), " · ".join(without_pixels)]
+    return next((line for line in lines if len(line) <= COLUMNS), lines[-1])

@@ -25,7 +25,7 @@ from dino_oct.models.classifier import Classifier
 from dino_oct.models.description import check_description
 from dino_oct.models.frozen import load_frozen
 from dino_oct.models.official import Checkpoint
-from dino_oct.monitor import draw_views
+from dino_oct.pictures import draw_views
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
 from dino_oct.runlog import RunLog

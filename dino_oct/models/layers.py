@@ -4,10 +4,12 @@ Grad-CAM needs the deepest layer that still has positions and on which the logit
 transformer that reads out CLS that is the norm before the last attention: after it, patches no longer reach the logits.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from timm.models.convmixer import ConvMixer
 from timm.models.convnext import ConvNeXt
@@ -16,12 +18,12 @@ from timm.models.eva import Eva
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import classifier_tensors, patch_size
-from dino_oct.models.network import evaluating, in_channels
+from dino_oct.models.network import cls_feature, evaluating, in_channels
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
 
@@ -112,3 +114,68 @@ def classifier_layer(model: nn.Module) -> str:
 def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The vector before the classifier, (B, D), of normalised images (B, C, H, W)."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def check_runs(model: nn.Module, size: tuple[int, int], name: str) -> None:
+    """Raise InputError unless a model takes images of this size (rows, columns); ``name`` is the setting's."""
+    try:
+        run_without_computing(model, size)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(
+            f"{name} {size[0]} {size[1]}: {type(model).__name__} cannot take images of this size ({reason}); choose "
+            "larger images, or a backbone that takes any size"
+        ) from None
+
+
+def run_from(
+    model: nn.Module, name: str, images: Tensor, forward: Callable[[nn.Module, Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """A layer's output as the root of a graph that ends in what ``forward`` computes; nothing before it is recorded.
+
+    Args:
+        model: in whatever mode it is; it runs in evaluation mode.
+        name: dotted name of the layer.
+
+    Returns:
+        the layer's output, which needs a gradient, and the result.
+    """
+    recorded: list[Tensor] = []
+
+    def start_here(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)
+        recorded.append(output.detach().requires_grad_())
+        return recorded[0].clone()  # a layer that works in place may follow
+
+    hook = model.get_submodule(name).register_forward_hook(start_here)
+    try:
+        with evaluating(model), torch.no_grad():  # which also takes back the hook's change
+            result = forward(model, images)
+    finally:
+        hook.remove()
+    return recorded[0], result
+
+
+def feature_cam(model: nn.Module, images: Tensor, mean: Tensor) -> Tensor:
+    """Grad-CAM without a class: where a network sees what sets an image's feature apart from the mean feature.
+
+    Grad-CAM (Selvaraju et al. 2017) with the feature's part along d, its own difference from the mean, in the place of
+    the class's logit. A class is not needed. The length of the feature would not do instead of d: behind a last norm,
+    as ConvNeXt has, every feature has the same.
+
+    Args:
+        images: (B, C, H, W) normalised.
+        mean: (D,) feature of many other scans.
+
+    Returns:
+        (B, rows, columns) float32 ≥ 0, of the size of ``gradcam_layer``, in the units of the feature and of the layer.
+
+    Raises:
+        InputError: a model without a layer for Grad-CAM.
+    """
+    layer = gradcam_layer(model)
+    output, features = run_from(model, layer.name, images, cls_feature)
+    direction = F.normalize(features.detach() - mean, dim=1)
+    (gradient,) = torch.autograd.grad((features * direction).sum(), output)
+    maps, slopes = (layer.to_maps(tensor.detach().float(), tuple(images.shape[-2:])) for tensor in (output, gradient))
+    return (slopes.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1).clamp_min(0)
