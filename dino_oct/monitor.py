@@ -16,7 +16,7 @@ from dino_oct.errors import InputError
 from dino_oct.knn import knn_votes
 from dino_oct.models.attention import attention_on, cls_attention, has_cls_attention, head_concentration
 from dino_oct.models.backbone import patch_size
-from dino_oct.models.layers import feature_cam, gradcam_layer
+from dino_oct.models.layers import feature_cam, gradcam_layer, layer_maps
 from dino_oct.models.network import normalise
 from dino_oct.pictures import Maps, draw_panel, fit_short_side
 from dino_oct.scores.bootstrap import FEW_PATIENTS, NO_SPREAD, Interval, PatientBootstrap, Scale
@@ -135,7 +135,6 @@ class Monitor:
         watched = np.unique(np.linspace(0, len(val) - 1, min(_WATCHED, len(val))).astype(int))
         self._watched = self.images[len(train) + watched]
         self._tissue = torch.from_numpy(np.array(scans.tissue[val[watched]]))
-        self._mean_feature: np.ndarray | None = None
         self.start: Start | None = None
         self.drawn_positions = _one_per_class(val, index.labels, config.attention_scans)
         self.drawn_names = [index.files[i].lstrip("/").replace("/", "_") for i in self.drawn_positions]
@@ -174,7 +173,7 @@ class Monitor:
         maps, weights = [], {}
         if draws:
             weights = {name: tensor.detach().cpu().clone() for name, tensor in backbone.named_parameters()}
-            maps = self._maps(backbone, device, features.mean(axis=0), is_stopped)
+            maps = self._maps(backbone, device, is_stopped)
         self.start = Start(features, weights, maps)
 
     def evaluate(
@@ -190,7 +189,6 @@ class Monitor:
         """
         features = feats.extract(backbone, self.images, device, self.config.batch_size, bf16, before_batch=before_batch)
         validation = features[len(self.train_labels) :]
-        self._mean_feature = validation.mean(axis=0)
         metrics = {"rankme": feats.rankme(validation), "feature_spread": feats.feature_spread(validation)}
         if has_cls_attention(backbone):
             metrics |= self._attention(backbone, device, bf16, before_batch)
@@ -243,7 +241,7 @@ class Monitor:
         (H, W, 3). Attention of each head in the last block, or ``feature_cam`` where there is no attention.
 
         Args:
-            step: of the backbone, which the last ``evaluate`` judged.
+            step: that the backbone is of.
             is_stopped: asked before each panel; the rest is then left out.
         """
         if self.no_panels_because(backbone):
@@ -252,10 +250,10 @@ class Monitor:
             columns = [f"head {head}" for head in range(backbone.blocks[-1].attn.num_heads)]
             where = f"attention of CLS in the last block ({len(backbone.blocks) - 1})"
         else:
-            columns, where = ["feature map"], f"what sets the feature apart, at {gradcam_layer(backbone).name}"
+            columns, where = ["unlike others"], f"Grad-CAM without a class at {gradcam_layer(backbone).name}"
         start = self.start.maps if self.start is not None else []
         panels = {}
-        for i, maps in enumerate(self._maps(backbone, device, self._mean_feature, is_stopped)):
+        for i, maps in enumerate(self._maps(backbone, device, is_stopped)):
             rows = [Maps("start", start[i])] if start else []
             title = f"{self._drawn_classes[i]} · {where} · step {step} · each map by its own maximum".lstrip(" ·")
             image = self._drawn_image(i, backbone)[0].numpy()
@@ -275,19 +273,22 @@ class Monitor:
     def _drawn_image(self, i: int, backbone: nn.Module) -> torch.Tensor:
         return fit_short_side(self._drawn_scans[i], self.config.attention_size, patch_size(backbone))
 
-    def _maps(
-        self, backbone: nn.Module, device: torch.device, mean: np.ndarray, is_stopped: Callable[[], bool]
-    ) -> list[np.ndarray]:
-        """Where a network looks in each drawn scan, (M, rows, columns), until it is stopped; ``mean``: (D,) feature."""
-        maps: list[np.ndarray] = []
-        for i in range(len(self._drawn_scans) if not self.no_panels_because(backbone) else 0):
+    def _maps(self, backbone: nn.Module, device: torch.device, is_stopped: Callable[[], bool]) -> list[np.ndarray]:
+        """Where a network looks in each drawn scan, (M, rows, columns), until it is stopped."""
+        if self.no_panels_because(backbone):
+            return []
+        maps, mean = [], None
+        for i in range(len(self._drawn_scans)):
             if is_stopped():
                 break
             image = normalise(self._drawn_image(i, backbone)[None].to(device), backbone)
             if has_cls_attention(backbone):
                 maps.append(cls_attention(backbone, image)[0].cpu().numpy())
-            else:
-                maps.append(feature_cam(backbone, image, torch.from_numpy(mean).to(device)).cpu().numpy())
+                continue
+            if mean is None:
+                watched = normalise(self._watched.to(device), backbone).split(self.config.batch_size)
+                mean = torch.cat([layer_maps(backbone, batch).mean(dim=(2, 3)) for batch in watched]).mean(dim=0)
+            maps.append(feature_cam(backbone, image, mean).cpu().numpy())
         return maps
 
     def _attention(

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,31 +62,30 @@ class RunLog:
 def evaluation_line(step: int, steps: int, now: "Judgement", start: "Judgement", monitor: "Monitor") -> str:
     """One line of evaluation, at most ``COLUMNS`` wide; every number beside what it must be compared with.
 
-    What does not fit is left out, the attention first; all numbers are in ``metrics.jsonl``. ± is the longer side of
-    the 95 % interval by patient. Without labels: RankMe and spread of the features.
+    What does not fit is left out: the raw pixels first (the line of step 0 has them, and they stay the same); all
+    numbers are in ``metrics.jsonl``. ± is the longer side of the 95 % interval by patient. Without labels: RankMe and
+    spread of the features.
     """
     metrics, before = now.metrics, start.metrics if step else {}
-    parts = [f"step {step}/{steps}"]
 
-    def compared(name: str, key: str, digits: int, *controls: str) -> str:
-        # a resumed run may ask for another k, and older runs have no probe
-        controls = (*([f"start {before[key]:.{digits}f}"] if key in before else []), *controls)
+    def compared(name: str, key: str, digits: int = 1, controls: Sequence[str] = ()) -> str:
+        # A resumed run may ask for another k, and older runs had no probe.
+        controls = [*([f"start {before[key]:.{digits}f}"] if key in before else []), *controls]
         reach = max(abs(metrics.get(f"{key}_{end}", metrics[key]) - metrics[key]) for end in ("low", "high"))
         interval = f" ±{reach:.{0 if reach >= 1 else 1}f}" if f"{key}_low" in metrics else ""
         return f"{name} {metrics[key]:.{digits}f}{interval}" + (f" ({', '.join(controls)})" if controls else "")
 
-    short = []
+    progress, rest = f"step {step}/{steps}", []
     if monitor.ks:
         k = monitor.ks[0]
-        short.append(compared("k-NN", f"knn_{k}", 1))
-        parts.append(compared("k-NN", f"knn_{k}", 1, f"pixels {monitor.pixel_knn[k]:.1f}"))
-    if "probe" in metrics:
-        parts.append(compared("probe", "probe", 1))
-    if not monitor.ks:
-        parts += [compared("RankMe", "rankme", 1), compared("spread", "feature_spread", 2)]
-    without_pixels = [parts[0], *short, *parts[1 + len(short) :]]
-    attention = []
+        firsts = [compared("k-NN", f"knn_{k}", controls=c) for c in ([f"pixels {monitor.pixel_knn[k]:.1f}"], [])]
+        rest += [compared("probe", "probe")] if "probe" in metrics else []
+    else:
+        firsts = [compared("RankMe", "rankme")]
+        rest += [compared("spread", "feature_spread", digits=2)]
+    attention = [""]
     if "attention_area" in metrics:
         attention = [f"attention {100 * metrics['attention_area']:.0f} %{words}" for words in (" of patches", "")]
-    lines = [" · ".join([*parts, words]) for words in attention] + [" · ".join(parts), " · ".join(without_pixels)]
+    choices = [[progress, first, *rest, last] for first in firsts for last in attention]
+    lines = [" · ".join(filter(None, parts)) for parts in [*choices, [progress, firsts[-1], *rest]]]
     return next((line for line in lines if len(line) <= COLUMNS), lines[-1])

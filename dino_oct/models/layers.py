@@ -4,7 +4,6 @@ Grad-CAM needs the deepest layer that still has positions and on which the logit
 transformer that reads out CLS that is the norm before the last attention: after it, patches no longer reach the logits.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import classifier_tensors, patch_size
-from dino_oct.models.network import cls_feature, evaluating, in_channels
+from dino_oct.models.network import evaluating, in_channels
 
 Layout = Literal["NCHW", "NHWC", "tokens"]
 
@@ -128,54 +127,41 @@ def check_runs(model: nn.Module, size: tuple[int, int], name: str) -> None:
         ) from None
 
 
-def run_from(
-    model: nn.Module, name: str, images: Tensor, forward: Callable[[nn.Module, Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """A layer's output as the root of a graph that ends in what ``forward`` computes; nothing before it is recorded.
-
-    Args:
-        model: in whatever mode it is; it runs in evaluation mode.
-        name: dotted name of the layer.
-
-    Returns:
-        the layer's output, which needs a gradient, and the result.
-    """
-    recorded: list[Tensor] = []
-
-    def start_here(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)
-        recorded.append(output.detach().requires_grad_())
-        return recorded[0].clone()  # a layer that works in place may follow
-
-    hook = model.get_submodule(name).register_forward_hook(start_here)
-    try:
-        with evaluating(model), torch.no_grad():  # which also takes back the hook's change
-            result = forward(model, images)
-    finally:
-        hook.remove()
-    return recorded[0], result
-
-
-def feature_cam(model: nn.Module, images: Tensor, mean: Tensor) -> Tensor:
-    """Grad-CAM without a class: where a network sees what sets an image's feature apart from the mean feature.
-
-    Grad-CAM (Selvaraju et al. 2017) with the feature's part along d, its own difference from the mean, in the place of
-    the class's logit. A class is not needed. The length of the feature would not do instead of d: behind a last norm,
-    as ConvNeXt has, every feature has the same.
-
-    Args:
-        images: (B, C, H, W) normalised.
-        mean: (D,) feature of many other scans.
-
-    Returns:
-        (B, rows, columns) float32 ≥ 0, of the size of ``gradcam_layer``, in the units of the feature and of the layer.
+@torch.no_grad()
+def layer_maps(model: nn.Module, images: Tensor) -> Tensor:
+    """Output (B, D, rows, columns) float32 of ``gradcam_layer`` in evaluation mode, for normalised (B, C, H, W) images.
 
     Raises:
         InputError: a model without a layer for Grad-CAM.
     """
-    layer = gradcam_layer(model)
-    output, features = run_from(model, layer.name, images, cls_feature)
-    direction = F.normalize(features.detach() - mean, dim=1)
-    (gradient,) = torch.autograd.grad((features * direction).sum(), output)
-    maps, slopes = (layer.to_maps(tensor.detach().float(), tuple(images.shape[-2:])) for tensor in (output, gradient))
-    return (slopes.mean(dim=(2, 3), keepdim=True) * maps).sum(dim=1).clamp_min(0)
+    layer, outputs = gradcam_layer(model), []
+    hook = model.get_submodule(layer.name).register_forward_hook(lambda module, args, out: outputs.append(out.clone()))
+    try:
+        with evaluating(model):
+            model.forward_features(images)
+    finally:
+        hook.remove()
+    return layer.to_maps(outputs[0], tuple(images.shape[-2:])).float()
+
+
+def feature_cam(model: nn.Module, images: Tensor, mean: Tensor) -> Tensor:
+    """Where an image is unlike other scans, in a network without attention and without a class to ask about.
+
+    The layer's output is pooled over positions and compared with the mean of other scans: d = (p − mean) / ‖p − mean‖.
+    The map is each position's part along d, counted from the mean. It is Grad-CAM (Selvaraju et al. 2017) of ‖p − mean‖
+    in the place of a class's logit, with the mean as the origin; its mean over positions, without the negative part
+    left out, is ‖p − mean‖. The length of the feature itself would not do: behind ConvNeXt's last norm all are alike.
+
+    Args:
+        images: (B, C, H, W) normalised.
+        mean: (D,) mean over other scans and positions of ``layer_maps``.
+
+    Returns:
+        (B, rows, columns) float32 ≥ 0, of the size and in the unit of the layer.
+
+    Raises:
+        InputError: a model without a layer for Grad-CAM.
+    """
+    centred = layer_maps(model, images) - mean[:, None, None]
+    direction = F.normalize(centred.mean(dim=(2, 3)), dim=1)
+    return (direction[:, :, None, None] * centred).sum(dim=1).clamp_min(0)

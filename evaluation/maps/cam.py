@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dino_oct.errors import InputError
 from dino_oct.models.classifier import Classifier
-from dino_oct.models.layers import GradcamLayer, classifier_layer, run_from
+from dino_oct.models.layers import GradcamLayer, classifier_layer
+from dino_oct.models.network import evaluating
 from evaluation.config import CamMethod
 
 _FORMULAS = {"gradcam": GradCAM, "gradcam++": GradCAMPlusPlus, "hirescam": HiResCAM, "eigencam": EigenCAM}
@@ -42,7 +43,7 @@ def gradcam(
     """
     layer = check_gradcam(classifier)
     size = tuple(images.shape[-2:])
-    activations, logits = run_from(classifier.model, layer.name, images, lambda model, batch: model(batch))
+    activations, logits = _run_from(classifier.model, layer.name, images)
     if targets is None:
         targets = logits.argmax(dim=1)
     if int(targets.min()) < 0 or int(targets.max()) >= logits.shape[1]:
@@ -72,3 +73,21 @@ def check_gradcam(classifier: Classifier) -> GradcamLayer:
     """The layer for Grad-CAM; InputError where there is none, or no class to explain."""
     check_classifier(classifier)
     return classifier.gradcam_layer
+
+
+def _run_from(model: nn.Module, name: str, images: Tensor) -> tuple[Tensor, Tensor]:
+    """A layer's output as the root of a graph that ends in the logits; nothing before it is recorded."""
+    recorded: list[Tensor] = []
+
+    def start_here(layer: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)
+        recorded.append(output.detach().requires_grad_())
+        return recorded[0].clone()  # a layer that works in place may follow
+
+    hook = model.get_submodule(name).register_forward_hook(start_here)
+    try:
+        with evaluating(model), torch.no_grad():  # which also takes back the hook's change
+            logits = model(images)
+    finally:
+        hook.remove()
+    return recorded[0], logits
