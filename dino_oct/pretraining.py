@@ -160,7 +160,7 @@ def _train(
         say(f"note: checkpoints/best_knn.pt stays at the first evaluation: {monitor.no_choice_because}")
     best = BestCheckpoint(judged_by, monitor.no_choice_because)
     best.value = best_value
-    log = RunLog(run, progress.step, main_process)
+    log = RunLog(run, progress.step if progress.step or is_judged else None, main_process)
     fixed = [TrainingScans(scans, train_index)[(VIEWS_EPOCH, i)] for i in range(min(32, len(train_index)))]
     recent: collections.deque[float] = collections.deque(maxlen=50)
     last_step = progress.last_step

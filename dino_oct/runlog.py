@@ -20,15 +20,16 @@ COLUMNS = 100  # of the line of an evaluation
 
 
 class RunLog:
-    """``metrics.jsonl`` and TensorBoard of a run, cut back to ``step`` first; silent where not ``active``."""
+    """``metrics.jsonl`` and TensorBoard of a run, cut back to ``step`` first (None: emptied); silent where not
+    ``active``."""
 
-    def __init__(self, run: Path, step: int, active: bool):
+    def __init__(self, run: Path, step: int | None, active: bool):
         self.file, self.folder, self.active = run / "metrics.jsonl", run, active
         if active:
-            if n_damaged := checkpoint.trim_metrics(self.file, step if step else -1):
+            if n_damaged := checkpoint.trim_metrics(self.file, -1 if step is None else step):
                 print(f"warning: {self.file}: {n_damaged} damaged lines left out", file=sys.stderr, flush=True)
             folder = private_folder(run / "tensorboard")
-            self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            self.writer = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
 
     def write(self, step: int, epoch: float, metrics: dict[str, float], section: str = "training") -> None:
         """One line: step, epoch and the metrics; scalars under their section in TensorBoard."""

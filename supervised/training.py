@@ -183,7 +183,7 @@ def _train(
         say(f"warning: {plan_change}")
     accelerator.wait_for_everyone()
     checkpoints = checkpoint.Checkpoints(run, "best_val.pt")
-    log = RunLog(run, progress.step, main_process)
+    log = RunLog(run, progress.step if progress.step or is_judged else None, main_process)
     last_step = progress.last_step
 
     # ---- views -----------------------------------------------------------------------------------------------------

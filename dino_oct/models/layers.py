@@ -4,6 +4,7 @@ Grad-CAM needs the deepest layer that still has positions and on which the logit
 transformer that reads out CLS that is the norm before the last attention: after it, patches no longer reach the logits.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
@@ -117,6 +118,8 @@ def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def check_runs(model: nn.Module, size: tuple[int, int], name: str) -> None:
     """Raise InputError unless a model takes images of this size (rows, columns); ``name`` is the setting's."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints a traceback
+    was_disabled, log.disabled = log.disabled, True
     try:
         run_without_computing(model, size)
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -125,6 +128,8 @@ def check_runs(model: nn.Module, size: tuple[int, int], name: str) -> None:
             f"{name} {size[0]} {size[1]}: {type(model).__name__} cannot take images of this size ({reason}); choose "
             "larger images, or a backbone that takes any size"
         ) from None
+    finally:
+        log.disabled = was_disabled
 
 
 @torch.no_grad()
