@@ -19,6 +19,7 @@ from dino_oct.errors import InputError
 from dino_oct.files import is_same_path
 from dino_oct.limits import (
     BatchSize,
+    Blocks,
     DropPath,
     Epochs,
     Heads,
@@ -153,6 +154,12 @@ class ModelArgs:
 class ModelConfig(ModelArgs):
     """Backbone and head."""
 
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        if self.lora_rank and self.train_blocks is not None:
+            return "lora_rank", "give it or train_blocks, not both"
+        return super().mismatch()
+
     drop_path: DropPath = 0.1
     """Stochastic depth of the student, linear over depth; the teacher has none."""
     init: Literal["dino", "fan_in"] = "dino"
@@ -165,6 +172,10 @@ class ModelConfig(ModelArgs):
     """Width before the prototypes."""
     norm_last_layer: bool = True
     """Keep the prototypes' gain at 1."""
+    train_blocks: Blocks | None = None
+    """Only so many last blocks of the backbone learn, with the norm behind them; unset: all."""
+    lora_rank: Annotated[int, Range(0, 1024)] = 0
+    """Rank of LoRA adapters on the attention (needs PEFT); the rest of the backbone stays. 0: none."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
     compile: bool = False
@@ -172,6 +183,7 @@ class ModelConfig(ModelArgs):
 
 
 Temperature = Annotated[float, Range(0.001, 100)]
+Weight = Annotated[float, Range(0, 100)]
 
 
 @dataclass
@@ -190,8 +202,21 @@ class LossConfig:
     """Epochs over which the temperature goes linearly from its first to its final value."""
     center_momentum: Share = 0.9
     """Share of the old centre kept at each step."""
-    koleo_weight: Annotated[float, Range(0, 100)] = 0.0
+    koleo_weight: Weight = 0.0
     """Weight of the KoLeo regulariser on the student's CLS of the global views; .1 keeps small data from collapsing."""
+    anchor_weight: Weight = 0.0
+    """Weight of the anchor: 1 − cosine between CLS of the student and of the starting teacher, on the global views."""
+    gram_weight: Weight = 0.0
+    """Weight of the Gram anchor (DINOv3): squared difference of the patches' cosine similarities between the student
+    and the starting teacher, on the global views."""
+    ibot_weight: Weight = 0.0
+    """Weight of the iBOT term: the teacher's answer for patches that the student does not see; 1 is DINOv2's."""
+    ibot_head: Literal["shared", "own"] = "shared"
+    """Head of the patches: that of CLS (iBOT), or their own (DINOv2)."""
+    mask_share: Share = 0.5
+    """Share of the global views in which patches are hidden, for the iBOT term."""
+    mask_ratio: Annotated[tuple[float, float], Range(0, 1), Ordered()] = (0.1, 0.5)
+    """Range of the share of patches that is hidden in such a view."""
 
 
 @dataclass
@@ -208,6 +233,8 @@ class OptimConfig:
     """Peak learning rate for 256 scans per step; the rate used is lr · batch_size / 256."""
     min_lr: Rate = 1e-6
     """Learning rate at the end (not scaled)."""
+    layer_decay: PositiveShare = 1.0
+    """Factor of the learning rate from a block of the backbone to the one before it; .75 keeps early blocks closer."""
     warmup_epochs: PartialEpochs = 10.0
     """Epochs of linear warm-up from 0."""
     weight_decay: Rate = 0.04

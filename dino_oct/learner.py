@@ -1,7 +1,9 @@
 """One optimiser step of DINO: teacher, student, loss, clipping, AdamW, EMA, in the order of the public code."""
 
 import contextlib
+import copy
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +14,11 @@ from torch import nn
 
 from dino_oct import loss as dino_loss
 from dino_oct import processes
-from dino_oct.config import LossConfig, OptimConfig
+from dino_oct.config import LossConfig, ModelConfig, OptimConfig
+from dino_oct.models.lora import adapter_state, add_adapters, merged_state
+from dino_oct.models.network import image_feature
 from dino_oct.models.official import full_checkpoint, network_tensors
+from dino_oct.models.trainable import layer_scales, set_trainable
 from dino_oct.schedules import linear_then_constant, warmup_cosine
 from dino_oct.teacher import follow, make_teacher, share_statistics, with_batch_statistics
 
@@ -72,13 +77,34 @@ def check_finite(tensors: Sequence[torch.Tensor], name: str) -> None:
         raise NotFiniteError(f"the norm of {name} is {norm}")
 
 
-def parameter_groups(student: nn.Module) -> list[dict]:
-    """Two AdamW groups: decayed tensors, and biases and 1-D tensors without decay (their ``weight_decay`` stays 0)."""
-    decayed, plain = [], []
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters with one learning rate (a factor of the schedule's) that are decayed or not."""
+
+    lr_scale: float
+    is_decayed: bool
+    parameters: list[nn.Parameter]
+
+
+def parameter_groups(student: nn.Module, layer_decay: float = 1.0) -> list[ParameterGroup]:
+    """The parameters that learn; biases and other 1-D tensors are not decayed.
+
+    Args:
+        student: a ``DinoNetwork``. layer_decay: as of ``layer_scales``; heads have the full rate.
+    """
+    scales = {f"backbone.{_base(name)}": scale for name, scale in layer_scales(student.backbone, layer_decay).items()}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in student.named_parameters():
         if parameter.requires_grad:
-            (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
-    return [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+            is_decayed = not (name.endswith(".bias") or parameter.ndim == 1)
+            groups.setdefault((scales.get(_base(name), 1.0), is_decayed), []).append(parameter)
+    ordered = sorted(groups, key=lambda key: (-key[0], not key[1]))
+    return [ParameterGroup(*key, groups[key]) for key in ordered]
+
+
+def _base(name: str) -> str:
+    """The name that a parameter has without adapters."""
+    return re.sub(r"\.(base_layer|lora_[AB]\.default)\.", ".", name)
 
 
 @torch.no_grad()
@@ -98,6 +124,10 @@ class Learner:
         student: a ``DinoNetwork`` on any device; wrapped for several processes here. BatchNorm's statistics are then
             those of all GPUs together (of each process alone on CPUs, which torch cannot join).
         teacher: initial teacher (a copy of the student when None).
+        start: backbone that the anchors hold to; None: a copy of the initial teacher's.
+
+    Attributes:
+        masks_patches: whether ``step`` needs masks.
     """
 
     def __init__(
@@ -107,15 +137,33 @@ class Learner:
         optim: OptimConfig,
         accelerator: Accelerator,
         teacher: nn.Module | None = None,
+        model: ModelConfig | None = None,
+        start: nn.Module | None = None,
     ):
         self.config, self.optim_config, self.accelerator = loss, optim, accelerator
         self.student = student.to(accelerator.device).train()
         self.teacher = (teacher or make_teacher(student)).to(accelerator.device).eval().requires_grad_(False)
         if processes.count() > 1 and accelerator.device.type == "cuda":
             self.student, self.teacher = convert_sync_batchnorm(self.student), convert_sync_batchnorm(self.teacher)
+        self.start: nn.Module | None = None
+        if loss.anchor_weight or loss.gram_weight:
+            start = copy.deepcopy(self.teacher.backbone) if start is None else start
+            self.start = start.to(accelerator.device).eval().requires_grad_(False)
+        if model is not None and model.train_blocks is not None:
+            set_trainable(self.student.backbone, model.train_blocks)
+        if model is not None and model.lora_rank:
+            add_adapters(self.student.backbone, model.lora_rank)
+            self.student.to(accelerator.device)
         self.out_dim = student.head.last_layer.weight_v.shape[0]
         self.targets = dino_loss.TeacherTargets(self.out_dim, loss).to(accelerator.device)
-        self.optimizer = torch.optim.AdamW(parameter_groups(student), lr=0.0, foreach=True)
+        self.masks_patches = bool(loss.ibot_weight)
+        self.patch_targets: dino_loss.TeacherTargets | None = None
+        if self.masks_patches:
+            head = student.patch_head or student.head
+            self.patch_targets = dino_loss.TeacherTargets(len(head.last_layer.weight_v), loss).to(accelerator.device)
+        self._groups = parameter_groups(student, optim.layer_decay)
+        groups = [{"params": g.parameters, **({} if g.is_decayed else {"weight_decay": 0.0})} for g in self._groups]
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, foreach=True)
         self._student = accelerator.prepare_model(self.student)  # the same module, averaged over processes
         self._compiled: dict[nn.Module, Callable] = {}
 
@@ -138,50 +186,69 @@ class Learner:
             for backbone in self._compiled:
                 del backbone.forward_features
 
-    def step(self, micro_batches: Sequence[Sequence[torch.Tensor]], values: StepValues) -> dict[str, float]:
+    def step(
+        self,
+        micro_batches: Sequence[Sequence[torch.Tensor]],
+        values: StepValues,
+        masks: Sequence[torch.Tensor] | None = None,
+    ) -> dict[str, float]:
         """One optimiser step, whatever the number of processes and micro-batches.
 
         Args:
             micro_batches: of this process; each holds groups of normalised views (n, B, C, H, W), globals first.
+            masks: for each, the patches of the global views that the student does not see, (2, B, rows, columns) bool;
+                needed for the iBOT term.
 
         Returns:
-            loss, its parts, teacher entropy and KL (nats), gradient and centre norms: means over all processes.
+            loss, its terms by name where there are several, teacher entropy and KL (nats), gradient and centre norms:
+            means over all processes.
 
         Raises:
             NotFiniteError: on every process, before this step has changed anything.
         """
         with self._compiled_forward():
-            return self._step(micro_batches, values)
+            return self._step(micro_batches, values, masks or [None] * len(micro_batches))
 
-    def _step(self, micro_batches: Sequence[Sequence[torch.Tensor]], values: StepValues) -> dict[str, float]:
-        for group in self.optimizer.param_groups:
-            group["lr"] = values.lr
-        self.optimizer.param_groups[0]["weight_decay"] = values.weight_decay
+    def _step(
+        self,
+        micro_batches: Sequence[Sequence[torch.Tensor]],
+        values: StepValues,
+        masks: Sequence[torch.Tensor | None],
+    ) -> dict[str, float]:
+        for group, kind in zip(self.optimizer.param_groups, self._groups, strict=True):
+            group["lr"] = values.lr * kind.lr_scale
+            group["weight_decay"] = values.weight_decay if kind.is_decayed else 0.0
 
         # The targets of the whole step come first: the centre moves once, and Sinkhorn sees the global batch.
         with torch.no_grad(), self.accelerator.autocast(), with_batch_statistics(self.teacher):
-            logits = torch.cat([self.teacher(views[:1])[1].float() for views in micro_batches], dim=1)  # (2, B, K)
+            answers = [
+                self.teacher(views[:1], mask, hide=False) for views, mask in zip(micro_batches, masks, strict=True)
+            ]
+        logits = torch.cat([answer.logits.float() for answer in answers], dim=1)  # (2, B, K)
         share_statistics(self.teacher)
         targets = self.targets(logits, values.teacher_temperature)
         entropy = dino_loss.entropy(targets)
         batch_sizes = [views[0].shape[1] for views in micro_batches]
+        patch_logits, patch_targets = None, [None] * len(masks)
+        if self.patch_targets is not None:
+            patch_logits = torch.cat([answer.patch_logits.float() for answer in answers])[None]  # (1, M, K)
+            all_targets = self.patch_targets(patch_logits, values.teacher_temperature)[0]
+            patch_targets = all_targets.split([len(answer.patch_logits) for answer in answers])
 
         self.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(3, device=entropy.device)
-        for i, (views, target) in enumerate(zip(micro_batches, targets.split(batch_sizes, dim=1), strict=True)):
+        sums: dict[str, torch.Tensor] = {}
+        of_batches = zip(micro_batches, targets.split(batch_sizes, dim=1), masks, patch_targets, strict=True)
+        for i, (views, target, mask, patch_target) in enumerate(of_batches):
             last = i == len(micro_batches) - 1
             with self.accelerator.no_sync(self._student) if not last else contextlib.nullcontext():
-                features, student_logits = self._student(views)
-                cross_entropy = dino_loss.dino_cross_entropy(student_logits, target, self.config.student_temperature)
-                spread = torch.zeros((), device=entropy.device)
-                if self.config.koleo_weight:
-                    spread = sum(dino_loss.koleo(view) for view in features[: len(target)])
-                loss = cross_entropy + self.config.koleo_weight * spread
-                logged = torch.stack([loss.detach(), cross_entropy.detach(), spread.detach()])
+                terms = self._terms(views, target, mask, patch_target)
+                loss = sum(weight * term for weight, term in terms.values())
+                logged = torch.stack([loss.detach(), *(term.detach() for _, term in terms.values())])
                 logged = processes.total(logged) / processes.count()
                 if not torch.isfinite(logged[0]):
                     raise NotFiniteError(f"the loss is {logged[0].item()}")
-                sums += logged / len(micro_batches)
+                for name, value in zip(("loss", *terms), logged, strict=True):
+                    sums[name] = sums.get(name, 0) + value / len(micro_batches)
                 (loss / len(micro_batches)).backward()
 
         named = [(n, p) for n, p in self.student.named_parameters() if p.requires_grad]
@@ -195,21 +262,52 @@ class Learner:
             ):
                 parameter.grad = None
         self.targets.update(logits)
+        if self.patch_targets is not None:
+            self.patch_targets.update(patch_logits)
         self.optimizer.step()
         follow(self.teacher, self.student, values.teacher_momentum)
 
         entropy = float(processes.total(entropy) / processes.count())
-        loss, cross_entropy, spread = sums.tolist()
+        sums = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
         metrics = {
-            "loss": loss,
+            "loss": sums.pop("loss"),
             "teacher_entropy": entropy,
-            "teacher_student_kl": cross_entropy - entropy,
+            "teacher_student_kl": sums["dino_loss"] - entropy,
             "center_norm": float(self.targets.center.norm()),
             "grad_norm": grad_norm,
         }
-        if self.config.koleo_weight:
-            metrics |= {"dino_loss": cross_entropy, "koleo": spread}
-        return metrics
+        return metrics | (sums if len(sums) > 1 else {})
+
+    def _terms(
+        self,
+        views: Sequence[torch.Tensor],
+        target: torch.Tensor,
+        mask: torch.Tensor | None,
+        patch_target: torch.Tensor | None,
+    ) -> dict[str, tuple[float, torch.Tensor]]:
+        """Name → weight and value of each term of the loss of one micro-batch."""
+        config = self.config
+        output = self._student(views, mask, keep_patches=bool(config.gram_weight))
+        terms = {"dino_loss": (1.0, dino_loss.dino_cross_entropy(output.logits, target, config.student_temperature))}
+        if config.koleo_weight:
+            spread = sum(dino_loss.koleo(view) for view in output.features[: len(target)])
+            terms["koleo"] = (config.koleo_weight, spread)
+        if patch_target is not None:
+            of_patches = dino_loss.ibot_cross_entropy(
+                output.patch_logits, patch_target, mask, config.student_temperature
+            )
+            terms["ibot_loss"] = (config.ibot_weight, of_patches)
+        if self.start is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                tokens = self.start.forward_features(views[0].flatten(0, 1))
+            if config.anchor_weight:
+                features = output.features[: len(target)].flatten(0, 1)
+                distance = dino_loss.anchor(features, image_feature(self.start, tokens))
+                terms["anchor"] = (config.anchor_weight, distance)
+            if config.gram_weight:
+                distance = dino_loss.gram_anchor(output.patches, tokens[:, self.start.num_prefix_tokens :])
+                terms["gram"] = (config.gram_weight, distance)
+        return terms
 
     @torch.no_grad()
     def teacher_statistics(self, views: Sequence[torch.Tensor], temperature: float) -> dict[str, float]:
@@ -219,37 +317,49 @@ class Learner:
         """
         self.student.eval()  # without stochastic depth the same weights give the same numbers
         with self.accelerator.autocast():
-            targets = self.targets(self.teacher(views[:1])[1], temperature)
-            logits = self.student(views)[1]
+            targets = self.targets(self.teacher(views[:1]).logits, temperature)
+            logits = self.student(views).logits
         self.student.train()
         cross_entropy = dino_loss.dino_cross_entropy(logits, targets, self.config.student_temperature)
         entropy = dino_loss.entropy(targets)
         return {"teacher_entropy": entropy.item(), "teacher_student_kl": (cross_entropy - entropy).item()}
 
     def check_weights(self) -> None:
-        """Raise NotFiniteError, on every process, unless student, teacher and centre are finite."""
-        networks = (self.student, self.teacher)
-        tensors = [tensor for network in networks for tensor in network.state_dict().values()]
+        """Raise NotFiniteError, on every process, unless student, teacher and centres are finite."""
+        centers = [targets.center for targets in self._all_targets().values()]
+        tensors = [tensor for network in (self.student, self.teacher) for tensor in network.state_dict().values()]
         tensors = [tensor for tensor in tensors if tensor.is_floating_point()]  # BatchNorm counts its batches
-        check_finite([*tensors, self.targets.center], "the weights")
+        check_finite([*tensors, *centers], "the weights")
+
+    def _all_targets(self) -> dict[str, dino_loss.TeacherTargets]:
+        """By the name that a checkpoint gives their centre."""
+        return {"center": self.targets, **({"patch_center": self.patch_targets} if self.patch_targets else {})}
 
     def state_dict(self) -> dict:
-        """Student, teacher, centre and optimiser in the official key format."""
-        return full_checkpoint(
-            self.student.state_dict(),
+        """Student (adapters summed up), teacher, centre and optimiser in the official key format; ``lora`` holds the
+        adapters, where there are some."""
+        state = full_checkpoint(
+            merged_state(self.student),
             self.teacher.state_dict(),
             self.targets.center,
             optimizer=self.optimizer.state_dict(),
         )
+        state["dino_loss"] = {name: targets.center for name, targets in self._all_targets().items()}
+        return state | ({"lora": adapters} if (adapters := adapter_state(self.student)) else {})
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what ``state_dict`` saved."""
-        self.student.load_state_dict(network_tensors(state, "student"))
+        student = network_tensors(state, "student")
+        if adapters := state.get("lora"):
+            summed = {name.replace(".base_layer.", ".") for name in adapters if ".base_layer." in name}
+            student = {name: tensor for name, tensor in student.items() if name not in summed} | adapters
+        self.student.load_state_dict(student)
         self.teacher.load_state_dict(network_tensors(state, "teacher"))
-        center = state["dino_loss"]["center"]
-        if center.shape != self.targets.center.shape:  # copy_ would spread one number over all prototypes
-            raise ValueError(f"a centre of {tuple(center.shape)} for {tuple(self.targets.center.shape)}")
-        self.targets.center.copy_(center)
+        for name, targets in self._all_targets().items():
+            center = state["dino_loss"][name]
+            if center.shape != targets.center.shape:  # copy_ would spread one number over all prototypes
+                raise ValueError(f"a {name} of {tuple(center.shape)} for {tuple(targets.center.shape)}")
+            targets.center.copy_(center)
         self.optimizer.load_state_dict(state["optimizer"])
 
     @property

@@ -1,4 +1,4 @@
-"""The DINO loss (Caron et al. 2021), its two ways of centring the teacher, and the KoLeo regulariser.
+"""The DINO loss (Caron et al. 2021), its two ways of centring the teacher, the iBOT term, KoLeo, and anchors.
 
 Everything here is computed in float32, whatever the precision of the networks.
 """
@@ -31,6 +31,44 @@ def dino_cross_entropy(
     all_pairs = (teacher_probabilities.sum(0) * log_p.sum(0)).sum(-1)  # (B,)
     same_view = (teacher_probabilities * log_p[:n_teacher]).sum(-1).sum(0)  # (B,)
     return -(all_pairs - same_view).mean() / (n_teacher * n_views - n_teacher)
+
+
+def ibot_cross_entropy(
+    student_logits: torch.Tensor, teacher_probabilities: torch.Tensor, masks: torch.Tensor, student_temperature: float
+) -> torch.Tensor:
+    """Cross-entropy at hidden patches (Zhou et al. 2022, iBOT, equation 3): mean over the patches of a view, then over
+    views; views without hidden patches count as 0, as in DINOv2.
+
+    Args:
+        student_logits: (M, K) at the hidden patches, in the order of ``masks``.
+        teacher_probabilities: (M, K), rows sum to 1.
+        masks: (n, B, rows, columns) bool, M of them True.
+
+    Returns:
+        scalar float32; 0 with a gradient of 0 where nothing is hidden.
+    """
+    log_p = F.log_softmax(student_logits.float() / student_temperature, dim=-1)
+    of_patch = -(teacher_probabilities * log_p).sum(dim=-1)  # (M,)
+    flat = masks.flatten(0, 1).flatten(1)  # (views, N)
+    hidden = flat.sum(dim=1, keepdim=True).clamp_min(1)
+    weights = (1.0 / hidden).expand_as(flat)[flat]
+    return (of_patch * weights).sum() / len(flat)
+
+
+def anchor(features: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Mean of 1 − cosine between features (…, D) and those of the starting network: 0 to 2."""
+    return 1 - F.cosine_similarity(features.float(), start.float(), dim=-1).mean()
+
+
+def gram_anchor(patches: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
+    """Mean squared difference of the cosine similarities between all patches of a view (Siméoni et al. 2025, DINOv3,
+    section 4, there as a sum).
+
+    Args:
+        patches, start: (V, N, D) of this network and of the starting one.
+    """
+    similarities = [x @ x.transpose(1, 2) for x in (F.normalize(part.float(), dim=-1) for part in (patches, start))]
+    return F.mse_loss(*similarities)
 
 
 @torch.no_grad()

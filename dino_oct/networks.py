@@ -8,14 +8,17 @@ import torch
 from torch import nn
 
 from dino_oct.checkpoint import Checkpoints
-from dino_oct.config import ModelConfig
+from dino_oct.config import LossConfig, ModelConfig
 from dino_oct.errors import InputError
 from dino_oct.models import official
+from dino_oct.models.attention import has_cls_attention
 from dino_oct.models.backbone import adopt_description, load_backbone, load_into, local_file
 from dino_oct.models.description import check_description
 from dino_oct.models.head import DinoHead
 from dino_oct.models.network import DinoNetwork
 from dino_oct.streams import seed_of
+
+_OF_MASKS = ("mask_token", "patch_head.")  # tensors of a network that hides patches
 
 
 @dataclass
@@ -30,7 +33,12 @@ class Networks:
 
 
 def build_networks(
-    init: str, config: ModelConfig, seed: int, state: official.Checkpoint | None, say: Callable[[str], None]
+    init: str,
+    config: ModelConfig,
+    loss: LossConfig,
+    seed: int,
+    state: official.Checkpoint | None,
+    say: Callable[[str], None],
 ) -> Networks:
     """Build the networks of a run and say what was loaded.
 
@@ -45,7 +53,8 @@ def build_networks(
         InputError: as ``load_backbone``; or gradient checkpointing of a backbone that timm has none for.
     """
     if state is not None:
-        student = _network(_rebuild(state, config), config, official.network_tensors(state, "student"), seed)
+        tensors = official.network_tensors(state, "student")
+        student = _network(_rebuild(state, config), config, tensors, seed, loss)
         return Networks(student, None, None, new_head=False, pretrained=True)
 
     file = local_file(init)
@@ -62,6 +71,11 @@ def build_networks(
         drop_path=config.drop_path,
         seed=seed,
     )
+    for name in ("ibot_weight", "gram_weight"):
+        if getattr(loss, name) and not has_cls_attention(backbone):
+            raise InputError(
+                f"loss.{name} needs tokens of patches, and {type(backbone).__name__} has none; leave it at 0"
+            )
     if config.grad_checkpointing:
         _checkpoint_gradients(backbone)
     say(f"backbone: {backbone.load_report} · {sum(p.numel() for p in backbone.parameters()) / 1e6:.1f} M parameters")
@@ -69,23 +83,29 @@ def build_networks(
         pretrained = backbone.load_report.matched > 0
         if config.init == "fan_in" and not pretrained:
             _init_by_fan_in(backbone, seed)
-        student = _network(backbone, config, None, seed)
+        student = _network(backbone, config, None, seed, loss)
         say(f"head: new, K = {config.out_dim}")
         return Networks(student, None, None, new_head=True, pretrained=pretrained)
 
     tensors = {which: official.network_tensors(full, which) for which in ("student", "teacher")}
     teacher_backbone = load_backbone(str(file), model_args=config.timm_args(), heads=config.heads)
     try:
-        student = _network(backbone, config, tensors["student"], seed)
-        teacher = _network(teacher_backbone, config, tensors["teacher"], seed)
+        student = _network(backbone, config, tensors["student"], seed, loss)
+        teacher = _network(teacher_backbone, config, tensors["teacher"], seed, loss)
         out_dim = student.head.last_layer.weight_v.shape[0]
         center = full.get("dino_loss", {}).get("center")
         center = None if center is None else center.reshape(1, out_dim)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
         raise InputError(f"{file}: damaged: its heads or its centre are not DINO's ({reason})") from None
-    load_into(student, tensors["student"], f"{file} (student)")
-    load_into(teacher, tensors["teacher"], f"{file} (teacher)")
+    # What masks patches is new where the file's training did without, and is not taken where this one does.
+    own, theirs = student.state_dict().keys(), tensors["student"].keys()
+    new = {name for name in own - theirs if name.startswith(_OF_MASKS)}
+    for network, which in ((student, "student"), (teacher, "teacher")):
+        taken = {n: t for n, t in tensors[which].items() if n in own or not n.startswith(_OF_MASKS)}
+        load_into(network, taken, f"{file} ({which})", keep=new)
+    if new:
+        teacher.load_state_dict({name: student.state_dict()[name] for name in new}, strict=False)
     if center is not None and not center.isfinite().all():
         raise InputError(f"{file}: damaged: its centre is not finite")
     say(
@@ -95,7 +115,9 @@ def build_networks(
     return Networks(student, teacher, center, new_head=False, pretrained=True)
 
 
-def _network(backbone: nn.Module, config: ModelConfig, tensors: official.Tensors | None, seed: int) -> DinoNetwork:
+def _network(
+    backbone: nn.Module, config: ModelConfig, tensors: official.Tensors | None, seed: int, loss: LossConfig
+) -> DinoNetwork:
     """A backbone with a head of the file's sizes, or of the settings' where there is no file."""
     sizes = {"out_dim": config.out_dim, "hidden_dim": config.hidden_dim, "bottleneck_dim": config.bottleneck_dim}
     if tensors is not None and "head.last_layer.weight_v" in tensors:
@@ -105,7 +127,12 @@ def _network(backbone: nn.Module, config: ModelConfig, tensors: official.Tensors
         torch.manual_seed(seed_of("weights of the head", seed))
         width = getattr(backbone, "head_hidden_size", backbone.num_features)  # some have a layer behind the pooling
         head = DinoHead(width, **sizes, norm_last_layer=config.norm_last_layer, init=config.init)
-    return DinoNetwork(backbone, head)
+        patch_head = None
+        if loss.ibot_weight and loss.ibot_head == "own":
+            patch_head = DinoHead(
+                backbone.num_features, **sizes, norm_last_layer=config.norm_last_layer, init=config.init
+            )
+    return DinoNetwork(backbone, head, bool(loss.ibot_weight), patch_head)
 
 
 def _rebuild(state: official.Checkpoint, config: ModelConfig) -> nn.Module:

@@ -19,8 +19,9 @@ from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_
 from dino_oct.errors import InputError
 from dino_oct.learner import Learner, NotFiniteError, Schedules
 from dino_oct.limits import check_settings
+from dino_oct.masking import block_masks
 from dino_oct.models.attention import has_cls_attention
-from dino_oct.models.backbone import check_size, load_backbone, save_export
+from dino_oct.models.backbone import check_size, load_backbone, patch_size, save_export
 from dino_oct.models.layers import check_runs
 from dino_oct.models.network import normalise_views
 from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, collapses, warnings_of
@@ -79,7 +80,7 @@ def _train(
             "folder, or --resume never"
         )
     with accelerator.local_main_process_first(), checkpoint.restoring(resume_file):  # it downloads, the others read
-        networks = build_networks(config.init, config.model, config.seed, state, say)
+        networks = build_networks(config.init, config.model, config.loss, config.seed, state, say)
     if config.optim.freeze_backbone_epochs is None:
         new_head = 1.0 if networks.new_head and networks.pretrained else 0.0
         config.optim.freeze_backbone_epochs = state["freeze_backbone_epochs"] if state else new_head
@@ -94,7 +95,12 @@ def _train(
             sizes["monitor.attention_size"] = (config.monitor.attention_size, 2 * config.monitor.attention_size)
         for name, size in sizes.items():
             check_runs(networks.student.backbone, size, name)
-    learner = Learner(networks.student, config.loss, config.optim, accelerator, networks.teacher)
+    start = run / "checkpoints" / "start"
+    is_anchored = bool(config.loss.anchor_weight or config.loss.gram_weight)
+    learner = Learner(
+        networks.student, config.loss, config.optim, accelerator, networks.teacher, config.model,
+        load_backbone(str(resume_file.parent / "start")) if state and is_anchored else None,
+    )  # fmt: skip
     if networks.center is not None:
         learner.targets.center.copy_(networks.center)
     if config.model.compile:
@@ -124,12 +130,11 @@ def _train(
     check_same_start(accelerator, progress.step, config.out)
 
     # ---- run folder ------------------------------------------------------------------------------------------------
-    start_export, start_is_lost = run / "checkpoints" / "start", False
     if main_process:
         folder.prepare(config, resume_file, say)
         provenance.record(run, index, scans.file_digests, config.init, resume_file)
         if progress.step == 0:
-            save_export(learner.teacher.backbone, start_export, scans=scan_settings(config.dataset))
+            save_export(learner.teacher.backbone, start, scans=scan_settings(config.dataset))
     if plan_change:
         say(f"warning: {plan_change}")
     accelerator.wait_for_everyone()
@@ -148,6 +153,14 @@ def _train(
         groups = augment(pixels, np.stack(tissue), samples, epochs[0])
         return [normalise_views(group, learner.student.backbone) for group in groups if len(group)]
 
+    def masks_of(items: list[tuple]) -> torch.Tensor:
+        _, _, samples, epochs = zip(*items, strict=True)
+        rows = config.augment.global_size // patch_size(learner.student.backbone)
+        masks = block_masks(
+            (rows, rows), samples, epochs[0], config.seed, config.loss.mask_share, config.loss.mask_ratio
+        )
+        return torch.from_numpy(masks).to(device)
+
     # ---- monitor ---------------------------------------------------------------------------------------------------
     monitor = Monitor(config.monitor, index, scans, config.seed)
     if monitor.no_knn_because:
@@ -163,7 +176,7 @@ def _train(
     log = RunLog(run, progress.step if progress.step or is_judged else None, main_process)
     fixed = [TrainingScans(scans, train_index)[(VIEWS_EPOCH, i)] for i in range(min(32, len(train_index)))]
     recent: collections.deque[float] = collections.deque(maxlen=50)
-    last_step = progress.last_step
+    last_step, start_is_lost = progress.last_step, False
 
     def starting_backbone() -> nn.Module | None:
         """The teacher before the first step; None, with a word, where its export is lost."""
@@ -171,7 +184,7 @@ def _train(
         if progress.step == 0:
             return learner.teacher.backbone
         try:
-            return None if start_is_lost else load_backbone(str(start_export)).to(device)
+            return None if start_is_lost else load_backbone(str(start)).to(device)
         except InputError as error:
             start_is_lost = True
             say(f"note: nothing is compared with the features and weights at the start: {error}")
@@ -190,8 +203,8 @@ def _train(
         learner.check_weights()
         temperature = schedules[min(progress.position, schedules.steps - 1)].teacher_temperature
         backbone, stop_check = learner.teacher.backbone, lambda: stop.check(device)
-        if monitor.start is None and (start := starting_backbone()) is not None:
-            monitor.keep_start(start, device, bf16, stop_check, lambda: stop.received, draws=main_process)
+        if monitor.start is None and (starting := starting_backbone()) is not None:
+            monitor.keep_start(starting, device, bf16, stop_check, lambda: stop.received, draws=main_process)
         judgement = monitor.evaluate(backbone, device, bf16, stop_check)
         metrics = judgement.metrics
         metrics |= learner.teacher_statistics(views_of(fixed), temperature)
@@ -252,13 +265,15 @@ def _train(
             torch.manual_seed(
                 seed_of("drop path of a pretraining", config.seed, accelerator.process_index, progress.step)
             )
-            micro_batches = [views_of(next(batches)) for _ in range(config.optim.accumulate)]
+            loaded = [next(batches) for _ in range(config.optim.accumulate)]
+            micro_batches = [views_of(items) for items in loaded]
+            masks = [masks_of(items) for items in loaded] if learner.masks_patches else None
             scheduled = schedules[progress.position]
             values = progress.values(
                 {name: value for name, value in dataclasses.asdict(scheduled).items() if isinstance(value, float)}
             )
             scheduled = dataclasses.replace(scheduled, **values)
-            metrics = learner.step(micro_batches, scheduled)
+            metrics = learner.step(micro_batches, scheduled, masks)
             progress.advance()
             recent.append(metrics.get("dino_loss", metrics["loss"]))
             images += config.optim.batch_size

@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from dino_oct import processes
+from dino_oct.models.lora import merged_parameters
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
@@ -26,8 +27,8 @@ def make_teacher(student: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """θ_t ← m θ_t + (1 − m) θ_s over parameters; buffers are not averaged."""
-    teacher_parameters, student_parameters = list(teacher.parameters()), list(student.parameters())
+    """θ_t ← m θ_t + (1 − m) θ_s over parameters, a student's adapters summed up; buffers are not averaged."""
+    teacher_parameters, student_parameters = list(teacher.parameters()), merged_parameters(student, teacher)
     torch._foreach_mul_(teacher_parameters, momentum)
     torch._foreach_add_(teacher_parameters, student_parameters, alpha=1 - momentum)
 

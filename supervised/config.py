@@ -46,7 +46,7 @@ class NetworkConfig(ModelArgs):
     """Stochastic depth, linear over depth, for architectures that have it."""
 
     def trained_part(self) -> Literal["full", "head"] | int:
-        """``train`` as ``finetune.set_trainable`` takes it."""
+        """``train`` as ``trainable.set_trainable`` takes it."""
         return self.train if self.train in ("full", "head") else int(self.train)
 
     def mismatch(self) -> tuple[str, str] | None:

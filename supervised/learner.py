@@ -13,9 +13,9 @@ from torch import nn
 
 from dino_oct import processes
 from dino_oct.learner import NotFiniteError, check_finite
+from dino_oct.models.trainable import parameter_groups
 from dino_oct.schedules import warmup_cosine
 from supervised.config import OptimConfig
-from supervised.finetune import parameter_groups
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -25,6 +25,7 @@ from dino_oct.models.classifier import Classifier
 from dino_oct.models.description import check_description
 from dino_oct.models.frozen import load_frozen
 from dino_oct.models.official import Checkpoint
+from dino_oct.models.trainable import set_trainable
 from dino_oct.pictures import draw_views
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
@@ -38,7 +39,6 @@ from dino_oct.streams import generator, seed_of
 from supervised.architectures import build, find
 from supervised.config import SupervisedConfig
 from supervised.data import LabelledScans, check_classes, labelled
-from supervised.finetune import set_trainable
 from supervised.judge import FinalResult, final_result, read_result, result_text, validation_metrics
 from supervised.learner import ClassifierLearner
 

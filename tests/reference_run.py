@@ -11,10 +11,12 @@ from dino_oct.models.head import DinoHead
 from dino_oct.models.network import DinoNetwork
 
 
-def network(checkpoint: dict, which: str) -> DinoNetwork:
+def network(checkpoint: dict, which: str, masks_patches: bool = False) -> DinoNetwork:
     backbone = load_backbone(str(REFERENCE / "checkpoint_init.pth"), heads=3)
-    net = DinoNetwork(backbone, DinoHead(48, 128, hidden_dim=64, bottleneck_dim=32))
-    net.load_state_dict(official.network_tensors(checkpoint, which))
+    net = DinoNetwork(backbone, DinoHead(48, 128, hidden_dim=64, bottleneck_dim=32), masks_patches)
+    left = net.load_state_dict(official.network_tensors(checkpoint, which), strict=False)
+    assert left.missing_keys == ["mask_token"] * masks_patches
+    assert not left.unexpected_keys
     return net
 
 
@@ -36,6 +38,6 @@ def learner_and_schedules(settings: dict, **loss_settings) -> tuple[Learner, Sch
         teacher_momentum=settings["momentum"],
     )
     checkpoint = official.read_checkpoint(REFERENCE / "checkpoint_init.pth")
-    student, teacher = network(checkpoint, "student"), network(checkpoint, "teacher")
+    student, teacher = (network(checkpoint, which, bool(loss.ibot_weight)) for which in ("student", "teacher"))
     learner = Learner(student, loss, optim, Accelerator(cpu=True), teacher)
     return learner, Schedules(optim, loss, settings["iters_per_epoch"])

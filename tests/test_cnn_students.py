@@ -124,9 +124,9 @@ def test_attention_says_in_one_line_that_there_is_none(runs, call, tmp_path):
     assert "ResNet has no CLS token: this needs a vision transformer" in finished.stderr
 
 
-def learner_of(name: str, **settings) -> tuple[Learner, Schedules]:
+def learner_of(name: str, loss: LossConfig | None = None, **settings) -> tuple[Learner, Schedules]:
     config = ModelConfig(args=[], drop_path=0.0, out_dim=32, hidden_dim=32, bottleneck_dim=16, **settings)
-    networks = build_networks(f"random:{name}", config, 0, None, str)
+    networks = build_networks(f"random:{name}", config, loss or LossConfig(), 0, None, str)
     optim = OptimConfig(
         epochs=2, batch_size=8, warmup_epochs=0, lr=1e-2, teacher_momentum=0.5, teacher_momentum_end=0.5
     )
@@ -194,6 +194,8 @@ def test_compiled_steps_are_equal():
 def test_what_a_backbone_cannot_do_is_one_line():
     with pytest.raises(InputError, match=r"grad_checkpointing True: timm has none for VGG; leave it out"):
         learner_of("vgg11", grad_checkpointing=True)
+    with pytest.raises(InputError, match=r"loss.gram_weight needs tokens of patches, and ResNet has none"):
+        learner_of("test_resnet", LossConfig(gram_weight=1.0))
     vgg = load_backbone("random:vgg11")
     check_runs(vgg, (224, 224), "augment.global_size")
     with pytest.raises(InputError, match=r"^augment.local_size 16 16: VGG cannot take images of this size \("):

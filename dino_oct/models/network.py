@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -56,29 +57,90 @@ def cls_feature(backbone: nn.Module, images: torch.Tensor) -> torch.Tensor:
     Returns:
         (N, D).
     """
-    features = backbone.forward_features(images)
+    return image_feature(backbone, backbone.forward_features(images))
+
+
+def image_feature(backbone: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """``cls_feature`` from what ``forward_features`` gave."""
     if getattr(backbone, "cls_token", None) is not None and getattr(backbone, "global_pool", "token") in ("token", ""):
         return features[:, 0]
     return backbone.forward_head(features, pre_logits=True)
 
 
-class DinoNetwork(nn.Module):
-    """A backbone and its head. Views of one size pass the backbone together; all features pass the head once."""
+class Output(NamedTuple):
+    """What a ``DinoNetwork`` gives for V views of B scans.
 
-    def __init__(self, backbone: nn.Module, head: nn.Module):
+    Attributes:
+        features: CLS (V, B, D). logits: (V, B, K).
+        patches: last tokens of the patches of the first group, (n · B, N, D); None unless asked for.
+        patch_logits: of the masked patches of the first group, (M, K); None without masks.
+    """
+
+    features: torch.Tensor
+    logits: torch.Tensor
+    patches: torch.Tensor | None = None
+    patch_logits: torch.Tensor | None = None
+
+
+class DinoNetwork(nn.Module):
+    """A backbone and its head. Views of one size pass the backbone together; all features pass the head once.
+
+    Args:
+        head: of CLS. patch_head: of masked patches (iBOT); None: they are not asked for, or pass ``head``.
+        masks_patches: the network can hide patches, and has the token that stands in their place.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, head: nn.Module, masks_patches: bool = False, patch_head: nn.Module | None = None
+    ):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self.patch_head = patch_head
+        self._hidden: torch.Tensor | None = None
+        if masks_patches:
+            self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))
+            backbone.patch_embed.register_forward_hook(self._hide)
 
-    def forward(self, views: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _hide(self, module: nn.Module, args: tuple, tokens: torch.Tensor) -> torch.Tensor:
+        """Put the mask token in the place of hidden patches; tokens: (B, rows, columns, D) or (B, N, D)."""
+        if self._hidden is None:
+            return tokens
+        hidden = self._hidden.reshape(*tokens.shape[:-1], 1)
+        return torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
+
+    def forward(
+        self,
+        views: Sequence[torch.Tensor],
+        masks: torch.Tensor | None = None,
+        hide: bool = True,
+        keep_patches: bool = False,
+    ) -> Output:
         """
         Args:
             views: groups of normalised views, each (n, B, C, H, W) with one size per group.
-
-        Returns:
-            CLS features (V, B, D) and logits (V, B, K), V the sum of n over groups, in the order of the groups.
+            masks: (n, B, rows, columns) bool, patches of the first group whose logits are asked for.
+            hide: whether the network does not see them (the student).
+            keep_patches: return the patch tokens of the first group.
         """
         n_views, batch = sum(len(group) for group in views), views[0].shape[1]
-        features = torch.cat([cls_feature(self.backbone, group.flatten(0, 1)) for group in views if len(group)])
+        features, patches, patch_logits = [], None, None
+        for i, group in enumerate(views):
+            if not len(group):
+                continue
+            self._hidden = masks.flatten(0, 1) if masks is not None and hide and i == 0 else None
+            tokens = self.backbone.forward_features(group.flatten(0, 1))
+            self._hidden = None
+            features.append(image_feature(self.backbone, tokens))
+            if i == 0 and (masks is not None or keep_patches):
+                patches = tokens[:, self.backbone.num_prefix_tokens :]
+        features = torch.cat(features)
         logits = self.head(features)
-        return features.unflatten(0, (n_views, batch)), logits.unflatten(0, (n_views, batch))
+        if masks is not None:
+            patch_logits = (self.patch_head or self.head)(patches[masks.flatten(0, 1).flatten(1)])
+        return Output(
+            features.unflatten(0, (n_views, batch)),
+            logits.unflatten(0, (n_views, batch)),
+            patches if keep_patches else None,
+            patch_logits,
+        )

@@ -12,12 +12,12 @@ from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import load_backbone, save_export
 from dino_oct.models.layers import embed
+from dino_oct.models.trainable import parameter_groups, set_trainable
 from evaluation.config import ClassTargetOptions
 from evaluation.inputs.model import as_classifier, open_model
 from evaluation.inputs.sources import open_source
 from supervised.architectures import build, find, overview
 from supervised.config import ZooOptions
-from supervised.finetune import parameter_groups, set_trainable
 from supervised.paper import PAPER
 
 # One small network of every family, hybrids and registers included.

@@ -12,7 +12,7 @@ from dino_oct.models.backbone import classifier_tensors
 
 
 def set_trainable(model: nn.Module, part: Literal["full", "head"] | int) -> None:
-    """Let all of a model learn, its classifier alone, or the classifier and its last blocks.
+    """Let all of a model learn, its classifier alone, or its last blocks (and its classifier, if it has one).
 
     What is frozen also stays in evaluation mode whenever ``model.train()`` is called: its BatchNorm statistics do not
     move and it drops nothing. A later call replaces an earlier one.
@@ -22,7 +22,7 @@ def set_trainable(model: nn.Module, part: Literal["full", "head"] | int) -> None
             norms behind the last block learn with it.
 
     Raises:
-        InputError: a model without classifier, or that does not have so many blocks.
+        InputError: "head" of a model without classifier, or more blocks than the model has.
     """
     learning = _names(model, part)
     for name, tensor in model.named_parameters():
@@ -60,23 +60,46 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     return param_groups_layer_decay(model, weight_decay, layer_decay=layer_decay)
 
 
+def layer_scales(backbone: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Factor of the learning rate of each parameter of a backbone without classifier, by name.
+
+    Args:
+        layer_decay: factor from one block to the one before it, in (0, 1] (Bao et al. 2021, BEiT). The last block, with
+            what stands behind it, has 1, the patch embedding the least.
+
+    Raises:
+        InputError: a backbone whose layers timm does not order.
+    """
+    if layer_decay == 1:
+        return {name: 1.0 for name, _ in backbone.named_parameters()}
+    layers = _layers(backbone, "layer_decay", "1")
+    last = max(layers.values())
+    return {name: layer_decay ** (last - layer) for name, layer in layers.items()}
+
+
 def _names(model: nn.Module, part: Literal["full", "head"] | int) -> set[str]:
     """Names of the parameters that shall learn."""
     if part == "full":
         return {name for name, _ in model.named_parameters()}
     classifier = classifier_tensors(model)
-    if not classifier:
-        raise InputError(f"{type(model).__name__} has no classifier to train; build it with a number of classes")
     if part == "head":
+        if not classifier:
+            raise InputError(f"{type(model).__name__} has no classifier to train; build it with a number of classes")
         return set(classifier)
     if isinstance(part, str):
         raise InputError(f"'{part}' is no part of a model; give full, head or a number of last blocks")
-    _check_ordered(model, "a number of last blocks", "full or head")
-    layers = group_parameters(model, model.group_matcher(coarse=False), reverse=True)  # name → 0 stem, 1… blocks, head
-    head = max(layers.values())
-    if not 1 <= part < head:
-        raise InputError(f"{part} last blocks: the model has {head - 1}; give 1 to {head - 1}, full or head")
-    return {name for name, layer in layers.items() if layer >= head - part}
+    alternative = "full or head" if classifier else "none"
+    layers = _layers(model, "a number of last blocks", alternative)
+    behind = max(layers.values()) + (not classifier)
+    if not 1 <= part < behind:
+        raise InputError(f"{part} last blocks: the model has {behind - 1}; give 1 to {behind - 1}, {alternative}")
+    return {name for name, layer in layers.items() if layer >= behind - part}
+
+
+def _layers(model: nn.Module, setting: str, alternative: str) -> dict[str, int]:
+    """Parameter → 0 for the stem, 1 … for the blocks and the norm behind them, and one more for the classifier."""
+    _check_ordered(model, setting, alternative)
+    return group_parameters(model, model.group_matcher(coarse=False), reverse=True)
 
 
 def _check_ordered(model: nn.Module, setting: str, alternative: str) -> None:
