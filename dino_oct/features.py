@@ -105,6 +105,20 @@ def feature_spread(features: np.ndarray) -> float:
     return float(unit(features).std(axis=0).mean() * np.sqrt(features.shape[1]))
 
 
+def linear_cka(features: np.ndarray, others: np.ndarray) -> float:
+    """Linear centred kernel alignment of two networks' features of the same scans (Kornblith et al. 2019, equation 3).
+
+    1 for features that are the same up to rotation, one common scale and shift; 0 for unrelated ones of many scans.
+    With fewer scans than dimensions unrelated features have clearly more than 0.
+
+    Args:
+        features: (N, D); others: (N, D'). 0 where either is constant.
+    """
+    a, b = (values.astype(np.float64) - values.mean(axis=0, dtype=np.float64) for values in (features, others))
+    norm = np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)
+    return float(np.linalg.norm(a.T @ b) ** 2 / norm) if norm > 0 else 0.0
+
+
 def pixel_features(images: torch.Tensor, side: int = 48) -> np.ndarray:
     """The control without a network: the pixels of images (N, 1, H, W) uint8 resized to ``side``², less their mean."""
     small = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True).flatten(1)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from dino_oct import loss as dino_loss
@@ -19,7 +20,7 @@ from dino_oct.models.network import image_feature
 from dino_oct.models.official import full_checkpoint, network_tensors
 from dino_oct.models.trainable import layer_scales, set_trainable
 from dino_oct.schedules import linear_then_constant, warmup_cosine
-from dino_oct.teacher import follow, make_teacher
+from dino_oct.teacher import follow, make_teacher, share_statistics, with_batch_statistics
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class Learner:
     """Student, teacher, targets and optimiser, and the step that moves them.
 
     Args:
-        student: a ``DinoNetwork`` on any device; wrapped for several processes here.
+        student: a ``DinoNetwork`` on any device; wrapped for several processes here. BatchNorm's statistics are then
+            those of all GPUs together (of each process alone on CPUs, which torch cannot join).
         teacher: initial teacher (a copy of the student when None).
         start: backbone that the anchors hold to; None: a copy of the initial teacher's.
 
@@ -141,6 +143,8 @@ class Learner:
         self.config, self.optim_config, self.accelerator = loss, optim, accelerator
         self.student = student.to(accelerator.device).train()
         self.teacher = (teacher or make_teacher(student)).to(accelerator.device).eval().requires_grad_(False)
+        if processes.count() > 1 and accelerator.device.type == "cuda":
+            self.student, self.teacher = convert_sync_batchnorm(self.student), convert_sync_batchnorm(self.teacher)
         self.start: nn.Module | None = None
         if loss.anchor_weight or loss.gram_weight:
             start = copy.deepcopy(self.teacher.backbone) if start is None else start
@@ -216,11 +220,12 @@ class Learner:
             group["weight_decay"] = values.weight_decay if kind.is_decayed else 0.0
 
         # The targets of the whole step come first: the centre moves once, and Sinkhorn sees the global batch.
-        with torch.no_grad(), self.accelerator.autocast():
+        with torch.no_grad(), self.accelerator.autocast(), with_batch_statistics(self.teacher):
             answers = [
                 self.teacher(views[:1], mask, hide=False) for views, mask in zip(micro_batches, masks, strict=True)
             ]
         logits = torch.cat([answer.logits.float() for answer in answers], dim=1)  # (2, B, K)
+        share_statistics(self.teacher)
         targets = self.targets(logits, values.teacher_temperature)
         entropy = dino_loss.entropy(targets)
         batch_sizes = [views[0].shape[1] for views in micro_batches]
@@ -322,7 +327,9 @@ class Learner:
     def check_weights(self) -> None:
         """Raise NotFiniteError, on every process, unless student, teacher and centres are finite."""
         centers = [targets.center for targets in self._all_targets().values()]
-        check_finite([*self.student.parameters(), *self.teacher.parameters(), *centers], "the weights")
+        tensors = [tensor for network in (self.student, self.teacher) for tensor in network.state_dict().values()]
+        tensors = [tensor for tensor in tensors if tensor.is_floating_point()]  # BatchNorm counts its batches
+        check_finite([*tensors, *centers], "the weights")
 
     def _all_targets(self) -> dict[str, dino_loss.TeacherTargets]:
         """By the name that a checkpoint gives their centre."""

@@ -11,7 +11,7 @@ from dino_oct.checkpoint import Checkpoints
 from dino_oct.config import LossConfig, ModelConfig
 from dino_oct.errors import InputError
 from dino_oct.models import official
-from dino_oct.models.attention import check_transformer
+from dino_oct.models.attention import has_cls_attention
 from dino_oct.models.backbone import adopt_description, load_backbone, load_into, local_file
 from dino_oct.models.description import check_description
 from dino_oct.models.head import DinoHead
@@ -50,7 +50,7 @@ def build_networks(
         state: a run's checkpoint to resume, whose shapes replace those of ``init``; its weights are not loaded here.
 
     Raises:
-        InputError: as ``load_backbone``; or a backbone without a CLS token.
+        InputError: as ``load_backbone``; or gradient checkpointing of a backbone that timm has none for.
     """
     if state is not None:
         tensors = official.network_tensors(state, "student")
@@ -65,9 +65,13 @@ def build_networks(
         drop_path=config.drop_path,
         seed=seed,
     )
-    check_transformer(backbone)
+    for name in ("ibot_weight", "gram_weight"):
+        if getattr(loss, name) and not has_cls_attention(backbone):
+            raise InputError(
+                f"loss.{name} needs tokens of patches, and {type(backbone).__name__} has none; leave it at 0"
+            )
     if config.grad_checkpointing:
-        backbone.set_grad_checkpointing(True)
+        _checkpoint_gradients(backbone)
     say(f"backbone: {backbone.load_report} · {sum(p.numel() for p in backbone.parameters()) / 1e6:.1f} M parameters")
     if not full:
         pretrained = backbone.load_report.matched > 0
@@ -135,7 +139,8 @@ def _network(
         sizes = {"out_dim": out_dim, "hidden_dim": len(tensors["head.mlp.0.weight"]), "bottleneck_dim": bottleneck_dim}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("weights of the head", seed))
-        head = DinoHead(backbone.num_features, **sizes, norm_last_layer=config.norm_last_layer, init=config.init)
+        width = getattr(backbone, "head_hidden_size", backbone.num_features)  # some have a layer behind the pooling
+        head = DinoHead(width, **sizes, norm_last_layer=config.norm_last_layer, init=config.init)
         patch_head = None
         if loss.ibot_weight and loss.ibot_head == "own":
             patch_head = DinoHead(
@@ -153,8 +158,18 @@ def _rebuild(state: official.Checkpoint, config: ModelConfig) -> nn.Module:
         raise InputError(f"{state['file']}: {error}") from None
     adopt_description(backbone, hub)
     if config.grad_checkpointing:
-        backbone.set_grad_checkpointing(True)
+        _checkpoint_gradients(backbone)
     return backbone
+
+
+def _checkpoint_gradients(backbone: nn.Module) -> None:
+    try:
+        backbone.set_grad_checkpointing(True)
+    except (AssertionError, AttributeError, NotImplementedError):  # timm's ways to say no
+        raise InputError(
+            f"model.grad_checkpointing True: timm has none for {type(backbone).__name__}; leave it out, and raise "
+            "optim.accumulate if memory is short"
+        ) from None
 
 
 def _init_by_fan_in(backbone: nn.Module, seed: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import nn
 from tqdm import tqdm
 
 from dino_oct import checkpoint, preflight, processes, provenance
@@ -19,10 +20,13 @@ from dino_oct.errors import InputError
 from dino_oct.learner import Learner, NotFiniteError, Schedules
 from dino_oct.limits import check_settings
 from dino_oct.masking import block_masks
+from dino_oct.models.attention import has_cls_attention
 from dino_oct.models.backbone import check_size, load_backbone, patch_size, save_export
+from dino_oct.models.layers import check_runs
 from dino_oct.models.network import normalise_views
-from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, draw_views, warnings_of
+from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, collapses, warnings_of
 from dino_oct.networks import Networks, build_networks
+from dino_oct.pictures import draw_views
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
 from dino_oct.runlog import RunLog, evaluation_line
@@ -51,6 +55,21 @@ def train(config: TrainConfig) -> None:
     accelerator.end_training()
 
 
+def _check_sizes(config: TrainConfig, backbone: nn.Module) -> None:
+    """Raise InputError unless the backbone takes images of every size that the settings ask for."""
+    sizes = {"augment.global_size": (config.augment.global_size,) * 2}
+    if config.augment.n_local:
+        sizes["augment.local_size"] = (config.augment.local_size,) * 2
+    sizes["monitor.image_size"] = config.monitor.image_size
+    for name, size in sizes.items():
+        check_size(size, backbone, name)
+    if not has_cls_attention(backbone):
+        if config.monitor.attention_scans:  # drawn at their own aspect
+            sizes["monitor.attention_size"] = (config.monitor.attention_size, 2 * config.monitor.attention_size)
+        for name, size in sizes.items():
+            check_runs(backbone, size, name)
+
+
 def _train(
     config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None], stop: StopSignal, folder: RunFolder
 ) -> None:
@@ -75,9 +94,7 @@ def _train(
     if config.optim.freeze_backbone_epochs is None:
         new_head = 1.0 if networks.new_head and networks.pretrained else 0.0
         config.optim.freeze_backbone_epochs = state["freeze_backbone_epochs"] if state else new_head
-    for name, size in (("global_size", config.augment.global_size), ("local_size", config.augment.local_size)):
-        check_size((size, size), networks.student.backbone, f"augment.{name}")
-    check_size(config.monitor.image_size, networks.student.backbone, "monitor.image_size")
+    _check_sizes(config, networks.student.backbone)
     if config.dry_run or (config.preset == "auto" and not state):
         preflight.say_cost(config, networks, index, accelerator, say)
     if config.dry_run:
@@ -168,15 +185,31 @@ def _train(
     # ---- monitor ---------------------------------------------------------------------------------------------------
     monitor = Monitor(config.monitor, index, scans, config.seed)
     if monitor.no_knn_because:
-        say(f"note: no k-NN in the evaluations: {monitor.no_knn_because}")
-    elif monitor.no_choice_because:
+        say(f"note: no k-NN and no probe in the evaluations: {monitor.no_knn_because}")
+    elif monitor.no_probe_because:
+        say(f"note: no probe in the evaluations: {monitor.no_probe_because}")
+    if reason := monitor.no_panels_because(learner.teacher.backbone):
+        say(f"note: no images of where the network looks: {reason}")
+    if monitor.no_choice_because and not monitor.no_knn_because:
         say(f"note: checkpoints/best_knn.pt stays at the first evaluation: {monitor.no_choice_because}")
     best = BestCheckpoint(judged_by, monitor.no_choice_because)
     best.value = best_value
-    log = RunLog(run, progress.step, main_process)
+    log = RunLog(run, progress.step if progress.step or is_judged else None, main_process)
     fixed = [TrainingScans(scans, train_index)[(VIEWS_EPOCH, i)] for i in range(min(32, len(train_index)))]
     recent: collections.deque[float] = collections.deque(maxlen=50)
-    last_step = progress.last_step
+    last_step, start_is_lost = progress.last_step, False
+
+    def starting_backbone() -> nn.Module | None:
+        """The teacher before the first step; None, with a word, where its export is lost."""
+        nonlocal start_is_lost
+        if progress.step == 0:
+            return learner.teacher.backbone
+        try:
+            return None if start_is_lost else load_backbone(str(start)).to(device)
+        except InputError as error:
+            start_is_lost = True
+            say(f"note: nothing is compared with the features and weights at the start: {error}")
+            return None
 
     def evaluate() -> bool:
         """Judge the teacher; the same numbers go to the terminal, metrics.jsonl and TensorBoard.
@@ -190,15 +223,19 @@ def _train(
         nonlocal start_judgement, is_judged
         learner.check_weights()
         temperature = schedules[min(progress.position, schedules.steps - 1)].teacher_temperature
-        judgement = monitor.evaluate(learner.teacher.backbone, device, bf16, lambda: stop.check(device))
+        backbone, stop_check = learner.teacher.backbone, lambda: stop.check(device)
+        if monitor.start is None and (starting := starting_backbone()) is not None:
+            monitor.keep_start(starting, device, bf16, stop_check, lambda: stop.received, draws=main_process)
+        judgement = monitor.evaluate(backbone, device, bf16, stop_check)
         metrics = judgement.metrics
         metrics |= learner.teacher_statistics(views_of(fixed), temperature)
         metrics |= {"ln_k": learner.uniform_loss, "center_norm": float(learner.targets.center.norm())}
-        panels = []
+        panels = {}
         if main_process:
-            panels = monitor.attention_panels(learner.teacher.backbone, device, lambda: stop.received)
+            panels = monitor.panels(backbone, device, progress.step, lambda: stop.received)
         stop.check(device)
         start_judgement = start_judgement or judgement
+        metrics |= monitor.changes(judgement, start_judgement) if progress.step else {}
         say(evaluation_line(progress.step, last_step, judgement, start_judgement, monitor))
         loss = sum(recent) / len(recent) if recent else None
         change = monitor.change(judgement, start_judgement, config.monitor.k[0])
@@ -206,9 +243,12 @@ def _train(
         for warning in warnings_of(metrics, start_judgement.metrics, learner.uniform_loss, loss, done, change):
             say(f"warning: {warning}")
         log.write(progress.step, progress.epoch, metrics, "evaluation")
-        log.images("attention", dict(zip(monitor.attention_names, panels, strict=main_process)), progress.step)
+        log.images("attention" if has_cls_attention(backbone) else "gradcam", panels, progress.step)
         is_judged, was_saturated = True, best.is_saturated
-        is_best = best.take(metrics)
+        collapsed = collapses(metrics, start_judgement.metrics)
+        if collapsed and best.is_better(metrics):
+            say(f"note: checkpoints/best_knn.pt does not take this one: its {' and '.join(collapsed)} collapsed")
+        is_best = best.take(metrics, collapsed)
         if best.is_saturated and not was_saturated and not monitor.no_choice_because:
             say(f"note: checkpoints/best_knn.pt stays at step {progress.step}: k-NN has no room for a better one")
         return is_best

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,17 +16,20 @@ from dino_oct.files import naming, private_folder, replacing, short_name
 if TYPE_CHECKING:
     from dino_oct.monitor import Judgement, Monitor
 
+COLUMNS = 100  # of the line of an evaluation
+
 
 class RunLog:
-    """``metrics.jsonl`` and TensorBoard of a run, cut back to ``step`` first; silent where not ``active``."""
+    """``metrics.jsonl`` and TensorBoard of a run, cut back to ``step`` first (None: emptied); silent where not
+    ``active``."""
 
-    def __init__(self, run: Path, step: int, active: bool):
+    def __init__(self, run: Path, step: int | None, active: bool):
         self.file, self.folder, self.active = run / "metrics.jsonl", run, active
         if active:
-            if n_damaged := checkpoint.trim_metrics(self.file, step if step else -1):
+            if n_damaged := checkpoint.trim_metrics(self.file, -1 if step is None else step):
                 print(f"warning: {self.file}: {n_damaged} damaged lines left out", file=sys.stderr, flush=True)
             folder = private_folder(run / "tensorboard")
-            self.writer = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+            self.writer = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
 
     def write(self, step: int, epoch: float, metrics: dict[str, float], section: str = "training") -> None:
         """One line: step, epoch and the metrics; scalars under their section in TensorBoard."""
@@ -57,23 +61,32 @@ class RunLog:
 
 
 def evaluation_line(step: int, steps: int, now: "Judgement", start: "Judgement", monitor: "Monitor") -> str:
-    """One line of evaluation, every number beside what it must be compared with."""
-    metrics, before = now.metrics, start.metrics
-    parts = [f"evaluation at step {step}/{steps}"]
-    for k in monitor.ks:
-        key = f"knn_{k}"
-        controls = [f"start {before[key]:.1f}"] if key in before else []  # a resumed run may ask for another k
-        if (change := monitor.change(now, start, k)) and step:
-            controls[0] += f", change {change.words(signed=True)}"
-        controls += [f"pixels {monitor.pixel_knn[k]:.1f}", monitor.majority.words]
-        accuracy, recall = monitor.accuracy(now, k).words(unit=" %"), monitor.recall(metrics, k).words
-        parts.append(f"k-NN (k={k}) {accuracy} ({', '.join(controls)}), {recall}")
-    parts += [
-        f"RankMe {metrics['rankme']:.1f} (start {before['rankme']:.1f})",
-        f"spread {metrics['feature_spread']:.2f} (start {before['feature_spread']:.2f})",
-        f"attention entropy {metrics['attention_entropy']:.2f} (start {before['attention_entropy']:.2f})",
-        f"teacher entropy {metrics['teacher_entropy']:.2f} of ln K {metrics['ln_k']:.2f}",
-        f"KL {metrics['teacher_student_kl']:.2f}",
-        f"centre {metrics['center_norm']:.2f}",
-    ]
-    return " · ".join(parts)
+    """One line of evaluation, at most ``COLUMNS`` wide; every number beside what it must be compared with.
+
+    What does not fit is left out: the raw pixels first (the line of step 0 has them, and they stay the same); all
+    numbers are in ``metrics.jsonl``. ± is the longer side of the 95 % interval by patient. Without labels: RankMe and
+    spread of the features.
+    """
+    metrics, before = now.metrics, start.metrics if step else {}
+
+    def compared(name: str, key: str, digits: int = 1, controls: Sequence[str] = ()) -> str:
+        # A resumed run may ask for another k, and older runs had no probe.
+        controls = [*([f"start {before[key]:.{digits}f}"] if key in before else []), *controls]
+        reach = max(abs(metrics.get(f"{key}_{end}", metrics[key]) - metrics[key]) for end in ("low", "high"))
+        interval = f" ±{reach:.{0 if reach >= 1 else 1}f}" if f"{key}_low" in metrics else ""
+        return f"{name} {metrics[key]:.{digits}f}{interval}" + (f" ({', '.join(controls)})" if controls else "")
+
+    progress, rest = f"step {step}/{steps}", []
+    if monitor.ks:
+        k = monitor.ks[0]
+        firsts = [compared("k-NN", f"knn_{k}", controls=c) for c in ([f"pixels {monitor.pixel_knn[k]:.1f}"], [])]
+        rest += [compared("probe", "probe")] if "probe" in metrics else []
+    else:
+        firsts = [compared("RankMe", "rankme")]
+        rest += [compared("spread", "feature_spread", digits=2)]
+    attention = [""]
+    if "attention_area" in metrics:
+        attention = [f"attention {100 * metrics['attention_area']:.0f} %{words}" for words in (" of patches", "")]
+    choices = [[progress, first, *rest, last] for first in firsts for last in attention]
+    lines = [" · ".join(filter(None, parts)) for parts in [*choices, [progress, firsts[-1], *rest]]]
+    return next((line for line in lines if len(line) <= COLUMNS), lines[-1])

@@ -26,7 +26,7 @@ from dino_oct.models.description import check_description
 from dino_oct.models.frozen import load_frozen
 from dino_oct.models.official import Checkpoint
 from dino_oct.models.trainable import set_trainable
-from dino_oct.monitor import draw_views
+from dino_oct.pictures import draw_views
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
 from dino_oct.runlog import RunLog
@@ -183,7 +183,7 @@ def _train(
         say(f"warning: {plan_change}")
     accelerator.wait_for_everyone()
     checkpoints = checkpoint.Checkpoints(run, "best_val.pt")
-    log = RunLog(run, progress.step, main_process)
+    log = RunLog(run, progress.step if progress.step or is_judged else None, main_process)
     last_step = progress.last_step
 
     # ---- views -----------------------------------------------------------------------------------------------------

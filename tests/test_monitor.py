@@ -5,24 +5,32 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import nn
 
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.load import load_scans
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
-from dino_oct.features import feature_spread, pixel_features, rankme, resize
+from dino_oct.features import extract, feature_spread, linear_cka, pixel_features, rankme, resize
 from dino_oct.knn import class_votes, knn_votes
-from dino_oct.models.attention import attention_concentration
+from dino_oct.models.attention import attention_on, head_concentration
+from dino_oct.models.backbone import load_backbone
 from dino_oct.monitor import (
+    PROBE,
+    PROBE_C,
     BestCheckpoint,
     Judgement,
     Monitor,
     MonitorConfig,
-    draw_attention,
-    draw_views,
-    fit_short_side,
+    collapses,
     warnings_of,
+    weight_drift,
 )
+from dino_oct.pictures import Maps, draw_attention, draw_panel, draw_views, fit_short_side
+from dino_oct.runlog import COLUMNS, evaluation_line
 from dino_oct.scores.bootstrap import Interval
 
 LN_K = np.log(256)
@@ -126,6 +134,141 @@ def test_no_best_checkpoint_from_few_scans_or_without_room():
     assert [unlabelled.take({}), unlabelled.take({})] == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("sick", "what"),
+    [
+        ({"feature_spread": 0.05}, "features"),
+        ({"rankme": 4.0}, "dimensions"),
+        ({"attention_area": 0.02}, "attention"),
+    ],
+)
+def test_a_collapsed_checkpoint_is_never_the_best(sick, what):
+    """Though its k-NN is the highest; the same condition warns."""
+    now = {**HEALTHY, **sick, "knn_5": 95.0}
+    assert collapses(now, HEALTHY) == [what]
+    assert len(warnings_of(now, HEALTHY, LN_K, 3.5, progress=0.5, change=SAME)) == 1
+    best = BestCheckpoint("knn_5", "")
+    assert not best.take(now, collapses(now, HEALTHY))  # a resumed run may meet it first
+    assert best.take(HEALTHY, collapses(HEALTHY, HEALTHY))
+    assert best.is_better(now)
+    assert not best.take(now, collapses(now, HEALTHY))
+    assert best.take({**HEALTHY, "knn_5": 85.0})
+    assert best.value == 85.0
+
+
+def test_convolutional_networks_have_no_attention_to_collapse():
+    now = {key: value for key, value in HEALTHY.items() if not key.startswith("attention")}
+    assert not warnings_of(now, now, LN_K, 3.5, progress=0.5, change=SAME)
+    assert collapses({**now, "rankme": 4.0}, now) == ["dimensions"]
+
+
+@pytest.fixture(scope="module")
+def monitor_and_backbone(phantoms):
+    index, scans = phantoms
+    monitor = Monitor(MonitorConfig(image_size=(32, 32), k=(5,), attention_size=32), index, scans, seed=0)
+    args = {"patch_size": 8, "img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    return monitor, load_backbone("random:vit_tiny_patch16_224", model_args=args).eval()
+
+
+def test_an_evaluation_measures_what_the_log_names(monitor_and_backbone):
+    monitor, backbone = monitor_and_backbone
+    judgement = monitor.evaluate(backbone, torch.device("cpu"), bf16=False)
+    metrics = judgement.metrics
+    assert {"knn_5", "probe", "attention_tissue", "tissue_area", "pixel_knn_5"} <= metrics.keys()
+    assert not {"cka_start", "weight_drift"} & metrics.keys()  # nothing to compare with yet
+    heads = [metrics[f"attention_entropy_head_{head}"] for head in range(3)]
+    assert np.mean(heads) == pytest.approx(metrics["attention_entropy"])
+    assert metrics["probe_low"] <= metrics["probe"] <= metrics["probe_high"]
+    assert 0.1 < metrics["tissue_area"] < 0.9
+    restored = Judgement.from_state(judgement.state_dict())
+    assert monitor.changes(judgement, restored) == {"knn_5_change": 0.0, "probe_change": 0.0}
+
+
+def test_the_probe_is_scikit_learns(monitor_and_backbone):
+    monitor, backbone = monitor_and_backbone
+    judgement = monitor.evaluate(backbone, torch.device("cpu"), bf16=False)
+    features = extract(backbone, monitor.images, torch.device("cpu")).astype(np.float64)
+    n = len(monitor.train_labels)
+    scaler = StandardScaler().fit(features[:n])
+    theirs = LogisticRegression(C=PROBE_C, max_iter=5000, tol=1e-8).fit(
+        scaler.transform(features[:n]), monitor.train_labels
+    )
+    right = theirs.predict(scaler.transform(features[n:])) == monitor.val_labels
+    assert (right == judgement.right[PROBE]).mean() > 0.98  # two classes may be as probable to rounding
+    assert judgement.metrics["probe"] == pytest.approx(100 * right.mean(), abs=1.5)
+    assert judgement.metrics["probe"] > 30  # of four classes
+
+
+def test_the_start_is_what_later_weights_are_compared_with(monitor_and_backbone):
+    monitor, backbone = monitor_and_backbone
+    monitor.keep_start(backbone, torch.device("cpu"), bf16=False)
+    same = monitor.evaluate(backbone, torch.device("cpu"), bf16=False).metrics
+    assert same["cka_start"] == pytest.approx(1)
+    assert same["weight_drift"] == 0
+    moved = load_backbone("random:vit_tiny_patch16_224", model_args=backbone.hub_config["model_args"], seed=1).eval()
+    metrics = monitor.evaluate(moved, torch.device("cpu"), bf16=False).metrics
+    assert metrics["cka_start"] < 0.999
+    tensors = dict(moved.named_parameters())
+    a, b = (nn.utils.parameters_to_vector([p[name] for name in tensors]) for p in (tensors, monitor.start.weights))
+    assert metrics["weight_drift"] == pytest.approx(((a - b).norm() / b.norm()).item(), rel=1e-5)
+    now = monitor.panels(moved, torch.device("cpu"), step=7)
+    before = monitor.panels(backbone, torch.device("cpu"), step=7)
+    assert list(now) == monitor.drawn_names
+    for name, panel in now.items():
+        half = 44 + (len(panel) - 44) // 2  # below two lines of text, start above now
+        assert np.array_equal(panel[44:half], before[name][44:half])
+        assert not np.array_equal(panel[half:], before[name][half:])
+    assert monitor.panels(moved, torch.device("cpu"), 7, is_stopped=lambda: True) == {}
+    monitor.start = None
+
+
+NUMBERS = {"knn_5": 91.7, "probe": 93.2, "rankme": 20.0, "feature_spread": 0.8, "attention_area": 0.21}
+LARGE = {"knn_5": 100.0, "knn_5_low": 59.9, "knn_5_high": 100.0, "probe": 100.0, "probe_low": 59.9, "probe_high": 100.0,
+         "rankme": 12345.6, "feature_spread": 10.25, "attention_area": 1.0}  # fmt: skip
+
+
+def line_of(monitor, step, steps, now, start):
+    return evaluation_line(step, steps, Judgement(now, {}, ""), Judgement(start, {}, ""), monitor)
+
+
+class Labelled:
+    ks, pixel_knn = (5, 10), {5: 75.0, 10: 74.0}
+
+
+class Unlabelled:
+    ks = ()
+
+
+def test_the_line_of_an_evaluation_holds_what_decides():
+    now = {**NUMBERS, "knn_5_low": 88.7, "knn_5_high": 94.0, "probe_low": 92.8, "probe_high": 93.5}
+    start = {**NUMBERS, "knn_5": 75.0, "probe": 91.0}
+    line = line_of(Labelled, 5, 11, now, start)
+    assert line == "step 5/11 · k-NN 91.7 ±3 (start 75.0, pixels 75.0) · probe 93.2 ±0.4 (start 91.0) · attention 21 %"
+    assert line_of(Labelled, 0, 11, now, now) == (
+        "step 0/11 · k-NN 91.7 ±3 (pixels 75.0) · probe 93.2 ±0.4 · attention 21 % of patches"
+    )
+    later = line_of(Labelled, 4321, 98765, now, start)
+    assert later == "step 4321/98765 · k-NN 91.7 ±3 (start 75.0) · probe 93.2 ±0.4 (start 91.0) · attention 21 %"
+    unlabelled = {key: NUMBERS[key] for key in ("rankme", "feature_spread", "attention_area")}
+    assert line_of(Unlabelled, 5, 11, unlabelled, {**unlabelled, "rankme": 31.5}) == (
+        "step 5/11 · RankMe 20.0 (start 31.5) · spread 0.80 (start 0.80) · attention 21 % of patches"
+    )
+
+
+@pytest.mark.parametrize("monitor", [Labelled, Unlabelled])
+@pytest.mark.parametrize("steps", [8, 110, 98_765, 10**9])
+@pytest.mark.parametrize("absent", [(), ("attention_area",), ("probe",), ("knn_5_low",)])
+@pytest.mark.parametrize("numbers", [NUMBERS, LARGE])
+def test_the_line_of_an_evaluation_fits(monitor, steps, absent, numbers):
+    now = {key: value for key, value in numbers.items() if key not in absent}
+    for step in (0, steps // 2, steps):
+        for start in (now, LARGE, {"rankme": 1.0, "feature_spread": 0.5}):
+            line = line_of(monitor, step, steps, now, start)
+            assert len(line) <= COLUMNS, line
+            assert "\n" not in line
+            assert f"{now['rankme' if monitor is Unlabelled else 'knn_5']:.1f}" in line
+
+
 def test_few_scans_choose_nothing(phantoms):
     index, scans = phantoms
     for most, words in ((1000, ""), (24, "24 validation scans of .* are too few")):
@@ -134,13 +277,45 @@ def test_few_scans_choose_nothing(phantoms):
         assert bool(monitor.no_choice_because) == bool(words)
 
 
-def test_concentration_of_attention():
-    uniform, single = torch.ones(1, 2, 4, 5) / 20, torch.zeros(1, 2, 4, 5)
+def test_concentration_of_attention_by_head():
+    uniform, single = torch.ones(1, 1, 4, 5) / 20, torch.zeros(1, 1, 4, 5)
     single[:, :, 2, 2] = 0.7
-    torch.testing.assert_close(attention_concentration(uniform), torch.tensor([[1.0, 12 / 20]]))
-    torch.testing.assert_close(attention_concentration(single), torch.tensor([[0.0, 1 / 20]]))
-    both = attention_concentration(torch.cat([uniform[:, :1], single[:, :1]], dim=1))
-    torch.testing.assert_close(both, torch.tensor([[0.5, 13 / 40]]))
+    entropy, area = head_concentration(torch.cat([uniform, single], dim=1))
+    torch.testing.assert_close(entropy, torch.tensor([[1.0, 0.0]]))
+    torch.testing.assert_close(area, torch.tensor([[12 / 20, 1 / 20]]))
+
+
+def test_attention_on_tissue_stands_beside_the_area_of_tissue():
+    attention = torch.zeros(2, 2, 4, 4)
+    attention[0, 0, :2], attention[0, 1, 3, 3] = 3.0, 0.5  # one head on the upper half, one in a corner
+    attention[1] = 1.0
+    tissue = torch.zeros(2, 16, 16)
+    tissue[:, :8] = 1  # the upper half
+    tissue[1, 8:12] = 0.5  # and half of the third quarter
+    expected = torch.tensor([[0.5, 0.5], [0.625, 0.625]])  # attention that ignores tissue has it as the area has
+    torch.testing.assert_close(attention_on(attention, tissue), expected)
+    torch.testing.assert_close(attention_on(100 * attention, tissue), expected)
+
+
+def test_cka_is_1_for_a_turned_copy_and_low_for_noise():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(2000, 16)) * np.arange(1, 17)
+    turn, _ = np.linalg.qr(rng.normal(size=(16, 16)))
+    assert linear_cka(features, 3 * features @ turn + 7) == pytest.approx(1)
+    assert linear_cka(features, rng.normal(size=(2000, 24))) < 0.03
+    assert linear_cka(features, features**2) < 0.03
+    a, b = features[:50], features[:50] + 9 * rng.normal(size=(50, 16))
+    centring = np.eye(50) - 1 / 50
+    k, m = (centring @ x @ x.T @ centring for x in (a, b))  # the kernels' form of the paper
+    assert linear_cka(a, b) == pytest.approx((k * m).sum() / np.sqrt((k * k).sum() * (m * m).sum()))
+    assert linear_cka(features, np.ones((2000, 3))) == 0
+
+
+def test_drift_of_a_known_change():
+    start = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]])}
+    assert weight_drift(start, start) == 0
+    assert weight_drift({"a": torch.tensor([3.0, 1.0]), "b": torch.tensor([[4.0]])}, start) == pytest.approx(1 / 5)
+    assert weight_drift({"a": -start["a"], "b": -start["b"]}, start) == pytest.approx(2)
 
 
 def test_votes_weigh_by_similarity_and_ties_are_deterministic():
@@ -177,6 +352,37 @@ def test_attention_figure_shows_scan_then_heads():
     first, second = panel[:, 52:100].astype(int), panel[:, 104:].astype(int)
     assert first[:8, :8].mean() > first[8:].mean() + 30  # the attended patch stands out, at its place, in its head
     assert second[-8:, -8:].mean() > second[:8].mean() + 30
+
+
+def test_a_panel_puts_start_above_now_with_names():
+    scan = np.full((32, 48), 100, np.uint8)
+    start, now = np.zeros((2, 2, 4, 6), np.float32)
+    start[:, 0, 0], now[:, 3, 5] = 1, 1
+    names = ["head 0", "head 1"]
+    panel = draw_panel(scan, [Maps("start", start), Maps("step 12", now)], names, "CNV · block 11")
+    one = draw_panel(scan, [Maps("start", start)], names, "CNV · block 11")
+    side = 224 // 32 * 32
+    assert panel.shape == (44 + 2 * (side + 4), panel.shape[1], 3)
+    assert one.shape[0] == 44 + side + 4
+    left = panel.shape[1] - 3 * (side * 48 // 32) - 2 * 4
+    assert (panel[44 : 44 + side, left : left + 48] == 100).all()  # the scan
+    head = panel[44:, left + side * 48 // 32 + 4 :].astype(int)
+    patch = side // 4
+    assert head[:patch, :patch].mean() > head[2 * patch : 3 * patch, :patch].mean() + 30  # at the start: upper left
+    below = head[side + 4 :]
+    assert below[:patch, :patch].mean() < head[:patch, :patch].mean() - 30  # now no longer
+    for where in (panel[:22], panel[22:44, left:], panel[44 : 44 + side, :left], panel[48 + side :, :left]):
+        assert (where < 100).any()  # text: title, heads, and both rows' names
+    other = draw_panel(scan, [Maps("start", start), Maps("step 13", now)], names, "CNV · block 11")
+    assert np.array_equal(panel[: 44 + side], other[: 44 + side])
+    assert not np.array_equal(panel, other)
+
+
+def test_a_panel_of_a_large_scan_is_drawn_smaller():
+    scan = np.zeros((480, 960), np.uint8)
+    panel = draw_panel(scan, [Maps("now", np.ones((1, 30, 60), np.float32))], ["head 0"], "NORMAL")
+    assert panel.shape[0] == 44 + 224 + 4
+    assert Image.fromarray(panel).size[0] < 2 * 448 + 100
 
 
 def test_sizes():

@@ -1,5 +1,6 @@
 """A run that is killed anywhere goes on to exactly the losses and weights of one that never stopped."""
 
+import contextlib
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import torch
 from conftest import DIVERGING, REPOSITORY, TINY_RUN, environment
 
 from dino_oct import checkpoint
+from dino_oct.learner import Learner
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +99,19 @@ def test_sigterm_saves_and_exits_cleanly(uninterrupted, cache_root, call, tmp_pa
     assert saved == lines(run)[-1]["step"] < lines(uninterrupted)[-1]["step"]
     assert call(*command_line(run)).returncode == 0
     assert_equal_runs(run, uninterrupted)
+
+
+def test_what_step_0_measured_stays_where_step_1_was_never_saved(uninterrupted, call, monkeypatch, tmp_path):
+    def crash(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "step", crash)
+        with contextlib.suppress(MemoryError):
+            call(*command_line(tmp_path / "crashed"))
+    assert torch.load(tmp_path / "crashed" / "checkpoints" / "last.pt", weights_only=True)["step"] == 0
+    assert call(*command_line(tmp_path / "crashed")).returncode == 0
+    assert_equal_runs(tmp_path / "crashed", uninterrupted)
 
 
 def loaders_of(pid):

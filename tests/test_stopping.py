@@ -67,7 +67,7 @@ def test_a_signal_inside_an_evaluation_of_a_pretraining(call, tmp_path, monkeypa
 
 def test_a_signal_while_attention_is_drawn(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(Monitor, "attention_panels", with_signal(1, Monitor.attention_panels))
+        patch.setattr(Monitor, "panels", with_signal(1, Monitor.panels))
         pretrain(tmp_path / "stopped")
     assert not (tmp_path / "stopped" / "attention").exists()
     pretrain(tmp_path / "stopped")

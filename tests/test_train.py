@@ -31,21 +31,31 @@ def test_run_folder(trained):
         "feature_spread",
         "attention_entropy",
         "attention_area",
+        "attention_tissue",
+        "probe",
+        "cka_start",
+        "weight_drift",
         "teacher_entropy",
         "teacher_student_kl",
         "ln_k",
         "center_norm",
     }
     assert all(wanted <= line.keys() for line in evaluations)
+    drift = [line["weight_drift"] for line in evaluations]
+    assert drift[0] == 0 < drift[1] < drift[2]
+    assert evaluations[0]["cka_start"] == pytest.approx(1)
     training = [line for line in metrics_of(trained) if "loss" in line]
     assert {"lr", "weight_decay", "teacher_momentum", "teacher_temperature", "images_per_s"} <= training[0].keys()
 
 
 def test_terminal_says_what_matters(trained):
     printed = (trained / "stdout.txt").read_text()
-    for words in ("PHANTOMS (synthetic scans)", "0 left out", "patients", "head: new, K = 64", "evaluation at step 0/",
-                  "start", "pixels", "of ln K 4.16", "tensorboard --logdir"):  # fmt: skip
+    for words in ("PHANTOMS (synthetic scans)", "0 left out", "patients", "head: new, K = 64", "step 0/8 · k-NN",
+                  "start", "pixels", "probe", "attention", "tensorboard --logdir"):  # fmt: skip
         assert words in printed, words
+    evaluations = [line for line in printed.splitlines() if "k-NN" in line and line.startswith("step ")]
+    assert len(evaluations) == 3
+    assert all(len(line) <= 100 for line in evaluations)
 
 
 def test_the_best_checkpoint_exists_from_the_first_evaluation(trained):
@@ -186,7 +196,7 @@ def test_unlabelled_folder_with_a_bad_file(call, tmp_path):
         (["--optim.batch-size", "9999"], "fewer than optim.batch_size 9999"),
         (["--optim.accumulate", "3"], "cannot be divided over 1 processes × 3"),
         (["--augment.global-size", "33"], "augment.global_size 33 33 is not a multiple of the patch (8 px)"),
-        (["--init", "random:resnet18", "--model.args"], "has no CLS token"),
+        (["--init", "random:vgg11", "--model.args", "--model.drop-path", "0"], "VGG cannot take images of this size"),
         (["--lr", "1"], "--lr"),
     ],
 )

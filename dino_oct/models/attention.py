@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
@@ -12,9 +13,14 @@ from dino_oct.errors import InputError
 from dino_oct.models.backbone import patch_size
 
 
+def has_cls_attention(backbone: nn.Module) -> bool:
+    """Whether the backbone has transformer blocks and a CLS token; a convolutional network has none."""
+    return getattr(backbone, "cls_token", None) is not None and hasattr(backbone, "blocks")
+
+
 def check_transformer(backbone: nn.Module) -> None:
     """Raise InputError unless the backbone has transformer blocks and a CLS token."""
-    if getattr(backbone, "cls_token", None) is None or not hasattr(backbone, "blocks"):
+    if not has_cls_attention(backbone):
         raise InputError(f"{type(backbone).__name__} has no CLS token: this needs a vision transformer")
 
 
@@ -64,7 +70,7 @@ def cls_attention(backbone: nn.Module, images: torch.Tensor, block: int = -1) ->
     return rearrange(weights, "b heads (rows columns) -> b heads rows columns", rows=rows)
 
 
-def attention_concentration(attention: torch.Tensor, mass: float = 0.6) -> torch.Tensor:
+def head_concentration(attention: torch.Tensor, mass: float = 0.6) -> tuple[torch.Tensor, torch.Tensor]:
     """How concentrated attention is: entropy as a share of the uniform one, and the share of patches that hold ``mass``
     of it (the mask of Caron et al. 2021, figure 4).
 
@@ -72,15 +78,35 @@ def attention_concentration(attention: torch.Tensor, mass: float = 0.6) -> torch
         attention: (B, heads, rows, columns) ≥ 0.
 
     Returns:
-        (B, 2) in [0, 1], means over heads.
+        two of (B, heads), in [0, 1].
     """
-    weights = attention.flatten(2).float()
-    weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(1e-12)
+    weights = _shares(attention).flatten(2)
     n = weights.shape[-1]
     entropy = torch.special.entr(weights).sum(dim=-1) / max(math.log(n), 1e-12)
     held = weights.sort(dim=-1, descending=True).values.cumsum(dim=-1)
     patches = ((held < mass - 1e-6).sum(dim=-1) + 1).clamp_max(n) / n
-    return torch.stack([entropy.mean(dim=1), patches.mean(dim=1)], dim=1)
+    return entropy, patches
+
+
+def attention_on(attention: torch.Tensor, region: torch.Tensor) -> torch.Tensor:
+    """Share of the attention in a region.
+
+    Args:
+        attention: (B, heads, rows, columns) ≥ 0.
+        region: (B, h, w), share of each cell of a grid over the image that is in the region; brought to the patches by
+            means over their area.
+
+    Returns:
+        (B, 2) in [0, 1]: share of the attention, mean over heads, and share of the area.
+    """
+    region = F.interpolate(region[:, None].float(), size=attention.shape[-2:], mode="area")
+    share = (_shares(attention) * region).sum(dim=(2, 3)).mean(dim=1)
+    return torch.stack([share, region.mean(dim=(1, 2, 3))], dim=1)
+
+
+def _shares(attention: torch.Tensor) -> torch.Tensor:
+    weights = attention.float()
+    return weights / weights.sum(dim=(2, 3), keepdim=True).clamp_min(1e-12)
 
 
 @torch.no_grad()

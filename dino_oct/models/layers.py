@@ -4,10 +4,12 @@ Grad-CAM needs the deepest layer that still has positions and on which the logit
 transformer that reads out CLS that is the norm before the last attention: after it, patches no longer reach the logits.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from timm.models.convmixer import ConvMixer
 from timm.models.convnext import ConvNeXt
@@ -16,7 +18,7 @@ from timm.models.eva import Eva
 from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_oct.errors import InputError
@@ -112,3 +114,59 @@ def classifier_layer(model: nn.Module) -> str:
 def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     """The vector before the classifier, (B, D), of normalised images (B, C, H, W)."""
     return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def check_runs(model: nn.Module, size: tuple[int, int], name: str) -> None:
+    """Raise InputError unless a model takes images of this size (rows, columns); ``name`` is the setting's."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints a traceback
+    was_disabled, log.disabled = log.disabled, True
+    try:
+        run_without_computing(model, size)
+    except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise InputError(
+            f"{name} {size[0]} {size[1]}: {type(model).__name__} cannot take images of this size ({reason}); choose "
+            "larger images, or a backbone that takes any size"
+        ) from None
+    finally:
+        log.disabled = was_disabled
+
+
+@torch.no_grad()
+def layer_maps(model: nn.Module, images: Tensor) -> Tensor:
+    """Output (B, D, rows, columns) float32 of ``gradcam_layer`` in evaluation mode, for normalised (B, C, H, W) images.
+
+    Raises:
+        InputError: a model without a layer for Grad-CAM.
+    """
+    layer, outputs = gradcam_layer(model), []
+    hook = model.get_submodule(layer.name).register_forward_hook(lambda module, args, out: outputs.append(out.clone()))
+    try:
+        with evaluating(model):
+            model.forward_features(images)
+    finally:
+        hook.remove()
+    return layer.to_maps(outputs[0], tuple(images.shape[-2:])).float()
+
+
+def feature_cam(model: nn.Module, images: Tensor, mean: Tensor) -> Tensor:
+    """Where an image is unlike other scans, in a network without attention and without a class to ask about.
+
+    The layer's output is pooled over positions and compared with the mean of other scans: d = (p − mean) / ‖p − mean‖.
+    The map is each position's part along d, counted from the mean. It is Grad-CAM (Selvaraju et al. 2017) of ‖p − mean‖
+    in the place of a class's logit, with the mean as the origin; its mean over positions, without the negative part
+    left out, is ‖p − mean‖. The length of the feature itself would not do: behind ConvNeXt's last norm all are alike.
+
+    Args:
+        images: (B, C, H, W) normalised.
+        mean: (D,) mean over other scans and positions of ``layer_maps``.
+
+    Returns:
+        (B, rows, columns) float32 ≥ 0, of the size and in the unit of the layer.
+
+    Raises:
+        InputError: a model without a layer for Grad-CAM.
+    """
+    centred = layer_maps(model, images) - mean[:, None, None]
+    direction = F.normalize(centred.mean(dim=(2, 3)), dim=1)
+    return (direction[:, :, None, None] * centred).sum(dim=1).clamp_min(0)

@@ -26,6 +26,7 @@ from dino_oct.monitor import MonitorConfig
 from dino_oct.runtime import default_device
 from dino_oct.scan_data import ScanCounts, ScanData
 from dino_oct.scores.paired import RANDOM
+from dino_oct.scores.probes import LinearClassifier, choose, logistic_path, standardisation
 from dino_oct.streams import seed_of
 from evaluation.config import ClassTargetOptions, Head
 from evaluation.inputs.feature_cache import Extraction, FeatureCache, of_network
@@ -33,7 +34,6 @@ from evaluation.inputs.preprocessing import Preprocessing
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.selection import Chosen
 from evaluation.inputs.sources import Source, short_names
-from evaluation.scores.probes import LinearClassifier, choose, logistic_path, standardisation
 
 _CS = tuple(np.logspace(-5, 2, 20).tolist())  # strengths of the probe, as evaluation/linear.py tries them
 _SHARPNESS = tuple(np.logspace(0, 3, 13).tolist())  # factors of the cosine to a prototype

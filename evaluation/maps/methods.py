@@ -18,7 +18,7 @@ from dino_oct.errors import InputError
 from dino_oct.features import resize, resize_all
 from dino_oct.models.attention import check_transformer, cls_attention
 from dino_oct.models.backbone import check_size, patch_size
-from dino_oct.monitor import fit_short_side
+from dino_oct.pictures import fit_short_side
 from evaluation.config import CamMethod, Fill, RelevanceMethod
 from evaluation.inputs.model import Model
 from evaluation.maps.cam import check_classifier, check_gradcam, gradcam

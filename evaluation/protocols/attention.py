@@ -11,7 +11,7 @@ from dino_oct.errors import InputError
 from dino_oct.limits import check_settings
 from dino_oct.models.attention import check_transformer, cls_attention
 from dino_oct.models.backbone import patch_size
-from dino_oct.monitor import fit_short_side
+from dino_oct.pictures import fit_short_side
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
 from dino_oct.scores.text import Evaluation, closing, heading, show, table
 from evaluation.config import AttentionOptions

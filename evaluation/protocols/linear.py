@@ -14,8 +14,10 @@ from dino_oct.errors import InputError
 from dino_oct.files import replacing
 from dino_oct.limits import check_settings
 from dino_oct.runtime import default_device
+from dino_oct.scores import probes
 from dino_oct.scores.classification import METRICS, score_all
 from dino_oct.scores.paired import MODEL, PIXELS, RANDOM, START, Metrics, ResultByClass, ScanSet, compare_scores
+from dino_oct.scores.probes import Choice
 from dino_oct.scores.text import accuracy_cells, closing, difference_cells, heading, table, write_json
 from dino_oct.streams import generator
 from evaluation.config import IMAGE_FEATURE, LinearOptions
@@ -24,8 +26,6 @@ from evaluation.inputs.model import open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import Source
 from evaluation.protocols.results import Classification, of_source, shared_patients, tables, verdicts, with_folders
-from evaluation.scores import probes
-from evaluation.scores.probes import Choice
 
 PROBE = "linear probe"
 # At least one patient of each class makes small draws even between classes, whatever the test's shares: plain accuracy

@@ -10,12 +10,12 @@ from dino_oct.features import predict_scans
 from dino_oct.knn import knn_votes
 from dino_oct.scores.classification import METRICS, Reliability, score_all
 from dino_oct.scores.paired import Result
+from dino_oct.scores.probes import LinearClassifier
 from evaluation.config import LinearOptions
 from evaluation.inputs.model import Model
 from evaluation.protocols import linear
 from evaluation.report.models import CLASSIFIER, KNN, LINEAR, RECALL, URGENCY, Candidate, Facts, facts
 from evaluation.report.steps import SPLITS, Arrays, Setting
-from evaluation.scores.probes import LinearClassifier
 
 _CHECKED = 16  # scans of a pass through the network beside a shortcut
 

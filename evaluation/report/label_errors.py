@@ -17,11 +17,11 @@ from sklearn.model_selection import GroupKFold
 from dino_oct.errors import InputError
 from dino_oct.features import unit
 from dino_oct.scores.class_summary import summarise
+from dino_oct.scores.probes import logistic_path, standardisation
 from evaluation.report.answers import Answers
 from evaluation.report.scans import ShownScans
 from evaluation.report.steps import SPLITS, Setting
 from evaluation.scores.embeddings import most_neighbours, nearest
-from evaluation.scores.probes import logistic_path, standardisation
 
 FOLDS, MOST, NEIGHBOURS = 5, 24, 5
 LEAST_PATIENTS = 2 * FOLDS  # of a class, so that a fold holds out two and the others teach it

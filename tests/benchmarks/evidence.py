@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from evaluation.scores.probes import choose, choose_within, draw_patients, logistic_path, standardisation
 from PIL import Image
 
 from dino_oct.cli import run_command
@@ -41,7 +42,6 @@ from dino_oct.runtime import default_device, use_bf16
 from dino_oct.scores.bootstrap import PatientBootstrap, Scale
 from dino_oct.streams import generator
 from evaluation.maps.methods import enlarge
-from evaluation.scores.probes import choose, choose_within, draw_patients, logistic_path, standardisation
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EVIDENCE = REPOSITORY / "docs" / "evidence"

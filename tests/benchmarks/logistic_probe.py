@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from dino_oct.cli import run_command
-from evaluation.scores.probes import logistic_path
+from dino_oct.scores.probes import logistic_path
 
 
 @dataclass

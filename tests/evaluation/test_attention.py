@@ -16,7 +16,7 @@ from dino_oct.models.attention import cls_attention
 from dino_oct.models.backbone import load_backbone, save_export
 from dino_oct.models.frozen import load_frozen
 from dino_oct.models.network import normalise
-from dino_oct.monitor import fit_short_side
+from dino_oct.pictures import fit_short_side
 from evaluation import attention
 from evaluation.inputs import selection
 from evaluation.scores.attention import mass_mask, spread

@@ -11,11 +11,11 @@ from dino_oct.features import resize_all
 from dino_oct.models.backbone import load_backbone
 from dino_oct.models.layers import embed
 from dino_oct.models.network import normalise
+from dino_oct.scores.probes import LinearClassifier
 from evaluation.config import ClassTargetOptions
 from evaluation.inputs.model import open_classifiers, put_head
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import open_source
-from evaluation.scores.probes import LinearClassifier
 from supervised.architectures import build
 
 

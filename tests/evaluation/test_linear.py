@@ -13,10 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
 from dino_oct.scores.paired import ScanSet
-from evaluation import linear
-from evaluation.config import LinearOptions as Options
-from evaluation.protocols.linear import Features, fit_probe, label_curves
-from evaluation.scores.probes import (
+from dino_oct.scores.probes import (
     WITHIN,
     choose,
     choose_within,
@@ -25,6 +22,9 @@ from evaluation.scores.probes import (
     patient_folds,
     sgd_epochs,
 )
+from evaluation import linear
+from evaluation.config import LinearOptions as Options
+from evaluation.protocols.linear import Features, fit_probe, label_curves
 
 CS = (1e-4, 1e-2, 1.0, 100.0)
 OF_CS = Options(c_range=(CS[0], CS[-1]), n_c=len(CS))
