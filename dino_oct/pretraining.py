@@ -20,7 +20,7 @@ from dino_oct.errors import InputError
 from dino_oct.learner import Learner, NotFiniteError, Schedules
 from dino_oct.limits import check_settings
 from dino_oct.masking import block_masks
-from dino_oct.models.attention import has_cls_attention
+from dino_oct.models.attention import has_cls_attention, use_plain_attention
 from dino_oct.models.backbone import check_size, load_backbone, patch_size, save_export
 from dino_oct.models.layers import check_runs
 from dino_oct.models.network import normalise_views
@@ -124,6 +124,9 @@ def _train(
     )  # fmt: skip
     if networks.center is not None:
         learner.targets.center.copy_(networks.center)
+    if device.type == "cpu" and bf16:
+        use_plain_attention(learner.student)
+        use_plain_attention(learner.teacher)
     if config.model.compile:
         learner.compile()
     schedules = Schedules(config.optim, config.loss, n_steps_per_epoch)
