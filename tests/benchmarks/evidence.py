@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,12 +74,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One entry of recipes.yaml; ``settings`` are nested as in a preset."""
+    """One entry of recipes.yaml; ``settings`` are nested as in a preset, ``like`` is the recipe that it changes."""
 
     name: str
     about: str
     kind: str
     start: str
+    like: str
     unlabelled: list[str]
     settings: dict[str, Any]
 
@@ -92,11 +93,13 @@ def read_recipe(name: str) -> Recipe:
     entry = file["recipes"][name]
     kind = entry.get("kind", "pretrain")
     settings = json.loads(json.dumps(file["base"].get(kind, {})))
-    for key, value in entry.get("change", {}).items():
+    like = entry.get("like", "")
+    changes = {**(file["recipes"][like].get("change", {}) if like else {}), **entry.get("change", {})}
+    for key, value in changes.items():
         section, _, setting = key.partition(".")
         settings.setdefault(section, {})[setting] = value
     unlabelled = entry.get("unlabelled", file["base"]["unlabelled"])
-    return Recipe(name, entry["about"], kind, entry.get("start", "weights"), unlabelled, settings)
+    return Recipe(name, entry["about"], kind, entry.get("start", "weights"), like, unlabelled, settings)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -338,6 +341,7 @@ def judge_run(judge: Judge, recipe: Recipe, seed: int, options: Options) -> None
             "seed": seed,
             "kind": recipe.kind,
             "start": recipe.start,
+            "like": recipe.like,
             "unlabelled": recipe.unlabelled if recipe.kind == "pretrain" else [],
             "settings": recipe.settings,
             "minutes": json.loads(minutes.read_text()) if minutes.is_file() else None,
@@ -396,10 +400,10 @@ class Results:
             if files := sorted(EVIDENCE.glob(f"{name}-[0-9]*.json")):
                 self.by_recipe[name] = [json.loads(file.read_text()) for file in files]
 
-    def right(self, recipe: str, score: str) -> np.ndarray | None:
-        """Share of the seeds in which each test scan is right, (N,)."""
-        runs = [run["scores"][score]["right"] for run in self.by_recipe[recipe] if score in run["scores"]]
-        return np.mean(runs, axis=0) if runs else None
+    def right(self, recipe: str, score: str, seeds: Collection[int] | None = None) -> np.ndarray | None:
+        """Share of the seeds (all, or these) in which each test scan is right, (N,)."""
+        runs = [run for run in self.by_recipe[recipe] if score in run["scores"] and (not seeds or run["seed"] in seeds)]
+        return np.mean([run["scores"][score]["right"] for run in runs], axis=0) if runs else None
 
     def value(self, recipe: str, score: str) -> str:
         """Mean over seeds with its interval."""
@@ -408,7 +412,9 @@ class Results:
 
     def change(self, recipe: str, score: str, other: str = "frozen") -> str:
         """Difference to another recipe in points, paired on the same scans; bold where the interval leaves 0 out."""
-        right, before = self.right(recipe, score), self.right(other, score)
+        of_both = {run["seed"] for run in self.by_recipe[recipe]} & {run["seed"] for run in self.by_recipe[other]}
+        seeds = of_both if len(self.by_recipe[other]) > 1 else None  # frozen weights have no seeds
+        right, before = self.right(recipe, score, seeds), self.right(other, score, seeds)
         if right is None or before is None:
             return "–"
         interval = self.bootstrap.mean(100 * (right - before), Scale.DIFFERENCE)
@@ -425,18 +431,28 @@ class Results:
 
     def change_table(self) -> list[str]:
         """One row a continued recipe: change against the frozen weights."""
+        return self._changes([name for name, runs in self.by_recipe.items() if runs[0]["kind"] == "pretrain"], "frozen")
+
+    def ablation_table(self) -> list[str]:
+        """One row a recipe that changes one thing of another: change against that one, on the seeds of both."""
+        pairs = {name: runs[0].get("like", "") for name, runs in self.by_recipe.items()}
+        bases = [base for base in dict.fromkeys(pairs.values()) if base in self.by_recipe]
+        lines: list[str] = []
+        for base in bases:
+            lines += self._changes([name for name, like in pairs.items() if like == base], base)
+        return lines
+
+    def _changes(self, names: list[str], base: str) -> list[str]:
         titles = [COLUMNS[score] for score in CHANGES]
         lines = [
-            "| recipe | what it is | seeds | minutes | " + " | ".join(titles) + " |",
+            " | ".join(["| recipe", "what it is", "seeds", "minutes", *titles, ""]),
             "|---" * (4 + len(titles)) + "|",
         ]
-        for name, runs in self.by_recipe.items():
-            if runs[0]["kind"] == "pretrain":
-                minutes = np.mean([run["minutes"] for run in runs])
-                cells = [self.change(name, score) for score in CHANGES]
-                lines.append(
-                    f"| {name} | {runs[0]['about']} | {len(runs)} | {minutes:.0f} | " + " | ".join(cells) + " |"
-                )
+        for name in names:
+            runs = self.by_recipe[name]
+            minutes = np.mean([run["minutes"] for run in runs])
+            facts = [f"| {name}", runs[0]["about"], str(len(runs)), f"{minutes:.0f}"]
+            lines.append(" | ".join([*facts, *(self.change(name, score, base) for score in CHANGES), ""]))
         return lines
 
     def external_table(self) -> list[str]:
@@ -483,7 +499,7 @@ def write_tables() -> None:
     """Put the tables between the markers of docs/evidence.md."""
     results, page = Results(), REPOSITORY / "docs" / "evidence.md"
     text = page.read_text()
-    for name in ("accuracy", "change", "external", "fluid"):
+    for name in ("accuracy", "change", "ablation", "external", "fluid"):
         table = "\n".join(getattr(results, f"{name}_table")())
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)
