@@ -38,10 +38,14 @@ from dino_oct.models.backbone import load_backbone, open_layer_scales, patch_siz
 from dino_oct.models.network import normalise
 from dino_oct.monitor import fit_short_side
 from dino_oct.runtime import default_device, use_bf16
+from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import PatientBootstrap, Scale
 from dino_oct.scores.probes import choose, choose_within, draw_patients, logistic_path, standardisation
 from dino_oct.streams import generator
-from evaluation.maps.methods import enlarge
+from evaluation.config import ClassTargetOptions
+from evaluation.inputs.model import as_classifier, open_model
+from evaluation.inputs.sources import open_source
+from evaluation.maps.methods import enlarge, make_maps
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EVIDENCE = REPOSITORY / "docs" / "evidence"
@@ -50,6 +54,7 @@ SIZE = (224, 224)  # of the scans that are judged
 ATTENTION_SIDE = 336  # short side of the scans whose attention is judged
 CS = tuple(np.logspace(-5, 2, 20).tolist())
 PATIENTS = (4, 20, 100)  # whose labels a probe gets
+MAPS = ("relevance", "lrp", "gradcam", "occlusion")  # for the class DME
 DRAWS = 10  # of such patients
 EXTERNAL = {"NORMAL": "NO", "DME": "DME"}  # class of OCT2017 → of OCTDL
 
@@ -158,6 +163,7 @@ class Judge:
         self.device, self.bf16 = default_device(), use_bf16("auto")
         dataset = DatasetConfig(**{**SPLIT.__dict__, "max_side": 640})
         self.index, self.scans = load_scans(str(options.scans / "oct2017-4class"), dataset, PhantomConfig(), print)
+        self.data = ScanData(self.index, self.scans, dataset, None, ())
         self.images = resize_all((self.scans[i] for i in range(len(self.index))), SIZE)
         self.splits = {name: self.index.positions(name) for name in ("train", "val", "test")}
         self.labels, self.patients = self.index.labels, self.index.patients
@@ -286,6 +292,20 @@ def attention_on_fluid(backbone: torch.nn.Module, fluid: Fluid, device: torch.de
     return np.array(scores)
 
 
+def explained_fluid(source: str, fluid: Fluid, judge: Judge) -> dict[str, np.ndarray]:
+    """Average precision (scans,) of maps for the class DME, by method: of the source's classifier or of a probe that is
+    fitted to OCT2017's training scans."""
+    options = ClassTargetOptions(image_size=SIZE)
+    model = as_classifier(open_model(open_source(source), image_size=SIZE, with_classifier=True), options, judge.data)
+    target = model.class_index("DME")
+    scores = {}
+    for method in MAPS:
+        maps = make_maps(model, method, fluid.scans, [target] * len(fluid.scans))
+        pairs = zip(maps, fluid.graders[0], strict=True)
+        scores[method] = np.array([precision(enlarge(values, mask.shape)[0], mask) for values, mask in pairs])
+    return scores
+
+
 def chosen_on_others(scores: np.ndarray, subjects: np.ndarray) -> np.ndarray:
     """Score of each scan (N,) by the candidate that is best on the other subjects; scores: (N, candidates)."""
     chosen = np.empty(len(scores))
@@ -358,7 +378,8 @@ def judge_run(judge: Judge, recipe: Recipe, seed: int, options: Options) -> None
     if wants_fluid:
         fluid = read_fluid(options.scans / "duke-dme")
         scores = attention_on_fluid(backbone, fluid, judge.device)
-        result["fluid"] = {"subjects": fluid.subjects.tolist(), "precision": scores.round(2).tolist()}
+        maps = {name: values.round(2).tolist() for name, values in explained_fluid(source, fluid, judge).items()}
+        result["fluid"] = {"subjects": fluid.subjects.tolist(), "precision": scores.round(2).tolist(), "maps": maps}
         write_result(file, result)
     print(f"{recipe.name}-{seed}:", ", ".join(f"{k} {v['value']:.1f}" for k, v in result["scores"].items()), flush=True)
 
@@ -489,10 +510,21 @@ class Results:
                 if name != "frozen" and "frozen" in judged:
                     change = bootstrap.mean(values - of("frozen", pick), Scale.DIFFERENCE).words(signed=True)
                 lines.append(f"| {name}: {way} | {bootstrap.mean(values, Scale.PERCENT).words()} | {change} |")
+            for method in judged[name][0]["fluid"]["maps"]:
+                values = self._maps(judged[name], method)
+                change = "–"
+                if name != "frozen" and "frozen" in judged:
+                    before = self._maps(judged["frozen"], method)
+                    change = bootstrap.mean(values - before, Scale.DIFFERENCE).words(signed=True)
+                lines.append(f"| {name}: {method} | {bootstrap.mean(values, Scale.PERCENT).words()} | {change} |")
         others = EVIDENCE / "fluid_controls.json"
         for name, values in json.loads(others.read_text()).items() if others.is_file() else ():
             lines.append(f"| {name} | {bootstrap.mean(np.array(values), Scale.PERCENT).words()} | |")
         return lines
+
+    @staticmethod
+    def _maps(runs: list[dict[str, Any]], method: str) -> np.ndarray:
+        return np.mean([run["fluid"]["maps"][method] for run in runs], axis=0)
 
 
 def write_tables() -> None:
