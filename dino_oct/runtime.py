@@ -1,5 +1,6 @@
 """What every trainer's loop stands on: processes, what the terminal hears, loader."""
 
+import contextlib
 import datetime
 import os
 import sys
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from dino_oct.config import RunConfig
 from dino_oct.data.sampler import StepSampler, belong_to_trainer
 from dino_oct.errors import InputError
+from dino_oct.stopping import ending_at_once
 
 Result = TypeVar("Result")
 
@@ -28,11 +30,14 @@ def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]
         InputError: a launcher was asked for more processes than it started.
     """
     AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available() or None,  # else torchrun's processes would not find each other there
-        mixed_precision="bf16" if use_bf16(run.precision) else "no",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=run.timeout_minutes))],
-    )
+    # Processes that wait for each other here, for ever if their launcher was killed, must end by a signal.
+    waits = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    with ending_at_once() if waits else contextlib.nullcontext():
+        accelerator = Accelerator(
+            cpu=not torch.cuda.is_available() or None,  # else torchrun's processes would not find each other there
+            mixed_precision="bf16" if use_bf16(run.precision) else "no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=run.timeout_minutes))],
+        )
     # accelerate sets the address for several processes, and then starts one where its file has distributed_type NO.
     several = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
     if several or accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):

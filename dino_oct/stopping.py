@@ -1,8 +1,10 @@
 """Signals that ask a run to stop: at once while there is nothing to save, later where nothing is lost."""
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 import torch
@@ -11,6 +13,22 @@ from dino_oct import processes
 from dino_oct.errors import Interrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # USR1: SLURM's warning before a time limit
+
+
+@contextlib.contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Signals end the process as the system does, without Python: a library that waits in its own code hears no other.
+
+    For what comes before anything can be saved.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, signal.SIG_DFL) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Stopped(Exception):  # noqa: N818

@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY_FIT, TINY_RUN, with_signal
+from conftest import REPOSITORY, TINY_FIT, TINY_RUN, environment, with_signal
 
 from dino_oct import features, pretraining
 from dino_oct import train as pretrain_command
@@ -155,3 +158,29 @@ def test_a_signal_after_the_last_line_ends_a_command_without_a_traceback():
         [sys.executable, "-c", AT_EXIT], cwd=REPOSITORY, capture_output=True, text=True, timeout=30
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "done\n", "")
+
+
+def test_a_process_that_waits_for_a_launcher_that_is_gone_ends_by_a_signal(cache_root, tmp_path):
+    """Its launcher was killed before the processes had met: it waits inside torch, which hears no handler of Python."""
+    with socket.socket() as taken:  # bound and not listening: nobody answers, and nobody else takes the port
+        taken.bind(("127.0.0.1", 0))
+        launched = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1"}
+        launched |= {"MASTER_PORT": str(taken.getsockname()[1]), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+        process = subprocess.Popen(
+            [sys.executable, "-X", "faulthandler", "dino_oct/train.py", *TINY_RUN, "--out", str(tmp_path / "run")],
+            cwd=REPOSITORY, env={**environment(cache_root), **launched}, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            deadline = time.monotonic() + 90
+            while time.monotonic() < deadline and not is_sleeping_in_torch(process.pid):
+                time.sleep(0.2)
+            process.terminate()
+            assert process.wait(timeout=20) == -signal.SIGTERM
+        finally:
+            process.kill()
+            process.wait()
+
+
+def is_sleeping_in_torch(pid: int) -> bool:
+    """Whether the main thread sleeps between two tries to reach the launcher."""
+    return Path(f"/proc/{pid}/wchan").read_text() == "hrtimer_nanosleep"
