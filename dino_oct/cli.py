@@ -49,6 +49,7 @@ def parse_options(
             setting's limits, or settings that do not go together.
     """
     _check_names(args, all_settings(options_type))
+    args = _with_values(args, all_settings(options_type))
     printed = io.StringIO()
     try:
         with contextlib.redirect_stderr(printed):
@@ -96,6 +97,22 @@ def read_settings(
     except InputError as error:
         message = re.sub(r"--([\w.-]+)", lambda option: _in_file(option, known), str(error))
         raise InputError(f"{file}: {message}") from None
+
+
+def options_in(args: Sequence[str]) -> dict[str, str]:
+    """Settings that a command line names (``optim.lr``), each with its first value; nothing is checked."""
+    values: dict[str, str] = {}
+    for i, word in enumerate(args):
+        if word.startswith("--"):
+            name, is_given, value = word[2:].partition("=")
+            following = args[i + 1] if i + 1 < len(args) else ""
+            values[name.replace("-", "_")] = value if is_given else following
+    return values
+
+
+def settings_in(file: str | Path, options_type: type) -> list[str]:
+    """Names of the settings that a YAML file gives; see ``read_settings``."""
+    return [name for name, _ in _flatten(read_mapping(file), {setting.name for setting in all_settings(options_type)})]
 
 
 def read_mapping(file: str | Path, what: str = "settings file", presets: str = "configs") -> dict[str, Any]:
@@ -288,6 +305,16 @@ def _check_names(args: Sequence[str], settings: Sequence[Setting]) -> None:
             raise InputError(f"'{word}': {reason} (--help lists every option)")
         else:
             room -= 1
+
+
+def _with_values(args: Sequence[str], settings: Sequence[Setting]) -> list[str]:
+    """A switch that is named without a value is on: ``--dry-run`` as ``--dry-run True``."""
+    switches, words = {setting.option for setting in settings if setting.hint is bool}, []
+    for i, word in enumerate(args):
+        words.append(word)
+        if word.replace("_", "-") in switches and (i + 1 == len(args) or args[i + 1].startswith("--")):
+            words.append("True")
+    return words
 
 
 def _is_number(word: str) -> bool:

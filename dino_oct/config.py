@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 
-from dino_oct.cli import parse_options, read_settings
+from dino_oct.cli import options_in, parse_options, read_settings, settings_in
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
@@ -327,8 +327,17 @@ class RunSettings:
 class TrainConfig(RunSettings):
     """DINO pretraining on OCT scans. Presets are in configs/; every option below overrides the preset."""
 
+    given: ClassVar[frozenset[str]] = frozenset()
+    """Of one that ``load_config`` read: names of the settings that the user gave, in the file or on the command
+    line."""
+
     config: str = "configs/quickstart.yaml"
     """Preset file."""
+    preset: Literal["auto", "none"] | None = None
+    """auto chooses each setting that is not given, from scans, weights and machine, and says why. Unset: auto for
+    --data other than phantom without --config, else none."""
+    dry_run: bool = False
+    """Stop before scans are decoded: only say the settings and what they cost (time and memory, estimated)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
@@ -338,29 +347,44 @@ class TrainConfig(RunSettings):
 
 def load_config(args: Sequence[str]) -> TrainConfig:
     """Settings of a pretraining from its command line; see ``load_settings``."""
-    config = load_settings(TrainConfig, args)
-    return config if config.out else dataclasses.replace(config, out=f"runs/{Path(config.config).stem}")
+    given = options_in(args)
+    is_auto = given.get("preset", "auto") == "auto" and given.get("data", "phantom") != "phantom"
+    if "config" not in given and (is_auto or given.get("preset") == "auto"):
+        config = load_settings(TrainConfig, args, preset="")
+        config.preset = "auto"
+    else:
+        config = load_settings(TrainConfig, args)
+        config.preset = config.preset or "none"
+        if config.config:
+            given |= dict.fromkeys(settings_in(_preset_file(config.config), TrainConfig))
+    if not config.out:
+        name = Path(config.config).stem or Path(config.data).resolve().name
+        config.out = f"runs/{name or 'auto'}"
+    config.given = frozenset(given)
+    return config
 
 
-def load_settings(settings_type: type[Settings], args: Sequence[str]) -> Settings:
+def _preset_file(preset: str) -> Path:
+    """A preset as it is named, or in the repository."""
+    file = Path(preset)
+    return REPOSITORY / preset if not file.is_file() and (REPOSITORY / preset).is_file() else file
+
+
+def load_settings(settings_type: type[Settings], args: Sequence[str], preset: str | None = None) -> Settings:
     """Settings of a run from its command line: defaults, then ``--config``'s file, then the options.
+
+    Args:
+        preset: the file where ``args`` name none; unset: the type's own, empty: no file.
 
     Raises:
         InputError: unknown setting or wrong type, in the file or on the command line.
     """
-    preset, default = settings_type.config, settings_type()
-    for i, arg in enumerate(args):
-        if arg == "--config" and i + 1 < len(args):
-            preset = args[i + 1]
-        elif arg.startswith("--config="):
-            preset = arg.partition("=")[2]
+    preset = options_in(args).get("config", settings_type.config if preset is None else preset)
+    default = dataclasses.replace(settings_type(), config=preset)
     if preset:
         if need := Text(1).need(preset):
             raise InputError(f"--config {preset[:60]}: {need}")
-        file = Path(preset)
-        if not file.is_file() and (REPOSITORY / preset).is_file():
-            file = REPOSITORY / preset
-        default = read_settings(settings_type, file)
+        default = read_settings(settings_type, _preset_file(preset))
     config = parse_options(settings_type, args, default=default, prog=Path(sys.argv[0]).name)
     if config.resume not in ("auto", "never") and not Path(config.resume).exists():
         raise InputError(f"--resume {config.resume}: no such checkpoint; give auto, never or a path")
@@ -380,7 +404,7 @@ def _is_same(old: Any, new: Any) -> bool:
 def differences(old: RunSettings, new: RunSettings) -> list[str]:
     """Settings that differ, as 'section.key: old → new', those that cannot change training left out."""
     changed = []
-    harmless = ("config", "out", "resume", "run.", "monitor.")
+    harmless = ("config", "preset", "dry_run", "out", "resume", "run.", "monitor.")
 
     def compare(a, b, prefix=""):
         for item in dataclasses.fields(a):

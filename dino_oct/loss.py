@@ -139,10 +139,16 @@ class TeacherTargets(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: torch.Tensor) -> None:
-        """Move the centre towards the mean of the logits (Q, B, K) of all processes: once per optimiser step."""
+        """Move the centre towards the mean of the logits (Q, B, K) of all processes: once per optimiser step.
+
+        Processes may have different numbers of rows, as of hidden patches; where none has any, the centre stays.
+        """
         rows = logits.float().flatten(0, 1)
-        mean = processes.total(rows.sum(dim=0, keepdim=True)) / (len(rows) * processes.count())
-        self.center.mul_(self.config.center_momentum).add_(mean, alpha=1 - self.config.center_momentum)
+        sums = processes.total(torch.cat([rows.sum(dim=0), rows.new_tensor([len(rows)])]))
+        count = sums[-1]
+        moved = self.center * self.config.center_momentum
+        moved = moved.add_((sums[:-1] / count.clamp_min(1))[None], alpha=1 - self.config.center_momentum)
+        self.center.copy_(torch.where(count > 0, moved, self.center))
 
 
 def entropy(probabilities: torch.Tensor) -> torch.Tensor:

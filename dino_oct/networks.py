@@ -57,15 +57,9 @@ def build_networks(
         student = _network(_rebuild(state, config), config, tensors, seed, loss)
         return Networks(student, None, None, new_head=False, pretrained=True)
 
-    file = local_file(init)
-    init = str(file) if init.startswith("https://") else init
-    if file.is_dir() and Checkpoints(file).last.is_file():
-        file = Checkpoints(file).last
-    full = official.read_checkpoint(file) if file.is_file() else {}
-    if not official.is_full(full):
-        full = {}
+    file, full = open_start(init)
     backbone = load_backbone(
-        str(file) if full else init,
+        file,
         model_args=config.timm_args(),
         heads=config.heads,
         drop_path=config.drop_path,
@@ -88,7 +82,7 @@ def build_networks(
         return Networks(student, None, None, new_head=True, pretrained=pretrained)
 
     tensors = {which: official.network_tensors(full, which) for which in ("student", "teacher")}
-    teacher_backbone = load_backbone(str(file), model_args=config.timm_args(), heads=config.heads)
+    teacher_backbone = load_backbone(file, model_args=config.timm_args(), heads=config.heads)
     try:
         student = _network(backbone, config, tensors["student"], seed, loss)
         teacher = _network(teacher_backbone, config, tensors["teacher"], seed, loss)
@@ -113,6 +107,26 @@ def build_networks(
         "taken over" + (f" (model.out_dim {config.out_dim} is not used)" if out_dim != config.out_dim else "")
     )
     return Networks(student, teacher, center, new_head=False, pretrained=True)
+
+
+def open_start(init: str) -> tuple[str, official.Checkpoint]:
+    """Fetch what a run starts from, if it is elsewhere, and look for a full checkpoint.
+
+    Args:
+        init: SOURCE of ``load_backbone``.
+
+    Returns:
+        SOURCE to load the backbone from, and the full checkpoint that it is a part of; empty where there is none.
+
+    Raises:
+        InputError: it cannot be fetched, or its file is damaged.
+    """
+    file = local_file(init)
+    init = str(file) if init.startswith("https://") else init
+    if file.is_dir() and Checkpoints(file).last.is_file():
+        file = Checkpoints(file).last
+    full = official.read_checkpoint(file) if file.is_file() else {}
+    return (str(file), full) if official.is_full(full) else (init, {})
 
 
 def _network(

@@ -11,10 +11,10 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from dino_oct import checkpoint, processes, provenance
+from dino_oct import checkpoint, preflight, processes, provenance
 from dino_oct.augment import MultiCrop
 from dino_oct.config import TrainConfig
-from dino_oct.data.load import load_scans, scan_settings
+from dino_oct.data.load import find_scans, load_scans, scan_settings
 from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_epoch
 from dino_oct.errors import InputError
 from dino_oct.learner import Learner, NotFiniteError, Schedules
@@ -25,12 +25,12 @@ from dino_oct.models.backbone import check_size, load_backbone, patch_size, save
 from dino_oct.models.layers import check_runs
 from dino_oct.models.network import normalise_views
 from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, collapses, warnings_of
-from dino_oct.networks import build_networks
+from dino_oct.networks import Networks, build_networks
 from dino_oct.pictures import draw_views
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
 from dino_oct.runlog import RunLog, evaluation_line
-from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader
+from dino_oct.runtime import check_same_start, gpu_memory, main_first, start_processes, step_loader
 from dino_oct.stopping import Stopped, StopSignal
 from dino_oct.streams import seed_of
 
@@ -50,7 +50,7 @@ def train(config: TrainConfig) -> None:
     """
     check_settings(config)
     accelerator, say = start_processes(config.run)
-    with StopSignal() as stop, RunFolder(config.out, accelerator.is_main_process) as folder:
+    with StopSignal() as stop, RunFolder(config.out, accelerator.is_main_process and not config.dry_run) as folder:
         _train(config, accelerator, say, stop, folder)
     accelerator.end_training()
 
@@ -58,29 +58,24 @@ def train(config: TrainConfig) -> None:
 def _train(
     config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None], stop: StopSignal, folder: RunFolder
 ) -> None:
-    # ---- data ------------------------------------------------------------------------------------------------------
-    device, bf16, main_process = accelerator.device, accelerator.mixed_precision == "bf16", accelerator.is_main_process
+    # ---- settings --------------------------------------------------------------------------------------------------
     run = folder.path
     resume_file = folder.find_resume(config.resume)
     table = provenance.table_of(resume_file)
-    with accelerator.local_main_process_first():
-        index, scans = load_scans(config.data, config.dataset, config.phantom, say, table)
-    train_index = index.positions("train")
-    n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
-    share = shares(config.optim.batch_size, config.optim.accumulate)
+    index = main_first(accelerator, lambda: find_scans(config.data, config.dataset, config.phantom))
+    if config.preset == "auto":
+        preflight.choose_settings(config, index, accelerator, resume_file, say)
+        accelerator, say = start_processes(config.run)  # the same ones, of the precision that was chosen
+    device, bf16, main_process = accelerator.device, accelerator.mixed_precision == "bf16", accelerator.is_main_process
 
     # ---- networks --------------------------------------------------------------------------------------------------
-    progress = Progress(Plan(config.optim.epochs, n_steps_per_epoch, config.optim.batch_size))
     state = checkpoint.read_training_state(resume_file, STATE) if resume_file else None
-    with checkpoint.restoring(resume_file):
-        plan_change = progress.resume(state["progress"]) if state else ""
-    if state and progress.is_complete and state["is_judged"]:
-        return say(
-            f"{run} is already complete ({progress.step} steps, {progress.scans_seen:,} scans seen); --out another "
-            "folder, or --resume never"
-        )
-    with accelerator.local_main_process_first(), checkpoint.restoring(resume_file):  # it downloads, the others read
-        networks = build_networks(config.init, config.model, config.loss, config.seed, state, say)
+
+    def build() -> Networks:
+        with checkpoint.restoring(resume_file):
+            return build_networks(config.init, config.model, config.loss, config.seed, state, say)
+
+    networks = main_first(accelerator, build)
     if config.optim.freeze_backbone_epochs is None:
         new_head = 1.0 if networks.new_head and networks.pretrained else 0.0
         config.optim.freeze_backbone_epochs = state["freeze_backbone_epochs"] if state else new_head
@@ -95,6 +90,27 @@ def _train(
             sizes["monitor.attention_size"] = (config.monitor.attention_size, 2 * config.monitor.attention_size)
         for name, size in sizes.items():
             check_runs(networks.student.backbone, size, name)
+    if config.dry_run or (config.preset == "auto" and not state):
+        preflight.say_cost(config, networks, index, accelerator, say)
+    if config.dry_run:
+        return say("dry run: nothing was decoded, trained or written")
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+    with accelerator.local_main_process_first():
+        index, scans = load_scans(config.data, config.dataset, config.phantom, say, table, index)
+    train_index = index.positions("train")
+    n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
+    share = shares(config.optim.batch_size, config.optim.accumulate)
+    progress = Progress(Plan(config.optim.epochs, n_steps_per_epoch, config.optim.batch_size))
+    with checkpoint.restoring(resume_file):
+        plan_change = progress.resume(state["progress"]) if state else ""
+    if state and progress.is_complete and state["is_judged"]:
+        return say(
+            f"{run} is already complete ({progress.step} steps, {progress.scans_seen:,} scans seen); --out another "
+            "folder, or --resume never"
+        )
+
+    # ---- learner ---------------------------------------------------------------------------------------------------
     start = run / "checkpoints" / "start"
     is_anchored = bool(config.loss.anchor_weight or config.loss.gram_weight)
     learner = Learner(

@@ -5,17 +5,20 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dino_oct.config import RunConfig
 from dino_oct.data.sampler import StepSampler, belong_to_trainer
 from dino_oct.errors import InputError
+
+Result = TypeVar("Result")
 
 
 def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]:
@@ -40,6 +43,30 @@ def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]
     if accelerator.is_main_process:
         return accelerator, lambda text: tqdm.write(text, file=sys.stdout)
     return accelerator, lambda text: None
+
+
+def main_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """What ``work`` returns, on every process: the main one works first, then the first of each other machine.
+
+    For what may be downloaded. Wrong input is said once: where the main process raises ``InputError``, the others end
+    with the same exit status and no word.
+
+    Raises:
+        InputError: of ``work``.
+    """
+    result, error = None, None
+    if accelerator.is_main_process:
+        try:
+            result = work()
+        except InputError as wrong_input:
+            error = wrong_input
+    (is_wrong,) = broadcast_object_list([error is not None])
+    if error is not None:
+        raise error
+    if is_wrong:
+        raise SystemExit(2)
+    with accelerator.local_main_process_first():
+        return result if accelerator.is_main_process else work()
 
 
 def use_bf16(precision: str) -> bool:

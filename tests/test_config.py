@@ -28,6 +28,7 @@ def at_the_root(monkeypatch):
 def test_the_presets_of_the_design_exist():
     names = {preset.split("/")[1] for preset in PRESETS}
     expected = {"quickstart", "vitb8_oct2017", "vitb8_backbone", "vits16_oct2017", "vits16_scratch"}
+    expected |= {"small_cpu", "vits14_oct", "vitb14_oct2017", "vitb16_oct2017"}
     assert {f"{name}.yaml" for name in expected} <= names
 
 

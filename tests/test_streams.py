@@ -124,11 +124,11 @@ def test_start_control_and_randomised_weights_are_three_networks(seed, tmp_path)
 
 
 def test_the_head_does_not_repeat_the_backbone_of_the_next_seed():
-    from dino_oct.config import ModelConfig
+    from dino_oct.config import LossConfig, ModelConfig
 
     config = ModelConfig(args=[f"{name}={value}" for name, value in TINY.items()], out_dim=64, hidden_dim=32)
     config.bottleneck_dim, config.init = 32, "fan_in"
-    built = [build_networks(VIT, config, seed, None, lambda text: None).student for seed in (0, 1)]
+    built = [build_networks(VIT, config, LossConfig(), seed, None, lambda text: None).student for seed in (0, 1)]
     head, backbone = (w.detach() for w in (built[0].head.mlp[0].weight, built[1].backbone.blocks[0].attn.proj.weight))
     assert head.shape == backbone.shape
     assert abs(float(torch.corrcoef(torch.stack([head.flatten(), backbone.flatten()]))[0, 1])) < 0.2

@@ -10,29 +10,35 @@ from dino_oct.data.table import ScanRow, by_table, without_copies_of_held_out
 from dino_oct.files import remove
 
 
+def find_scans(data: str, dataset: DatasetConfig, phantom: PhantomConfig) -> ScanIndex:
+    """Index a folder (or draw the phantoms) without decoding; arguments and errors as ``load_scans``."""
+    return index_scans(phantom_folder(phantom, cache_root(dataset)) if data == "phantom" else data, dataset)
+
+
 def load_scans(
     data: str,
     dataset: DatasetConfig,
     phantom: PhantomConfig,
     say: Callable[[str], None],
     table: Sequence[ScanRow] | None = None,
+    index: ScanIndex | None = None,
 ) -> tuple[ScanIndex, ScanCache]:
     """Index a folder (or draw the phantoms), decode it once, and say what was found and left out.
 
     Args:
         data: an OCT2017-style folder, any folder of images, or ``phantom``.
         table: of a run, whose splits hold (``by_table``); None: the settings' splits.
+        index: from ``find_scans`` with the same settings; None: it is made here.
 
     Raises:
         InputError: missing or empty folder, or no readable scan in it.
     """
-    folder = phantom_folder(phantom, cache_root(dataset)) if data == "phantom" else data
-    index, scans = open_cache(index_scans(folder, dataset), dataset)
+    index, scans = open_cache(index or find_scans(data, dataset, phantom), dataset)
+    folder = index.root
     if data == "phantom" and (damaged := damaged_files(folder, index.files, scans.file_digests)):
         say(f"note: phantoms damaged, drawing again: {folder}/{damaged[0]} and {len(damaged) - 1} more")
         remove(folder)
-        folder = phantom_folder(phantom, cache_root(dataset))
-        index, scans = open_cache(index_scans(folder, dataset), dataset)
+        index, scans = open_cache(find_scans(data, dataset, phantom), dataset)
     index = without_copies_of_held_out(index, scans.digests)
     changes: list[str] = []
     if table is not None:

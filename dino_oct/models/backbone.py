@@ -1,30 +1,42 @@
-"""``load_backbone(SOURCE)``: one door for timm names, files of weights, run folders and exports."""
+"""``load_backbone(SOURCE)``: one door for timm names, files of weights, run folders, exports and others' folders."""
 
 import json
 import os
 import re
 import urllib.error
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models.convnext import ConvNeXt
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from dino_oct.errors import InputError
 from dino_oct.files import check_regular, read_json, write_whole
-from dino_oct.models import formats, official
-from dino_oct.models.description import ModelArgs, ModelDescription, check_arguments, check_description, describe_images
-from dino_oct.models.network import in_channels
+from dino_oct.models import formats, huggingface, official
+from dino_oct.models.description import (
+    ImageDescription,
+    ModelArgs,
+    ModelDescription,
+    check_arguments,
+    check_description,
+    describe_images,
+)
+from dino_oct.models.folders import FORMS, ModelFolder, open_folder
+from dino_oct.models.hub import check_reachable
+from dino_oct.models.network import cls_feature, evaluating, in_channels
+from dino_oct.models.recognise import Recognised, recognise
 from dino_oct.models.vit import DinoVisionTransformer
 from dino_oct.streams import seed_of
 
 # What a transformer is asked for unless told otherwise; networks that do not know an argument are built without it.
 _IF_KNOWN = {"dynamic_img_size": True, "drop_path_rate": 0.0}
+_OWN = "this package"  # name of its format
+_MOST_BY_EPS = 1e-3  # of the largest feature: what timm's eps of the norms may change
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,8 @@ class LoadReport:
         taken: which of the file's copies, as ``teacher.backbone``; empty where the file is one.
         left_out: tensors of the file that are known by name not to belong to the backbone.
         assumed: what the file does not tell, one sentence each.
+        format: name of the source's format, as its keys tell it; two, joined by " or ", where they are of both; empty
+            for random weights.
     """
 
     source: str
@@ -47,6 +61,7 @@ class LoadReport:
     taken: str = ""
     left_out: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    format: str = ""
 
     @property
     def counts(self) -> str:
@@ -54,6 +69,8 @@ class LoadReport:
         if not self.matched:
             return "random weights"
         parts = [f"{self.matched} tensors loaded, {len(self.missing)} missing, {len(self.unexpected)} unexpected"]
+        if self.format:
+            parts[0] = " or ".join(f"{name}'s" for name in self.format.split(" or ")) + f" format, {parts[0]}"
         parts[0] += f", classifier {self.classifier}" if self.classifier else ""
         if self.taken:
             parts.append(f"taken: {self.taken}")
@@ -84,10 +101,11 @@ def load_backbone(
     """Load a backbone as a timm model, ready for images of any size a multiple of its patch.
 
     Args:
-        source: a run folder, an exported folder, a vision transformer's file or its https address (DINO, DINOv2,
-            DINOv3, MAE, timm and more; of several copies the averaged one, as DINO's teacher, is taken),
-            ``timm:NAME`` (timm's weights), ``timm:NAME@FILE`` (any timm architecture with the weights of a file), or
-            ``random:NAME`` (timm's initialisation).
+        source: a run folder, an exported folder, a folder in timm's hub layout or of Hugging Face's transformers, a
+            file or its https address (vision transformers of DINO, iBOT, DINOv2, DINOv3, MAE, MoCo-v3, MIRAGE, timm;
+            ResNet and ConvNeXt; of several copies the averaged one, as DINO's teacher, is taken), ``timm:NAME`` (timm's
+            weights), ``timm:NAME@FILE`` (any timm architecture with the weights of a file), or ``random:NAME`` (timm's
+            initialisation).
         num_classes: of the classifier; 0 builds none, None takes the source's, if it has one. The classifier is new
             (timm's initialisation) unless the source holds one of this size; every other tensor must come from it.
         model_args: further arguments of the timm model, e.g. ``{"embed_dim": 96, "depth": 3}`` for ``random:``.
@@ -96,9 +114,10 @@ def load_backbone(
         seed: of the random weights, a new classifier's included.
 
     Returns:
-        a timm model; transformers resample their position embedding as DINO does. ``model.load_report`` counts tensors,
-        ``model.pretrained_cfg`` has mean and std, ``model.hub_config`` is what an export needs to rebuild it, with the
-        classes' ``label_names`` if they were loaded with their classifier.
+        a timm model; transformers resample their position embedding as DINO does. ``model.load_report`` counts tensors
+        and names the format, ``model.pretrained_cfg`` has mean, std and input size as the source has them,
+        ``model.hub_config`` is what an export needs to rebuild it, with the classes' ``label_names`` if they were
+        loaded with their classifier.
 
     Raises:
         InputError: unknown source, unreadable or damaged file, a tensor of the backbone missing, one that the backbone
@@ -115,7 +134,7 @@ def load_backbone(
         return _from_timm(name, kind == "timm", num_classes, args, seed)
     path = local_file(source)
     if path.is_dir():
-        return _from_folder(path, num_classes, args, seed)
+        return _from_folder(path, num_classes, args, heads, seed)
     if path.is_file():
         return _from_file(path, num_classes, args, heads, seed)
     if os.path.lexists(path):
@@ -141,8 +160,7 @@ def check_source(source: str) -> None:
 
 def _missing(source: str) -> str:
     meant = f"; did you mean timm:{source}?" if re.fullmatch(r"[\w.-]+", source) and timm.is_model(source) else ""
-    forms = "a run folder, an export, a file of weights, timm:NAME, timm:NAME@FILE or random:NAME"
-    return f"{source}: no such file or folder{meant or f'; give {forms}'}"
+    return f"{source}: no such file or folder{meant or f'; give {FORMS}'}"
 
 
 def local_file(address: str) -> Path:
@@ -211,10 +229,19 @@ def load_into(model: nn.Module, tensors: official.Tensors, source: str, keep: Co
 
 
 def adopt_description(model: nn.Module, hub_config: ModelDescription) -> None:
-    """Take over a description's images, class names and scans (of ``check_description``), for a model built anew."""
+    """Take over what a description (of ``check_description``) says beside the architecture, for a model built anew."""
     model.pretrained_cfg = {**model.pretrained_cfg, **hub_config["pretrained_cfg"]}
     model.hub_config["pretrained_cfg"] = {**model.hub_config["pretrained_cfg"], **hub_config["pretrained_cfg"]}
-    model.hub_config |= {key: hub_config[key] for key in ("label_names", "scans") if key in hub_config}
+    model.hub_config |= {key: hub_config[key] for key in ("label_names", "scans", "norm_eps") if key in hub_config}
+    if "norm_eps" in hub_config:
+        for norm in _norms(model):
+            norm.eps = hub_config["norm_eps"]
+
+
+def _norms(model: nn.Module) -> list[nn.LayerNorm]:
+    """The norms whose eps ``norm_eps`` is."""
+    norms = [model.head.norm] if isinstance(model, ConvNeXt) else model.modules()
+    return [norm for norm in norms if isinstance(norm, nn.LayerNorm)]
 
 
 def open_layer_scales(model: nn.Module) -> None:
@@ -288,6 +315,8 @@ def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: Model
     config = timm.get_pretrained_cfg(name) if pretrained else None
     in_source = config.num_classes if config else 0
     num_classes = in_source if num_classes is None else num_classes
+    if pretrained:
+        check_reachable(name)
     try:
         model = _create(name, num_classes, args, seed, pretrained=pretrained)
     except (OSError, RuntimeError) as error:
@@ -303,7 +332,9 @@ def _from_timm(name: str, pretrained: bool, num_classes: int | None, args: Model
     loaded = 0 < num_classes == in_source
     classifier = "loaded" if loaded else _fate(bool(in_source), bool(num_classes))
     matched = len(model.state_dict()) - (0 if loaded else len(classifier_tensors(model)))
-    return _finish(model, name.split(".")[0], args, LoadReport(f"timm:{name}", matched, classifier=classifier))
+    return _finish(
+        model, name.split(".")[0], args, LoadReport(f"timm:{name}", matched, classifier=classifier, format="timm")
+    )
 
 
 def _check_name(name: str, source: str) -> None:
@@ -326,6 +357,7 @@ def _from_named_file(name: str, file: Path, num_classes: int | None, args: Model
     if num_classes:
         model = _create(name, num_classes, args, seed)
     report = _load_network(model, network, name.split(".")[0], file, f"timm:{name}@{file}")
+    report = replace(report, format=_format_name(checkpoint, file))
     return _finish(model, name.split(".")[0], args, report)
 
 
@@ -336,17 +368,83 @@ def _from_file(path: Path, num_classes: int | None, args: ModelArgs, heads: int 
         full = official.is_full(checkpoint)
         tensors = official.backbone_tensors(checkpoint) if full else checkpoint.get("model", {})
         return _rebuild(hub_config, tensors, str(path), num_classes, args, seed, "teacher.backbone" if full else "")
-    network = formats.stored_network(checkpoint)
-    inferred = formats.infer_transformer(network, heads, path, args, checkpoint)
-    head = network.tensors.get("head.weight")
+    if huggingface.is_named(checkpoint):
+        config = path.parent / "config.json"
+        if not config.is_file():
+            raise InputError(
+                f"{path}: Hugging Face's format, of which config.json tells the heads and the norms' eps; give the "
+                "folder with both"
+            )
+        folder = ModelFolder(path.parent, "huggingface", read_json(config), (path,))
+        return _from_recognised(huggingface.open_model(folder), path, num_classes, args, heads, seed)
+    return _from_recognised(recognise(checkpoint, path), path, num_classes, args, heads, seed)
+
+
+def _format_name(checkpoint: official.Checkpoint, file: Path) -> str:
+    """The format that a file's keys tell; timm's, whose architecture it is, where they tell none or also timm's."""
+    try:
+        name = recognise(checkpoint, file).format
+    except InputError:
+        return "timm"
+    return "timm" if name.endswith(" or timm") else name
+
+
+def _from_recognised(
+    source: Recognised, path: Path, num_classes: int | None, args: ModelArgs, heads: int | None, seed: int
+) -> nn.Module:
+    """The model of a network whose architecture its tensors tell."""
+    inferred = source.infer(heads, path, args)
+    weight, bias = (source.network.tensors.get(f"{source.classifier}.{part}") for part in ("weight", "bias"))
     if num_classes is None:
-        num_classes = len(head) if head is not None and head.ndim == 2 and "head.bias" in network.tensors else 0
-    args = {**inferred.args, **args}
-    model = _create(inferred.name, num_classes, args, seed)
+        num_classes = len(weight) if weight is not None and weight.ndim == 2 and bias is not None else 0
+    model = _create(inferred.name, num_classes, inferred.args, seed)
     if inferred.name != "vit_base_patch16_clip_224":
-        model.pretrained_cfg = {**model.pretrained_cfg, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-    report = _load_network(model, network, inferred.name, path, str(path))
-    return _finish(model, inferred.name, args, replace(report, assumed=inferred.assumed))
+        model.pretrained_cfg = {**model.pretrained_cfg, **_fitting(source.images, model, args)}
+    report = _load_network(model, source.network, inferred.name, path, str(path))
+    report = replace(report, format=source.format, assumed=inferred.assumed)
+    model = _finish(model, inferred.name, inferred.args, report)
+    if source.eps is not None:
+        _take_eps(model, source.eps, path)
+    if report.classifier == "loaded" and len(source.label_names) == model.num_classes:
+        model.hub_config["label_names"] = list(source.label_names)
+    return model
+
+
+def _fitting(images: ImageDescription, model: nn.Module, args: ModelArgs) -> ImageDescription:
+    """Images as their source describes them; the model's own size where that is no multiple of the patch, or the user
+    gave one."""
+    size, patch = images.get("input_size", [])[-2:], patch_size(model)
+    if size and "img_size" not in args and not any(side % patch for side in size):
+        return images
+    return {key: value for key, value in images.items() if key != "input_size"}
+
+
+@torch.no_grad()
+def _take_eps(model: nn.Module, eps: float, path: Path) -> None:
+    """Give the norms the source's eps, which no argument of timm's sets, and say what it changes.
+
+    Measured on the image feature of noise and of black and white images, 4 patches wide.
+
+    Raises:
+        InputError: an export would have other features in plain timm, by more than ``_MOST_BY_EPS`` of the largest.
+    """
+    norms = [norm for norm in _norms(model) if norm.eps != eps]
+    if not norms:
+        return
+    of_timm, side = norms[0].eps, 4 * max(patch_size(model), 16)
+    noise = torch.randn(1, in_channels(model), side, side, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([noise, torch.full_like(noise, -2), torch.full_like(noise, 2)])
+    with evaluating(model):
+        theirs = cls_feature(model, images)
+        adopt_description(model, {"norm_eps": float(eps), "pretrained_cfg": {}})
+        ours = cls_feature(model, images)
+    change = ((ours - theirs).abs().max() / ours.abs().max()).item()
+    if not change <= _MOST_BY_EPS:
+        raise InputError(
+            f"{path}: eps of its norms is {eps:g}, of timm's {of_timm:g}; it changes features by {change:.0e}: refused"
+        )
+    words = f"eps of the norms: {eps:g}; plain timm has {of_timm:g}, which changes the features by {change:.0e}"
+    model.load_report = replace(model.load_report, assumed=(*model.load_report.assumed, words))
 
 
 def _load_network(
@@ -363,14 +461,32 @@ def _load_network(
     return replace(report, taken=network.prefix, left_out=(*left_out, *network.left_out))
 
 
-def _from_folder(folder: Path, num_classes: int | None, args: ModelArgs, seed: int) -> nn.Module:
-    export = next((f for f in (folder, folder / "export") if (f / "config.json").is_file()), None)
-    if export is None:
-        raise InputError(f"{folder}: neither a run folder nor an export (no export/config.json in it)")
-    hub_config = read_json(export / "config.json")
-    check_description(hub_config, str(export / "config.json"))
-    tensors = official.read_checkpoint(export / "backbone.safetensors")
-    return _rebuild(hub_config, tensors, str(export), num_classes, args, seed)
+def _from_folder(folder: Path, num_classes: int | None, args: ModelArgs, heads: int | None, seed: int) -> nn.Module:
+    content = open_folder(folder)
+    if content.kind == "timm":
+        return _from_hub(content, num_classes, args, seed)
+    if content.kind == "huggingface":
+        return _from_recognised(huggingface.open_model(content), content.path, num_classes, args, heads, seed)
+    if content.kind == "weights":
+        return _from_recognised(recognise(content.read(), folder), folder, num_classes, args, heads, seed)
+    check_description(content.config, str(content.path / "config.json"))
+    return _rebuild(content.config, content.read(), str(content.path), num_classes, args, seed)
+
+
+def _from_hub(folder: ModelFolder, num_classes: int | None, args: ModelArgs, seed: int) -> nn.Module:
+    """The model of a folder in timm's hub layout, whose weights timm may have to translate."""
+    config = folder.config
+    if "pretrained_cfg" not in config:  # as timm wrote it at first: all in one
+        config = {"architecture": config["architecture"], "pretrained_cfg": config, "num_classes": 0} | {
+            key: config[key] for key in ("num_classes", "model_args") if key in config
+        }
+
+    def load(model: nn.Module) -> LoadReport:
+        checkpoint = folder.read()
+        network = formats.stored_network(checkpoint, model.state_dict()) or formats.unwrapped(checkpoint)
+        return _load_network(model, network, config["architecture"].split(".")[0], folder.path, str(folder.path))
+
+    return _build(config, load, str(folder.path), num_classes, args, seed, "timm")
 
 
 def _rebuild(
@@ -382,7 +498,24 @@ def _rebuild(
     seed: int,
     taken: str = "",
 ) -> nn.Module:
-    """The model that ``hub_config`` describes, with its tensors."""
+    """The model that this package's ``hub_config`` describes, with its tensors."""
+
+    def load(model: nn.Module) -> LoadReport:
+        return replace(_load(model, tensors, source), taken=taken)
+
+    return _build(hub_config, load, source, num_classes, args, seed, _OWN)
+
+
+def _build(
+    hub_config: ModelDescription,
+    load: Callable[[nn.Module], LoadReport],
+    source: str,
+    num_classes: int | None,
+    args: ModelArgs,
+    seed: int,
+    format_name: str,
+) -> nn.Module:
+    """The model that ``hub_config`` describes, with what ``load`` puts into it."""
     hub_config = check_description(hub_config, source)
     num_classes = hub_config["num_classes"] if num_classes is None else num_classes
     args = {**hub_config["model_args"], **args}
@@ -391,7 +524,7 @@ def _rebuild(
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     model.pretrained_cfg = {**model.pretrained_cfg, **hub_config["pretrained_cfg"]}
-    report = replace(_load(model, tensors, source), taken=taken)
+    report = replace(load(model), format=format_name)
     model = _finish(model, hub_config["architecture"], args, report)
     if report.classifier != "loaded":  # then its names are not the model's
         hub_config = {key: value for key, value in hub_config.items() if key != "label_names"}

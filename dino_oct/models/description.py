@@ -37,8 +37,9 @@ class ImageDescription(TypedDict, total=False):
 class ModelDescription(TypedDict, total=False):
     """What rebuilds a network, in timm's hub format: an export's ``config.json``, a checkpoint's ``hub_config``.
 
-    ``num_classes`` is the classifier's, 0 without. Not always there are ``num_features``, ``label_names`` (the classes)
-    and ``scans`` (what was done to scans before they became images, which timm does not know).
+    ``num_classes`` is the classifier's, 0 without. Not always there are ``num_features``, ``label_names`` (the
+    classes), and what timm does not know: ``scans`` (what was done to scans before they became images) and ``norm_eps``
+    (of all layer norms, in ConvNeXt of the last one; where it is not timm's).
     """
 
     architecture: str
@@ -48,6 +49,7 @@ class ModelDescription(TypedDict, total=False):
     pretrained_cfg: ImageDescription
     label_names: list[str]
     scans: dict[str, Any]
+    norm_eps: float
 
 
 # How timm makes a scan ready, in its own terms: the whole scan, resized to the input size.
@@ -124,7 +126,7 @@ def check_description(hub_config: Any, source: str) -> ModelDescription:
         "architecture": architecture,
         "num_classes": _count(hub_config.get("num_classes", 0), "num_classes", source),
         "model_args": check_arguments(architecture, hub_config.get("model_args") or {}, source),
-        "pretrained_cfg": _check_images(hub_config.get("pretrained_cfg"), source),
+        "pretrained_cfg": check_images(hub_config.get("pretrained_cfg"), source),
     }
     names = hub_config.get("label_names")
     if names is not None:
@@ -136,10 +138,15 @@ def check_description(hub_config: Any, source: str) -> ModelDescription:
     scans = hub_config.get("scans")
     if isinstance(scans, dict):
         described["scans"] = {str(name): value for name, value in scans.items() if _is_plain(value)}
+    eps = hub_config.get("norm_eps")
+    if eps is not None:
+        if not isinstance(eps, float) or not 0 < eps < 1:
+            raise InputError(f"{source}: norm_eps {eps!r} is not between 0 and 1")
+        described["norm_eps"] = eps
     return described
 
 
-def _check_images(config: Any, source: str) -> ImageDescription:
+def check_images(config: Any, source: str) -> ImageDescription:
     """mean, std, and input size of ``pretrained_cfg``; what else timm has there is not read from a file."""
     if not isinstance(config, dict):
         raise InputError(f"{source}: it has no pretrained_cfg, so its mean and std are not known; export it again")

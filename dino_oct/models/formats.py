@@ -13,6 +13,7 @@ from typing import Any
 import timm
 import torch
 from timm.models import model_entrypoint
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -42,6 +43,8 @@ _BESIDE = re.compile(
     r"pre_logits|mask_token|masked_embed|decoder\w*|local_cls_norm|queue\w*|optim\w*|scaler|\w*scheduler\w*|"
     r"(\w+_)?loss|center|criterion|rng\w*)"
 )
+# Parts of names that sharded training puts between those of the network.
+_SHARDING = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 # Constants that timm's models make themselves.
 _CONSTANTS = re.compile(r"(.*\.)?(rope\w*\.periods|bias_mask|relative_position_index|attn_mask|num_batches_tracked)")
 
@@ -126,7 +129,7 @@ def unwrapped(checkpoint: Checkpoint) -> StoredNetwork:
 def _flatten(value: dict[Any, Any], path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
     for key, item in value.items():
         if isinstance(item, torch.Tensor):
-            yield f"{path}{key}", item
+            yield _SHARDING.sub("", f"{path}{key}"), item
         elif isinstance(item, dict):
             yield from _flatten(item, f"{path}{key}.")
 
@@ -162,12 +165,9 @@ def infer_transformer(
     Raises:
         InputError: no such transformer.
     """
-    if network is None or network.tensors[_PATCHES].ndim != 4 or "blocks.0.norm1.weight" not in _blocks(network):
-        some = ", ".join(list(map(str, names))[:3]) or "no tensors"
-        raise InputError(
-            f"{file}: not a DINO vision transformer (it has {some}, …); for any other timm architecture give "
-            f"timm:NAME@{file}"
-        )
+    patches = network.tensors.get(_PATCHES) if network else None
+    if network is None or patches is None or patches.ndim != 4 or "blocks.0.norm1.weight" not in _blocks(network):
+        raise unknown(file, names)
     tensors = _blocks(network)
     width, channels, *patch = tensors[_PATCHES].shape
     depth = 1 + max(int(name.split(".")[1]) for name in tensors if re.match(r"blocks\.\d+\.", name))
@@ -179,6 +179,15 @@ def infer_transformer(
     model_args |= {"embed_dim": width, "depth": depth, "num_heads": heads}
     name = (_dinov3 if is_dinov3 else _vit)(tensors, model_args, file, args)
     return Architecture(name, model_args, assumed)
+
+
+def unknown(file: Path, names: Collection[str]) -> InputError:
+    """The error for a file of no format that is known by its keys; ``names`` are those of its entries."""
+    some = ", ".join(list(map(str, names))[:3]) or "no tensors"
+    return InputError(
+        f"{file}: not a DINO vision transformer, nor of any other format that is known by its keys (it has {some}, …); "
+        f"for any other timm architecture give timm:NAME@{file}"
+    )
 
 
 def _blocks(network: StoredNetwork) -> Tensors:
@@ -315,7 +324,8 @@ def translate(network: StoredNetwork, model: nn.Module, architecture: str, file:
     Raises:
         InputError: timm's filter cannot read the file.
     """
-    tensors, state = _blocks(network), model.state_dict()
+    is_transformer = isinstance(model, (VisionTransformer, Eva))  # others have numbers of blocks of their own
+    tensors, state = _blocks(network) if is_transformer else dict(network.tensors), model.state_dict()
     positions = tensors.get("pos_embed")
     own = state.get("pos_embed")
     if "register_tokens" in tensors and positions is not None:
@@ -339,12 +349,13 @@ def translate(network: StoredNetwork, model: nn.Module, architecture: str, file:
         except Exception as error:  # whatever an unknown format makes it raise
             reason = f"{type(error).__name__} {' '.join(str(error).split())[:160]}"
             raise InputError(f"{file}: timm cannot read it as {architecture} ({reason})") from None
-    ready = {name: tensor for name, tensor in ready.items() if isinstance(tensor, torch.Tensor)}
+    ready = {name: tensor for name, tensor in ready.items() if isinstance(tensor, torch.Tensor) and tensor.numel()}
     kept = {tensor.untyped_storage().data_ptr() for tensor in ready.values()}
     dropped = {
         name: tensor
         for name, tensor in tensors.items()
         if name not in ready and tensor.untyped_storage().data_ptr() not in kept and not _is_constant(name, tensor)
+        if tensor.numel()
     }
     unread = {n: t for n, t in {**dropped, **ready}.items() if n not in state}
     left_out = [name for name in unread if _BESIDE.fullmatch(name.split(".")[0]) and not is_classifier(name, model)]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from dino_oct.models.backbone import load_backbone, local_file
+from dino_oct.models.folders import weights_file
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,5 @@ def _weights_file(source: str) -> Path | None:
         return local_file(file) if file else None
     path = local_file(source)
     if path.is_dir():
-        files = (folder / "backbone.safetensors" for folder in (path, path / "export"))
-        return next((file for file in files if file.is_file()), None)
+        return weights_file(path)
     return path if path.is_file() else None

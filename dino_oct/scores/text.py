@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,4 +169,5 @@ def _in_lines(text: str, width: int = 80) -> list[str]:
             lines[-1] += ";"
             lines.append("")
         lines[-1] += f"; {clause}" if lines[-1] else f"  {clause}"
+        lines[-1:] = textwrap.wrap(lines[-1], width - 1, subsequent_indent="  ")  # a semicolon may follow
     return lines

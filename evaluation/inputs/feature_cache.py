@@ -90,7 +90,9 @@ def of_network(
     config = backbone.pretrained_cfg
     identity = {
         "weights": network.weights.sha256,
-        "architecture": [network.hub_config[key] for key in ("architecture", "model_args")],
+        "architecture": [
+            network.hub_config[key] for key in ("architecture", "model_args", "norm_eps") if key in network.hub_config
+        ],
         "normalisation": [list(config["mean"]), list(config["std"])],
         "kind": kind._asdict(),
         "precision": precision,

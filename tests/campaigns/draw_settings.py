@@ -363,7 +363,7 @@ def is_told(drawn: Draw, text: str, places: dict[str, str] | None = None) -> boo
     plain = re.sub("[- ]", "_", text)
     told = any(_has(plain, f"(_|\\b){re.escape(name)}(_|\\b)") for name in names)
     told |= any(_has(text, rf"(?<!\w){re.escape(value)}" + ("" if len(value) == 40 else r"(?!\w)")) for value in values)
-    told |= any(text.startswith(f"error: {word}: ") for word in words)
+    told |= any(text.removeprefix("error: ").startswith(f"{word}: ") for word in words)
     # Words that begin with a hyphen are options to the parser.
     return len(text.splitlines()) == 1 and (told or any(word.startswith("-") for word in words))
 

@@ -162,7 +162,8 @@ def edit_export(name: str, value):
     def edit(folder: Path) -> None:
         file = folder / "run" / "export" / "config.json"
         config = json.loads(file.read_text())
-        place = config["pretrained_cfg"] if name in ("mean", "std") else config["model_args"]
+        places = {"mean": config["pretrained_cfg"], "norm_eps": config}
+        place = places.get(name, config["model_args"])
         place[name] = value
         file.write_text(json.dumps(config))
 
@@ -189,6 +190,7 @@ CHANGES = {
     "the weights": (edit_weights("export"), OF_MODEL | {"resamples"}),
     "the weights before training": (edit_weights("checkpoints/start"), {"leaderboard"}),
     "the normalisation": (edit_export("mean", [0.3, 0.3, 0.3]), OF_MODEL),
+    "the eps of the norms": (edit_export("norm_eps", 1e-3), OF_MODEL),
     "the number of heads": (edit_export("num_heads", 4), OF_MODEL),
     "the image size": (edit_run("image_size", [24, 24]), OF_MODEL),
     "the attention size": (edit_run("attention_size", 40), {"leaderboard", "maps"}),

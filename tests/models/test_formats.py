@@ -148,6 +148,19 @@ FORMATS = {
 }
 
 
+NAMES = {
+    **dict.fromkeys(("DINOv2", "DINOv2, registers", "DINOv2, SwiGLU", "DINOv2, SwiGLU and registers"), "DINOv2"),
+    **dict.fromkeys(("DINOv3", "DINOv3, no bias", "DINOv3, SwiGLU"), "DINOv3"),
+    "DINO": "DINO or timm",
+    "DINOv2's trainer": "DINOv2",
+    "MAE": "MAE",
+    "MAE, fine-tuned": "MAE or timm",
+    "DeiT-III": "DeiT-III",
+    "one channel, odd mlp": "DINO or timm",
+    "no bias of queries": "DINO or timm",
+}
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_features_are_timms(name, tmp_path):
     model, checkpoint = FORMATS[name]()
@@ -158,6 +171,7 @@ def test_features_are_timms(name, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(cls_feature(loaded, images), model(images), rtol=1e-5, atol=1e-5)
     assert loaded.load_report.matched == len(loaded.state_dict())
+    assert loaded.load_report.format == NAMES.get(name, "timm")
 
 
 @pytest.mark.parametrize("name", ["DINOv2", "DINOv2, registers", "DINOv2, SwiGLU", "DINOv3", "DINOv3, SwiGLU", "MAE"])
@@ -222,6 +236,57 @@ def test_wrappers_are_peeled_and_the_copy_is_said(name, tmp_path):
     expected = {"EMA beside": "state_dict_ema.module", "MoCo": "state_dict.module.base_encoder",
                 "teacher and student in one": "model.teacher.backbone", "I-JEPA": "target_encoder.module"}  # fmt: skip
     assert expected.get(name, "") in report
+    assert loaded.load_report.format == ("MoCo-v3" if name == "MoCo" else "DINO or timm")
+
+
+HEAD = {
+    "mlp.0.weight": torch.ones(2, 64),
+    "last_layer.weight_v": torch.ones(8, 2),
+    "last_layer.weight_g": torch.ones(8),
+}
+TRAINED = {
+    "DINO": lambda s, o: {
+        "student": prefixed(o, "module.backbone.") | prefixed(HEAD, "module.head."),
+        "teacher": prefixed(s, "backbone.") | prefixed(HEAD, "head."),
+        "dino_loss": {"center": torch.ones(1, 8)},
+    },
+    "iBOT": lambda s, o: {
+        "student": prefixed({**o, "masked_embed": torch.ones(1, 64)}, "module.backbone."),
+        "teacher": prefixed(s, "backbone.") | prefixed({**HEAD, "last_layer2.weight_v": torch.ones(8, 2)}, "head."),
+        "ibot_loss": {"center": torch.ones(1, 8), "center2": torch.ones(1, 1, 8)},
+    },
+    "DINOv2": lambda s, o: {
+        "teacher": {
+            **{n.replace("blocks.", "blocks.0._checkpoint_wrapped_module."): t for n, t in
+               prefixed(s, "backbone._fsdp_wrapped_module.").items()},
+            "dino_head.last_layer.weight_v": torch.ones(8, 2), "ibot_head.last_layer.weight_v": torch.ones(8, 2),
+        }
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_full_checkpoints_give_the_teacher_and_name_their_format(name, tmp_path):
+    state = randomised("vit_base_patch16_224", img_size=64, **SMALL).state_dict()
+    torch.save(TRAINED[name](state, {n: t + 1 for n, t in state.items()}), tmp_path / "full.pth")
+    loaded = load_backbone(str(tmp_path / "full.pth"))
+    assert all(torch.equal(tensor, state[n]) for n, tensor in loaded.state_dict().items())
+    assert f"full.pth: {name}'s format, {len(state)} tensors loaded, 0 missing, 0 unexpected" in str(loaded.load_report)
+
+
+def test_heads_of_moco_v3_are_known(tmp_path):
+    """Its ViT-S has 12 heads of 32 channels; no tensor tells."""
+    state = timm.create_model("vit_small_patch16_224", img_size=32, depth=1, num_classes=0).state_dict()
+    torch.save({"state_dict": prefixed(state, "module.base_encoder.")}, tmp_path / "moco.pth")
+    loaded = load_backbone(str(tmp_path / "moco.pth"))
+    assert loaded.blocks[0].attn.num_heads == 12
+    assert "heads: 12 assumed, as MoCo-v3's ViT-S has" in str(loaded.load_report)
+
+
+def test_a_shard_of_one_process_says_what_to_give(tmp_path):
+    torch.save({"model": {"student.backbone._flat_param": torch.ones(9)}}, tmp_path / "rank_0.pth")
+    with pytest.raises(InputError, match="one process's shard of a training with FSDP; give the teacher's"):
+        load_backbone(str(tmp_path / "rank_0.pth"))
 
 
 def test_what_lies_beside_and_is_not_known_is_refused(tmp_path):
@@ -271,6 +336,7 @@ def test_a_real_dinov2_file_gives_timms_features():
     report = model.load_report
     assert (report.matched, report.missing, report.unexpected, report.left_out) == (174, (), (), ("mask_token",))
     assert "heads: 6 assumed, 64 channels each" in str(report)
+    assert f"{WEIGHTS}: DINOv2's format, 174 tensors loaded, 0 missing, 0 unexpected" in str(report)
     assert model.hub_config["architecture"] == "vit_small_patch14_dinov2"
 
 
