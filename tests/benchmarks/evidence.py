@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from evaluation.scores.probes import choose, choose_within, draw_patients, logistic_path, standardisation
 from PIL import Image
 
 from dino_oct.cli import run_command
@@ -40,6 +39,7 @@ from dino_oct.models.network import normalise
 from dino_oct.pictures import fit_short_side
 from dino_oct.runtime import default_device, use_bf16
 from dino_oct.scores.bootstrap import PatientBootstrap, Scale
+from dino_oct.scores.probes import choose, choose_within, draw_patients, logistic_path, standardisation
 from dino_oct.streams import generator
 from evaluation.maps.methods import enlarge
 
