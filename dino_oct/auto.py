@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dino_oct.config import AugmentConfig, LossConfig, MonitorConfig, OptimConfig, TrainConfig
+from dino_oct.config import AugmentConfig, LossConfig, MonitorConfig, TrainConfig
 
 MANY = 20_000  # training scans from which the published recipes' batches and epochs are meant
 LONG = 5_000  # optimiser steps from which their stochastic depth, weight decay and warm-ups are
@@ -23,6 +23,7 @@ _NARROW = 256  # channels under which a network is initialised and headed as the
 # Bytes that a training takes for each channel of each token and block: how the peak of ViT-S grew with the scans of a
 # step, on a CPU. (Tensors that the backward pass needs are 40 and 73 of them.)
 _KEPT = {"bf16": 64, "fp32": 92}
+_VALUES = 20  # that the layers of a transformer's block put out for each of its channels
 _KEPT_RECOMPUTING = 4  # with checkpointing: a block's input alone
 _PER_PARAMETER = 20  # bytes: student, gradient, two moments of AdamW, teacher
 _BASE = 800 << 20  # bytes of PyTorch itself
@@ -38,10 +39,12 @@ class Facts:
         scans: for training. labelled: those of them with a class.
         size: median rows and columns of the files, in pixels.
         source: a full checkpoint (student, teacher, head, centre), a backbone alone, or random weights.
-        patch: pixels per side of a token. width: channels. depth: blocks. parameters: of the backbone.
+        patch: pixels per side of a token, or of the smallest map of a network without tokens. width: channels. depth:
+            blocks. parameters: of the backbone.
         image_size: shorter side of the images that the backbone was made for, in pixels.
         out_dim: K of a full checkpoint. fixed_gain: whether its prototypes' gain is 1 (``norm_last_layer``).
         loss: settings of the run that a full checkpoint is of; None where they are not known.
+        values_per_pixel: that the layers of a network without tokens put out, for each pixel of an image; None: tokens.
     """
 
     scans: int
@@ -56,6 +59,12 @@ class Facts:
     out_dim: int | None = None
     fixed_gain: bool = True
     loss: LossConfig | None = None
+    values_per_pixel: float | None = None
+
+    @property
+    def cell(self) -> str:
+        """What ``patch`` is."""
+        return "patch" if self.values_per_pixel is None else "stride"
 
 
 @dataclass(frozen=True)
@@ -121,8 +130,14 @@ class Views:
 
     def tokens(self, patch: int) -> int:
         """Tokens of all views of a scan, each view's CLS included."""
-        sizes = [self.global_size] * 2 + [self.local_size] * self.n_local
-        return sum((side // patch) ** 2 + 1 for side in sizes)
+        return sum((side // patch) ** 2 + 1 for side in self._sides())
+
+    def pixels(self) -> int:
+        """Pixels of all views of a scan."""
+        return sum(side**2 for side in self._sides())
+
+    def _sides(self) -> list[int]:
+        return [self.global_size] * 2 + [self.local_size] * self.n_local
 
 
 @dataclass(frozen=True)
@@ -166,15 +181,19 @@ def memory_of_step(
         scans: of a micro-batch, of one process.
         precision: of the networks. recompute: ``model.grad_checkpointing``.
     """
-    channels = views.tokens(facts.patch) * facts.width
-    kept = channels * _KEPT[precision] * facts.depth
+    depth = facts.depth
+    if facts.values_per_pixel is None:
+        channels = views.tokens(facts.patch) * facts.width  # of each block
+    else:
+        channels, depth = views.pixels() * facts.values_per_pixel / _VALUES, 1
+    kept = channels * _KEPT[precision] * depth
     if recompute:
-        kept = channels * (_KEPT_RECOMPUTING * facts.depth + _KEPT[precision])
+        kept = channels * (_KEPT_RECOMPUTING * depth + _KEPT[precision])
     n_views = 2 + views.n_local
     logits = n_views * head.out_dim * 4 * 4  # logits, their softmax, its logarithm and a gradient
     in_head = head.hidden_dim * (facts.width + head.hidden_dim + head.bottleneck_dim)
     parameters = facts.parameters + in_head + head.bottleneck_dim * head.out_dim
-    return _BASE + _PER_PARAMETER * parameters + scans * (kept + logits)
+    return _BASE + _PER_PARAMETER * parameters + scans * (int(kept) + logits)
 
 
 class _Chooser:
@@ -213,7 +232,7 @@ class _Chooser:
         if most < usual:
             why = "the scans' size" if max(facts.size) < facts.image_size else "the size the network was made for"
         global_size = self.pick(
-            "augment.global_size", self.side(min(usual, most)), f"{why}, a multiple of the patch ({facts.patch})"
+            "augment.global_size", self.side(min(usual, most)), f"{why}, a multiple of the {facts.cell} ({facts.patch})"
         )
         share = 96 / 224 if is_gpu else 1 / 2
         is_small = global_size < 100
@@ -318,8 +337,7 @@ class _Chooser:
         self.pick("optim.lr", lr, f"{peak:.2g} for {batch} scans; {why}")
         if self.is_narrow:
             self.pick("optim.min_lr", 1e-5, "a narrow network")
-        if hasattr(OptimConfig(), "layer_decay"):
-            self.pick("optim.layer_decay", _LAYER_DECAY, "all blocks at one rate, as it was measured")
+        self.pick("optim.layer_decay", _LAYER_DECAY, "all blocks at one rate, as it was measured")
         share = 0.1 if self.is_random else 0.15
         warmup = plan.in_epochs(share, 10_000 if self.is_random else 500)
         self.pick("optim.warmup_epochs", warmup, f"{warmup * plan.steps_per_epoch:,.0f} of {plan.steps:,} steps")
@@ -388,7 +406,9 @@ class _Chooser:
         default = MonitorConfig()
         side = self.side(min(default.image_size[0], self.facts.image_size, max(self.facts.size)))
         near = "near 224" if side > 200 else "of scans or network"
-        self.pick("monitor.image_size", (side, side), f"{near}, a multiple of the patch ({self.facts.patch})")
+        self.pick(
+            "monitor.image_size", (side, side), f"{near}, a multiple of the {self.facts.cell} ({self.facts.patch})"
+        )
         every = 1 if self.facts.scans >= MANY else max(round(plan.epochs / 5), 1)
         what = "k-NN" if self.facts.labelled else "features"
         self.pick("monitor.every_epochs", float(every), f"judges the {what} {math.ceil(plan.epochs / every) + 1} times")

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from torch import nn
 
 from dino_oct import auto
 from dino_oct.augment import MultiCrop
@@ -28,6 +29,7 @@ from dino_oct.learner import Learner, StepValues
 from dino_oct.limits import all_settings, check_settings
 from dino_oct.masking import block_masks
 from dino_oct.models.backbone import load_backbone, patch_size
+from dino_oct.models.layers import values_put_out
 from dino_oct.models.network import cls_feature, evaluating, normalise, normalise_views
 from dino_oct.networks import Networks, open_start
 from dino_oct.provenance import run_of
@@ -90,15 +92,27 @@ def facts_of(config: TrainConfig, index: ScanIndex) -> auto.Facts:
         labelled=int((index.labels[train] != UNLABELLED).sum()),
         size=_median_size(index, train),
         source=source,
-        patch=patch_size(backbone),
-        width=backbone.num_features,
-        depth=len(getattr(backbone, "blocks", ())) or 1,
-        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        **_size_of(backbone),
         image_size=min(backbone.pretrained_cfg["input_size"][1:]),
         out_dim=out_dim or (config.model.out_dim if full else None),
         fixed_gain=fixed_gain,
         loss=loss,
     )
+
+
+def _size_of(backbone: nn.Module) -> dict[str, Any]:
+    """``patch``, ``width``, ``depth``, ``parameters`` and ``values_per_pixel`` of ``auto.Facts``."""
+    patch, values = patch_size(backbone), None
+    if patch == 1:
+        side = 32 * max(min(backbone.pretrained_cfg["input_size"][1:]) // 32, 2)
+        patch, values = 32, values_put_out(backbone, (side, side)) / side**2
+    return {
+        "patch": patch,
+        "width": backbone.num_features,
+        "depth": len(getattr(backbone, "blocks", ())) or 1,
+        "parameters": sum(parameter.numel() for parameter in backbone.parameters()),
+        "values_per_pixel": values,
+    }
 
 
 def machine_of(accelerator: Accelerator) -> auto.Machine:
@@ -160,7 +174,7 @@ def _choose(config: TrainConfig, index: ScanIndex, accelerator: Accelerator, say
     kind = {"full": "full checkpoint", "backbone": "backbone only", "random": "random weights"}[facts.source]
     labels = f"{facts.labelled:,} with a class" if facts.labelled else "no labels"
     say(f"scans: {facts.scans:,} for training ({labels}), {facts.size[0]} × {facts.size[1]} px")
-    size = f"patch {facts.patch}, made for {facts.image_size} px"
+    size = f"{facts.cell} {facts.patch}, made for {facts.image_size} px"
     say(f"start: {kind}, {facts.parameters / 1e6:.1f} M parameters, {size}")
     where = "GPU" if machine.device == "cuda" else "CPU"
     several = f"{machine.processes} processes on " if machine.processes > 1 else ""
@@ -287,10 +301,7 @@ def _memory(config: TrainConfig, networks: Networks, accelerator: Accelerator, s
         labelled=0,
         size=(1, 1),
         source="backbone",
-        patch=patch_size(backbone),
-        width=backbone.num_features,
-        depth=len(getattr(backbone, "blocks", ())) or 1,
-        parameters=sum(parameter.numel() for parameter in backbone.parameters()),
+        **_size_of(backbone),
         image_size=1,
     )
     augment, layer = config.augment, head.last_layer.weight_v

@@ -20,7 +20,7 @@ from dino_oct.errors import InputError
 from dino_oct.learner import Learner, NotFiniteError, Schedules
 from dino_oct.limits import check_settings
 from dino_oct.masking import block_masks
-from dino_oct.models.attention import has_cls_attention
+from dino_oct.models.attention import has_cls_attention, use_plain_attention
 from dino_oct.models.backbone import check_size, load_backbone, patch_size, save_export
 from dino_oct.models.layers import check_runs
 from dino_oct.models.network import normalise_views
@@ -55,6 +55,21 @@ def train(config: TrainConfig) -> None:
     accelerator.end_training()
 
 
+def _check_sizes(config: TrainConfig, backbone: nn.Module) -> None:
+    """Raise InputError unless the backbone takes images of every size that the settings ask for."""
+    sizes = {"augment.global_size": (config.augment.global_size,) * 2}
+    if config.augment.n_local:
+        sizes["augment.local_size"] = (config.augment.local_size,) * 2
+    sizes["monitor.image_size"] = config.monitor.image_size
+    for name, size in sizes.items():
+        check_size(size, backbone, name)
+    if not has_cls_attention(backbone):
+        if config.monitor.attention_scans:  # drawn at their own aspect
+            sizes["monitor.attention_size"] = (config.monitor.attention_size, 2 * config.monitor.attention_size)
+        for name, size in sizes.items():
+            check_runs(backbone, size, name)
+
+
 def _train(
     config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None], stop: StopSignal, folder: RunFolder
 ) -> None:
@@ -79,17 +94,7 @@ def _train(
     if config.optim.freeze_backbone_epochs is None:
         new_head = 1.0 if networks.new_head and networks.pretrained else 0.0
         config.optim.freeze_backbone_epochs = state["freeze_backbone_epochs"] if state else new_head
-    sizes = {"augment.global_size": (config.augment.global_size,) * 2}
-    if config.augment.n_local:
-        sizes["augment.local_size"] = (config.augment.local_size,) * 2
-    sizes["monitor.image_size"] = config.monitor.image_size
-    for name, size in sizes.items():
-        check_size(size, networks.student.backbone, name)
-    if not has_cls_attention(networks.student.backbone):
-        if config.monitor.attention_scans:  # drawn at their own aspect
-            sizes["monitor.attention_size"] = (config.monitor.attention_size, 2 * config.monitor.attention_size)
-        for name, size in sizes.items():
-            check_runs(networks.student.backbone, size, name)
+    _check_sizes(config, networks.student.backbone)
     if config.dry_run or (config.preset == "auto" and not state):
         preflight.say_cost(config, networks, index, accelerator, say)
     if config.dry_run:
@@ -119,6 +124,9 @@ def _train(
     )  # fmt: skip
     if networks.center is not None:
         learner.targets.center.copy_(networks.center)
+    if device.type == "cpu" and bf16:
+        use_plain_attention(learner.student)
+        use_plain_attention(learner.teacher)
     if config.model.compile:
         learner.compile()
     schedules = Schedules(config.optim, config.loss, n_steps_per_epoch)

@@ -30,6 +30,7 @@ MACHINES = [LAPTOP, Machine("cpu", 3 << 30, 1, bf16=False), GPU, Machine("cuda",
             dataclasses.replace(GPU, processes=3)]  # fmt: skip
 SMALL = Facts(1778, 600, (496, 512), "backbone", 14, 384, 12, 22_056_192, 518)  # ViT-S/14 of 518 px
 BASE8 = dataclasses.replace(SMALL, patch=8, width=768, parameters=85_807_872, image_size=224)
+CNN = Facts(1778, 600, (496, 512), "backbone", 32, 2048, 4, 23_508_032, 224, values_per_pixel=740)  # ResNet-50
 NARROW = Facts(1778, 600, (96, 96), "random", 8, 96, 3, 373_568, 48)  # the quickstart's
 TINY_NETWORK = ["--model.args", "patch_size=8", "img_size=32", "embed_dim=32", "depth=2", "num_heads=2"]
 
@@ -52,7 +53,7 @@ def config_of(values: dict) -> TrainConfig:
 @pytest.mark.parametrize("scans", [24, 300, 2_000, 80_000])
 @pytest.mark.parametrize("machine", MACHINES, ids=["laptop", "small CPU", "GPU", "small GPU", "three GPUs"])
 def test_whatever_is_chosen_is_allowed_fits_together_and_is_explained(scans, machine):
-    for network, source in itertools.product((SMALL, BASE8, NARROW), ("full", "backbone", "random")):
+    for network, source in itertools.product((SMALL, BASE8, CNN, NARROW), ("full", "backbone", "random")):
         facts = dataclasses.replace(network, scans=scans, source=source, out_dim=4096 if source == "full" else None)
         choices = auto.choose(facts, machine)
         assert len({choice.setting for choice in choices}) == len(choices)

@@ -24,6 +24,17 @@ def check_transformer(backbone: nn.Module) -> None:
         raise InputError(f"{type(backbone).__name__} has no CLS token: this needs a vision transformer")
 
 
+def use_plain_attention(model: nn.Module) -> None:
+    """Compute attention by matrix products, as timm does without torch's fused kernel.
+
+    In bf16 on a CPU the fused kernel's backward pass is slower than the whole rest of a block
+    (tests/benchmarks/step_speed.py). Results differ by rounding.
+    """
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False
+
+
 @torch.no_grad()
 def cls_attention(backbone: nn.Module, images: torch.Tensor, block: int = -1) -> torch.Tensor:
     """Softmax attention from CLS to the patches, per head (Caron et al. 2021, figure 1). Only the CLS row is computed.

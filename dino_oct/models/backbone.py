@@ -432,7 +432,8 @@ def _take_eps(model: nn.Module, eps: float, path: Path) -> None:
     if not norms:
         return
     of_timm, side = norms[0].eps, 4 * max(patch_size(model), 16)
-    noise = torch.randn(1, in_channels(model), side, side, generator=torch.Generator().manual_seed(0))
+    random = torch.Generator().manual_seed(seed_of("noise to measure norms by"))
+    noise = torch.randn(1, in_channels(model), side, side, generator=random)
     images = torch.cat([noise, torch.full_like(noise, -2), torch.full_like(noise, 2)])
     with evaluating(model):
         theirs = cls_feature(model, images)

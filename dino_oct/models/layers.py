@@ -116,6 +116,23 @@ def embed(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
+def values_put_out(model: nn.Module, size: tuple[int, int]) -> int:
+    """Numbers that all layers put out for one image of this size (rows, columns); nothing is computed."""
+    counts: list[int] = []
+
+    def count(layer: nn.Module, args: tuple, output: object) -> None:
+        counts.append(output.numel() if isinstance(output, Tensor) else 0)
+
+    layers = [module for module in model.modules() if not list(module.children())]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    try:
+        run_without_computing(model, size)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
+
+
 def check_runs(model: nn.Module, size: tuple[int, int], name: str) -> None:
     """Raise InputError unless a model takes images of this size (rows, columns); ``name`` is the setting's."""
     log = logging.getLogger("torch._subclasses.fake_tensor")  # it prints a traceback

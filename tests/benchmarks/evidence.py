@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,10 +38,14 @@ from dino_oct.models.backbone import load_backbone, open_layer_scales, patch_siz
 from dino_oct.models.network import normalise
 from dino_oct.pictures import fit_short_side
 from dino_oct.runtime import default_device, use_bf16
+from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import PatientBootstrap, Scale
 from dino_oct.scores.probes import choose, choose_within, draw_patients, logistic_path, standardisation
 from dino_oct.streams import generator
-from evaluation.maps.methods import enlarge
+from evaluation.config import ClassTargetOptions
+from evaluation.inputs.model import as_classifier, open_model
+from evaluation.inputs.sources import open_source
+from evaluation.maps.methods import enlarge, make_maps
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EVIDENCE = REPOSITORY / "docs" / "evidence"
@@ -50,6 +54,7 @@ SIZE = (224, 224)  # of the scans that are judged
 ATTENTION_SIDE = 336  # short side of the scans whose attention is judged
 CS = tuple(np.logspace(-5, 2, 20).tolist())
 PATIENTS = (4, 20, 100)  # whose labels a probe gets
+MAPS = ("relevance", "lrp", "gradcam", "occlusion")  # for the class DME
 DRAWS = 10  # of such patients
 EXTERNAL = {"NORMAL": "NO", "DME": "DME"}  # class of OCT2017 → of OCTDL
 
@@ -74,12 +79,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Recipe:
-    """One entry of recipes.yaml; ``settings`` are nested as in a preset."""
+    """One entry of recipes.yaml; ``settings`` are nested as in a preset, ``like`` is the recipe that it changes."""
 
     name: str
     about: str
     kind: str
     start: str
+    like: str
     unlabelled: list[str]
     settings: dict[str, Any]
 
@@ -92,11 +98,13 @@ def read_recipe(name: str) -> Recipe:
     entry = file["recipes"][name]
     kind = entry.get("kind", "pretrain")
     settings = json.loads(json.dumps(file["base"].get(kind, {})))
-    for key, value in entry.get("change", {}).items():
+    like = entry.get("like", "")
+    changes = {**(file["recipes"][like].get("change", {}) if like else {}), **entry.get("change", {})}
+    for key, value in changes.items():
         section, _, setting = key.partition(".")
         settings.setdefault(section, {})[setting] = value
     unlabelled = entry.get("unlabelled", file["base"]["unlabelled"])
-    return Recipe(name, entry["about"], kind, entry.get("start", "weights"), unlabelled, settings)
+    return Recipe(name, entry["about"], kind, entry.get("start", "weights"), like, unlabelled, settings)
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -155,6 +163,7 @@ class Judge:
         self.device, self.bf16 = default_device(), use_bf16("auto")
         dataset = DatasetConfig(**{**SPLIT.__dict__, "max_side": 640})
         self.index, self.scans = load_scans(str(options.scans / "oct2017-4class"), dataset, PhantomConfig(), print)
+        self.data = ScanData(self.index, self.scans, dataset, None, ())
         self.images = resize_all((self.scans[i] for i in range(len(self.index))), SIZE)
         self.splits = {name: self.index.positions(name) for name in ("train", "val", "test")}
         self.labels, self.patients = self.index.labels, self.index.patients
@@ -283,6 +292,20 @@ def attention_on_fluid(backbone: torch.nn.Module, fluid: Fluid, device: torch.de
     return np.array(scores)
 
 
+def explained_fluid(source: str, fluid: Fluid, judge: Judge) -> dict[str, np.ndarray]:
+    """Average precision (scans,) of maps for the class DME, by method: of the source's classifier or of a probe that is
+    fitted to OCT2017's training scans."""
+    options = ClassTargetOptions(image_size=SIZE)
+    model = as_classifier(open_model(open_source(source), image_size=SIZE, with_classifier=True), options, judge.data)
+    target = model.class_index("DME")
+    scores = {}
+    for method in MAPS:
+        maps = make_maps(model, method, fluid.scans, [target] * len(fluid.scans))
+        pairs = zip(maps, fluid.graders[0], strict=True)
+        scores[method] = np.array([precision(enlarge(values, mask.shape)[0], mask) for values, mask in pairs])
+    return scores
+
+
 def chosen_on_others(scores: np.ndarray, subjects: np.ndarray) -> np.ndarray:
     """Score of each scan (N,) by the candidate that is best on the other subjects; scores: (N, candidates)."""
     chosen = np.empty(len(scores))
@@ -338,6 +361,7 @@ def judge_run(judge: Judge, recipe: Recipe, seed: int, options: Options) -> None
             "seed": seed,
             "kind": recipe.kind,
             "start": recipe.start,
+            "like": recipe.like,
             "unlabelled": recipe.unlabelled if recipe.kind == "pretrain" else [],
             "settings": recipe.settings,
             "minutes": json.loads(minutes.read_text()) if minutes.is_file() else None,
@@ -354,7 +378,8 @@ def judge_run(judge: Judge, recipe: Recipe, seed: int, options: Options) -> None
     if wants_fluid:
         fluid = read_fluid(options.scans / "duke-dme")
         scores = attention_on_fluid(backbone, fluid, judge.device)
-        result["fluid"] = {"subjects": fluid.subjects.tolist(), "precision": scores.round(2).tolist()}
+        maps = {name: values.round(2).tolist() for name, values in explained_fluid(source, fluid, judge).items()}
+        result["fluid"] = {"subjects": fluid.subjects.tolist(), "precision": scores.round(2).tolist(), "maps": maps}
         write_result(file, result)
     print(f"{recipe.name}-{seed}:", ", ".join(f"{k} {v['value']:.1f}" for k, v in result["scores"].items()), flush=True)
 
@@ -396,10 +421,10 @@ class Results:
             if files := sorted(EVIDENCE.glob(f"{name}-[0-9]*.json")):
                 self.by_recipe[name] = [json.loads(file.read_text()) for file in files]
 
-    def right(self, recipe: str, score: str) -> np.ndarray | None:
-        """Share of the seeds in which each test scan is right, (N,)."""
-        runs = [run["scores"][score]["right"] for run in self.by_recipe[recipe] if score in run["scores"]]
-        return np.mean(runs, axis=0) if runs else None
+    def right(self, recipe: str, score: str, seeds: Collection[int] | None = None) -> np.ndarray | None:
+        """Share of the seeds (all, or these) in which each test scan is right, (N,)."""
+        runs = [run for run in self.by_recipe[recipe] if score in run["scores"] and (not seeds or run["seed"] in seeds)]
+        return np.mean([run["scores"][score]["right"] for run in runs], axis=0) if runs else None
 
     def value(self, recipe: str, score: str) -> str:
         """Mean over seeds with its interval."""
@@ -408,7 +433,9 @@ class Results:
 
     def change(self, recipe: str, score: str, other: str = "frozen") -> str:
         """Difference to another recipe in points, paired on the same scans; bold where the interval leaves 0 out."""
-        right, before = self.right(recipe, score), self.right(other, score)
+        of_both = {run["seed"] for run in self.by_recipe[recipe]} & {run["seed"] for run in self.by_recipe[other]}
+        seeds = of_both if len(self.by_recipe[other]) > 1 else None  # frozen weights have no seeds
+        right, before = self.right(recipe, score, seeds), self.right(other, score, seeds)
         if right is None or before is None:
             return "–"
         interval = self.bootstrap.mean(100 * (right - before), Scale.DIFFERENCE)
@@ -425,18 +452,28 @@ class Results:
 
     def change_table(self) -> list[str]:
         """One row a continued recipe: change against the frozen weights."""
+        return self._changes([name for name, runs in self.by_recipe.items() if runs[0]["kind"] == "pretrain"], "frozen")
+
+    def ablation_table(self) -> list[str]:
+        """One row a recipe that changes one thing of another: change against that one, on the seeds of both."""
+        pairs = {name: runs[0].get("like", "") for name, runs in self.by_recipe.items()}
+        bases = [base for base in dict.fromkeys(pairs.values()) if base in self.by_recipe]
+        lines: list[str] = []
+        for base in bases:
+            lines += self._changes([name for name, like in pairs.items() if like == base], base)
+        return lines
+
+    def _changes(self, names: list[str], base: str) -> list[str]:
         titles = [COLUMNS[score] for score in CHANGES]
         lines = [
-            "| recipe | what it is | seeds | minutes | " + " | ".join(titles) + " |",
+            " | ".join(["| recipe", "what it is", "seeds", "minutes", *titles, ""]),
             "|---" * (4 + len(titles)) + "|",
         ]
-        for name, runs in self.by_recipe.items():
-            if runs[0]["kind"] == "pretrain":
-                minutes = np.mean([run["minutes"] for run in runs])
-                cells = [self.change(name, score) for score in CHANGES]
-                lines.append(
-                    f"| {name} | {runs[0]['about']} | {len(runs)} | {minutes:.0f} | " + " | ".join(cells) + " |"
-                )
+        for name in names:
+            runs = self.by_recipe[name]
+            minutes = np.mean([run["minutes"] for run in runs])
+            facts = [f"| {name}", runs[0]["about"], str(len(runs)), f"{minutes:.0f}"]
+            lines.append(" | ".join([*facts, *(self.change(name, score, base) for score in CHANGES), ""]))
         return lines
 
     def external_table(self) -> list[str]:
@@ -473,17 +510,28 @@ class Results:
                 if name != "frozen" and "frozen" in judged:
                     change = bootstrap.mean(values - of("frozen", pick), Scale.DIFFERENCE).words(signed=True)
                 lines.append(f"| {name}: {way} | {bootstrap.mean(values, Scale.PERCENT).words()} | {change} |")
+            for method in judged[name][0]["fluid"]["maps"]:
+                values = self._maps(judged[name], method)
+                change = "–"
+                if name != "frozen" and "frozen" in judged:
+                    before = self._maps(judged["frozen"], method)
+                    change = bootstrap.mean(values - before, Scale.DIFFERENCE).words(signed=True)
+                lines.append(f"| {name}: {method} | {bootstrap.mean(values, Scale.PERCENT).words()} | {change} |")
         others = EVIDENCE / "fluid_controls.json"
         for name, values in json.loads(others.read_text()).items() if others.is_file() else ():
             lines.append(f"| {name} | {bootstrap.mean(np.array(values), Scale.PERCENT).words()} | |")
         return lines
+
+    @staticmethod
+    def _maps(runs: list[dict[str, Any]], method: str) -> np.ndarray:
+        return np.mean([run["fluid"]["maps"][method] for run in runs], axis=0)
 
 
 def write_tables() -> None:
     """Put the tables between the markers of docs/evidence.md."""
     results, page = Results(), REPOSITORY / "docs" / "evidence.md"
     text = page.read_text()
-    for name in ("accuracy", "change", "external", "fluid"):
+    for name in ("accuracy", "change", "ablation", "external", "fluid"):
         table = "\n".join(getattr(results, f"{name}_table")())
         begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)
