@@ -428,8 +428,9 @@ class Results:
         return np.mean([run["scores"][score]["right"] for run in runs], axis=0) if runs else None
 
     def value(self, recipe: str, score: str) -> str:
-        """Mean over seeds with its interval."""
-        right = self.right(recipe, score)
+        """Mean over seeds with its interval; not of few labels where the features have seen all of them."""
+        knows_labels = self.by_recipe[recipe][0]["kind"] == "supervised" and score.startswith("probe_")
+        right = None if knows_labels else self.right(recipe, score)
         return "–" if right is None else self.bootstrap.mean(100 * right, Scale.PERCENT).words()
 
     def change(self, recipe: str, score: str, other: str = "frozen") -> str:
