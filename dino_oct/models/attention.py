@@ -35,50 +35,63 @@ def use_plain_attention(model: nn.Module) -> None:
             module.fused_attn = False
 
 
-@torch.no_grad()
 def cls_attention(backbone: nn.Module, images: torch.Tensor, block: int = -1) -> torch.Tensor:
-    """Softmax attention from CLS to the patches, per head (Caron et al. 2021, figure 1). Only the CLS row is computed.
+    """``cls_attentions`` of one block, negative from the last: (B, heads, rows, columns) float32."""
+    return cls_attentions(backbone, images, [block])[0]
+
+
+@torch.no_grad()
+def cls_attentions(backbone: nn.Module, images: torch.Tensor, blocks: Sequence[int]) -> list[torch.Tensor]:
+    """Softmax attention from CLS to the patches, per head (Caron et al. 2021, figure 1), of several blocks in one pass.
+    Only the CLS rows are computed.
 
     Args:
         images: (B, C, H, W) normalised, H and W multiples of the patch.
-        block: which block, negative from the last.
+        blocks: which ones, negative from the last.
 
     Returns:
-        (B, heads, rows, columns) float32. Rows sum to 1 less the attention to CLS itself and to registers.
+        (B, heads, rows, columns) float32 of each. Rows sum to 1 less the attention to CLS itself and to registers.
     """
     check_transformer(backbone)
-    attn = backbone.blocks[block].attn
-    captured: dict[str, torch.Tensor] = {}
+    captured: dict[tuple[int, str], torch.Tensor] = {}
 
-    def keep(name: str, rows: slice):
+    def keep(block: int, name: str, rows: slice):
         def hook(module, args, output):
-            captured[name] = output[:, :, rows].detach()
+            captured[block, name] = output[:, :, rows].detach()
 
         return hook
 
-    def keep_rope(module, args, kwargs):
-        captured["rope"] = kwargs.get("rope")
+    def keep_rope(block: int):
+        def hook(module, args, kwargs):
+            captured[block, "rope"] = kwargs.get("rope")
+
+        return hook
 
     with ExitStack() as hooks:
-        for handle in (
-            attn.q_norm.register_forward_hook(keep("q", slice(0, 1))),
-            attn.k_norm.register_forward_hook(keep("k", slice(None))),
-            attn.register_forward_pre_hook(keep_rope, with_kwargs=True),
-        ):
-            hooks.callback(handle.remove)
+        for block in blocks:
+            attn = backbone.blocks[block].attn
+            for handle in (
+                attn.q_norm.register_forward_hook(keep(block, "q", slice(0, 1))),
+                attn.k_norm.register_forward_hook(keep(block, "k", slice(None))),
+                attn.register_forward_pre_hook(keep_rope(block), with_kwargs=True),
+            ):
+                hooks.callback(handle.remove)
         backbone.forward_features(images)
-    q, k, prefix = captured["q"].float(), captured["k"].float(), backbone.num_prefix_tokens
-    if captured.get("rope") is not None:
-        # Rotary positions turn the patches' keys only; CLS has no position.
-        from timm.layers import apply_rot_embed_cat
+    rows, prefix, maps = images.shape[-2] // patch_size(backbone), backbone.num_prefix_tokens, []
+    for block in blocks:
+        attn = backbone.blocks[block].attn
+        q, k, rope = captured[block, "q"].float(), captured[block, "k"].float(), captured[block, "rope"]
+        if rope is not None:
+            # Rotary positions turn the patches' keys only; CLS has no position.
+            from timm.layers import apply_rot_embed_cat
 
-        half = getattr(attn, "rotate_half", False)
-        turned = apply_rot_embed_cat(k[:, :, prefix:], captured["rope"].float(), half=half)
-        k = torch.cat([k[:, :, :prefix], turned], dim=2)
-    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped queries share keys
-    weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(dim=-1)[:, :, 0, prefix:]  # (B, heads, N)
-    rows = images.shape[-2] // patch_size(backbone)
-    return rearrange(weights, "b heads (rows columns) -> b heads rows columns", rows=rows)
+            half = getattr(attn, "rotate_half", False)
+            turned = apply_rot_embed_cat(k[:, :, prefix:], rope.float(), half=half)
+            k = torch.cat([k[:, :, :prefix], turned], dim=2)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped queries share keys
+        weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(dim=-1)[:, :, 0, prefix:]  # (B, heads, N)
+        maps.append(rearrange(weights, "b heads (rows columns) -> b heads rows columns", rows=rows))
+    return maps
 
 
 def head_concentration(attention: torch.Tensor, mass: float = 0.6) -> tuple[torch.Tensor, torch.Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dino_oct.errors import InputError
 from dino_oct.features import resize, resize_all
-from dino_oct.models.attention import check_transformer, cls_attention
+from dino_oct.models.attention import check_transformer, cls_attentions
 from dino_oct.models.backbone import check_size, patch_size
 from dino_oct.pictures import fit_short_side
 from evaluation.config import CamMethod, Fill, RelevanceMethod
@@ -173,7 +173,7 @@ def _attention(
     for _, alike in groupby(images, key=lambda image: image.shape):
         for batch in torch.stack(list(alike)).split(_BATCH):
             batch = model.prepare(batch.to(model.device))
-            heads = [cls_attention(model.model, batch, block) for block in _blocks(model, settings)]
+            heads = cls_attentions(model.model, batch, _blocks(model, settings))
             maps.extend(torch.cat(heads, dim=1).cpu().numpy())
     return maps
 

@@ -33,7 +33,7 @@ from dino_oct.features import extract, predict_scans, resize_all
 from dino_oct.files import write_whole
 from dino_oct.knn import knn_votes
 from dino_oct.limits import Seed
-from dino_oct.models.attention import cls_attention
+from dino_oct.models.attention import cls_attentions
 from dino_oct.models.backbone import load_backbone, open_layer_scales, patch_size
 from dino_oct.models.network import normalise
 from dino_oct.pictures import fit_short_side
@@ -45,7 +45,7 @@ from dino_oct.streams import generator
 from evaluation.config import ClassTargetOptions
 from evaluation.inputs.model import as_classifier, open_model
 from evaluation.inputs.sources import open_source
-from evaluation.maps.methods import enlarge, make_maps
+from evaluation.maps.methods import MapSettings, enlarge, make_maps
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EVIDENCE = REPOSITORY / "docs" / "evidence"
@@ -284,8 +284,8 @@ def attention_on_fluid(backbone: torch.nn.Module, fluid: Fluid, device: torch.de
         image = fit_short_side(scan, ATTENTION_SIDE, patch_size(backbone))
         prepared = normalise(image[None].to(device), backbone)
         of_scan = []
-        for block in range(depth):
-            maps = cls_attention(backbone, prepared, block)[0].cpu().numpy()
+        for of_block in cls_attentions(backbone, prepared, range(depth)):
+            maps = of_block[0].cpu().numpy()
             maps = enlarge(np.concatenate([maps, maps.mean(axis=0, keepdims=True)]), mask.shape)
             of_scan.append([precision(values, mask) for values in maps])
         scores.append(of_scan)
@@ -300,7 +300,7 @@ def explained_fluid(source: str, fluid: Fluid, judge: Judge) -> dict[str, np.nda
     target = model.class_index("DME")
     scores = {}
     for method in MAPS:
-        maps = make_maps(model, method, fluid.scans, [target] * len(fluid.scans))
+        maps = make_maps(model, method, fluid.scans, [target] * len(fluid.scans), MapSettings(stride=0.5))
         pairs = zip(maps, fluid.graders[0], strict=True)
         scores[method] = np.array([precision(enlarge(values, mask.shape)[0], mask) for values, mask in pairs])
     return scores
