@@ -477,7 +477,7 @@ class Results:
     def _changes(self, names: list[str], base: str) -> list[str]:
         titles = [COLUMNS[score] for score in CHANGES]
         lines = [
-            " | ".join(["| recipe", "what it is", "seeds", "minutes", *titles, ""]),
+            "| recipe | what it is | seeds | minutes | " + " | ".join(titles) + " |",
             "|---" * (4 + len(titles)) + "|",
         ]
         for name in names:
