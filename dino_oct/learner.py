@@ -4,8 +4,9 @@ import contextlib
 import copy
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +19,7 @@ from dino_oct.config import LossConfig, ModelConfig, OptimConfig
 from dino_oct.models.lora import adapter_state, add_adapters, merged_state
 from dino_oct.models.network import image_feature
 from dino_oct.models.official import full_checkpoint, network_tensors
+from dino_oct.models.packed import can_pack, open_rates, packed_block
 from dino_oct.models.trainable import layer_scales, set_trainable
 from dino_oct.schedules import linear_then_constant, warmup_cosine
 from dino_oct.teacher import follow, make_teacher, share_statistics, with_batch_statistics
@@ -108,13 +110,51 @@ def _base(name: str) -> str:
 
 
 @torch.no_grad()
-def clip_each(parameters: Sequence[nn.Parameter], largest: float) -> float:
+def clip_each(parameters: Sequence[nn.Parameter], largest: float) -> torch.Tensor:
     """Scale each gradient to at most ``largest`` by largest / (norm + 1e-6); returns the joint norm from before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch._foreach_norm(gradients)
+    norms = torch.stack(torch._foreach_norm(gradients))
     if largest:
-        torch._foreach_mul_(gradients, [(largest / (norm + 1e-6)).clamp_max(1.0) for norm in norms])
-    return float(torch.stack(norms).square().sum().sqrt())
+        torch._foreach_mul_(gradients, (largest / (norms + 1e-6)).clamp_max(1.0).unbind())
+    return norms.square().sum().sqrt()
+
+
+def _check_step(loss: float, grad_norm: float) -> None:
+    for name, value in (("the loss", loss), ("the gradient's norm", grad_norm)):
+        if not math.isfinite(value):
+            raise NotFiniteError(f"{name} is {value}")
+
+
+class StepMetrics(Mapping[str, float]):
+    """Numbers of a step by name. A GPU may still be computing them: the first look waits for it.
+
+    Args:
+        names: loss, its terms, and what else is logged. values: (names,) on the device.
+
+    Raises:
+        NotFiniteError: at the first look, where loss or gradient are not finite and the weights no longer of use.
+    """
+
+    def __init__(self, names: tuple[str, ...], values: torch.Tensor):
+        self._names, self._values = names, values
+
+    @cached_property
+    def _read(self) -> dict[str, float]:
+        metrics = dict(zip(self._names, self._values.tolist(), strict=True))
+        _check_step(metrics["loss"], metrics["grad_norm"])
+        metrics["teacher_student_kl"] = metrics["dino_loss"] - metrics["teacher_entropy"]
+        if len(self._names) == 5:  # the loss has one term
+            del metrics["dino_loss"]
+        return metrics
+
+    def __getitem__(self, name: str) -> float:
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read)
+
+    def __len__(self) -> int:
+        return len(self._read)
 
 
 class Learner:
@@ -163,36 +203,53 @@ class Learner:
             self.patch_targets = dino_loss.TeacherTargets(len(head.last_layer.weight_v), loss).to(accelerator.device)
         self._groups = parameter_groups(student, optim.layer_decay)
         groups = [{"params": g.parameters, **({} if g.is_decayed else {"weight_decay": 0.0})} for g in self._groups]
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, foreach=True)
+        kernel = {"fused": True} if accelerator.device.type == "cuda" else {"foreach": True}
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, **kernel)
         self._student = accelerator.prepare_model(self.student)  # the same module, averaged over processes
-        self._compiled: dict[nn.Module, Callable] = {}
+        self._in_steps: list[tuple[nn.Module, str, Callable]] = []  # what replaces an attribute of a module in steps
 
-    def compile(self, backend: str | Callable = "inductor") -> None:
-        """Run the backbones of every later ``step`` through torch.compile, one graph per size of view.
+    def compile(self, backend: str | Callable = "inductor", pack: bool = True) -> None:
+        """Run every later ``step`` through torch.compile: a transformer block by block, where all blocks share a graph
+        for each size of view; other backbones whole; and the loss on a GPU.
 
         Only the steps: evaluations come in many sizes, would use up the compiler's graphs, and need hooks.
         """
         for network in (self.student, self.teacher):
-            forward = torch.compile(network.backbone.forward_features, backend=backend, dynamic=False)
-            self._compiled[network.backbone] = forward
+            open_rates(network.backbone)
+            blocks = list(getattr(network.backbone, "blocks", ()))
+            if pack and can_pack(network.backbone):
+                self._in_steps.append((network, "packs", packed_block))
+            elif blocks:
+                self._in_steps += [(block, "forward", block.forward) for block in blocks]
+            else:
+                self._in_steps.append((network.backbone, "forward_features", network.backbone.forward_features))
+        self._in_steps = [
+            (module, name, torch.compile(function, backend=backend, dynamic=False))
+            for module, name, function in self._in_steps
+        ]
+        self.student.to(self.accelerator.device)
 
     @contextlib.contextmanager
-    def _compiled_forward(self) -> Iterator[None]:
+    def _compiled(self) -> Iterator[None]:
+        before = [module.__dict__.get(name) for module, name, _ in self._in_steps]
         try:
-            for backbone, forward in self._compiled.items():
-                backbone.forward_features = forward
+            for module, name, function in self._in_steps:
+                module.__dict__[name] = function
             yield
         finally:
-            for backbone in self._compiled:
-                del backbone.forward_features
+            for (module, name, _), function in zip(self._in_steps, before, strict=True):
+                if function is None and name != "packs":
+                    del module.__dict__[name]
+                else:
+                    module.__dict__[name] = function
 
     def step(
         self,
         micro_batches: Sequence[Sequence[torch.Tensor]],
         values: StepValues,
         masks: Sequence[torch.Tensor] | None = None,
-    ) -> dict[str, float]:
-        """One optimiser step, whatever the number of processes and micro-batches.
+    ) -> StepMetrics:
+        """One optimiser step, whatever the number of processes and micro-batches; a GPU is not waited for.
 
         Args:
             micro_batches: of this process; each holds groups of normalised views (n, B, C, H, W), globals first.
@@ -204,9 +261,10 @@ class Learner:
             means over all processes.
 
         Raises:
-            NotFiniteError: on every process, before this step has changed anything.
+            NotFiniteError: on every process; on CPUs here, before this step has changed anything, else where the
+                returned numbers are first looked at.
         """
-        with self._compiled_forward():
+        with self._compiled():
             return self._step(micro_batches, values, masks or [None] * len(micro_batches))
 
     def _step(
@@ -214,7 +272,7 @@ class Learner:
         micro_batches: Sequence[Sequence[torch.Tensor]],
         values: StepValues,
         masks: Sequence[torch.Tensor | None],
-    ) -> dict[str, float]:
+    ) -> StepMetrics:
         for group, kind in zip(self.optimizer.param_groups, self._groups, strict=True):
             group["lr"] = values.lr * kind.lr_scale
             group["weight_decay"] = values.weight_decay if kind.is_decayed else 0.0
@@ -236,25 +294,24 @@ class Learner:
             patch_targets = all_targets.split([len(answer.patch_logits) for answer in answers])
 
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, torch.Tensor] = {}
+        sums, names = 0, ()
         of_batches = zip(micro_batches, targets.split(batch_sizes, dim=1), masks, patch_targets, strict=True)
         for i, (views, target, mask, patch_target) in enumerate(of_batches):
             last = i == len(micro_batches) - 1
             with self.accelerator.no_sync(self._student) if not last else contextlib.nullcontext():
                 terms = self._terms(views, target, mask, patch_target)
                 loss = sum(weight * term for weight, term in terms.values())
-                logged = torch.stack([loss.detach(), *(term.detach() for _, term in terms.values())])
-                logged = processes.total(logged) / processes.count()
-                if not torch.isfinite(logged[0]):
-                    raise NotFiniteError(f"the loss is {logged[0].item()}")
-                for name, value in zip(("loss", *terms), logged, strict=True):
-                    sums[name] = sums.get(name, 0) + value / len(micro_batches)
+                names = ("loss", *terms)
+                sums += torch.stack([loss.detach(), *(term.detach() for _, term in terms.values())]) / len(
+                    micro_batches
+                )
                 (loss / len(micro_batches)).backward()
 
+        means = processes.total(torch.cat([sums, entropy[None]])) / processes.count()
         named = [(n, p) for n, p in self.student.named_parameters() if p.requires_grad]
         grad_norm = clip_each([p for _, p in named], self.optim_config.clip_grad)
-        if not math.isfinite(grad_norm):
-            raise NotFiniteError(f"the gradient's norm is {grad_norm}")
+        if self.accelerator.device.type == "cpu":
+            _check_step(float(means[0]), float(grad_norm))
         for name, parameter in named:
             # A dropped gradient keeps AdamW from touching the tensor at all, its moments and decay included.
             if (values.freeze_last_layer and "last_layer" in name) or (
@@ -267,16 +324,10 @@ class Learner:
         self.optimizer.step()
         follow(self.teacher, self.student, values.teacher_momentum)
 
-        entropy = float(processes.total(entropy) / processes.count())
-        sums = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
-        metrics = {
-            "loss": sums.pop("loss"),
-            "teacher_entropy": entropy,
-            "teacher_student_kl": sums["dino_loss"] - entropy,
-            "center_norm": float(self.targets.center.norm()),
-            "grad_norm": grad_norm,
-        }
-        return metrics | (sums if len(sums) > 1 else {})
+        return StepMetrics(
+            (*names, "teacher_entropy", "center_norm", "grad_norm"),
+            torch.cat([means, self.targets.center.norm()[None], grad_norm[None]]),
+        )
 
     def _terms(
         self,

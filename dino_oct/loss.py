@@ -144,7 +144,7 @@ class TeacherTargets(nn.Module):
         Processes may have different numbers of rows, as of hidden patches; where none has any, the centre stays.
         """
         rows = logits.float().flatten(0, 1)
-        sums = processes.total(torch.cat([rows.sum(dim=0), rows.new_tensor([len(rows)])]))
+        sums = processes.total(torch.cat([rows.sum(dim=0), rows.new_full((1,), len(rows))]))
         count = sums[-1]
         moved = self.center * self.config.center_momentum
         moved = moved.add_((sums[:-1] / count.clamp_min(1))[None], alpha=1 - self.config.center_momentum)

@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -12,12 +11,13 @@ from torch import nn
 from tqdm import tqdm
 
 from dino_oct import checkpoint, preflight, processes, provenance
+from dino_oct.ahead import Ahead
 from dino_oct.augment import MultiCrop
 from dino_oct.config import TrainConfig
 from dino_oct.data.load import find_scans, load_scans, scan_settings
 from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_epoch
 from dino_oct.errors import InputError
-from dino_oct.learner import Learner, NotFiniteError, Schedules
+from dino_oct.learner import Learner, NotFiniteError, Schedules, StepMetrics
 from dino_oct.limits import check_settings
 from dino_oct.masking import block_masks
 from dino_oct.models.attention import has_cls_attention, use_plain_attention
@@ -31,6 +31,7 @@ from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
 from dino_oct.runlog import RunLog, evaluation_line
 from dino_oct.runtime import check_same_start, gpu_memory, main_first, start_processes, step_loader
+from dino_oct.speed import Pace
 from dino_oct.stopping import Stopped, StopSignal
 from dino_oct.streams import seed_of
 
@@ -279,8 +280,27 @@ def _train(
         log.images("views", {"first scans": draw_views([g for g in groups if len(g)])}, 0)
     evaluate_every = max(round(config.monitor.every_epochs * n_steps_per_epoch), 1)
     batches = iter(loader)
+
+    def next_views() -> tuple[list[list[torch.Tensor]], list[torch.Tensor] | None]:
+        """Views of the micro-batches of a step, and which patches are hidden."""
+        loaded = [next(batches) for _ in range(config.optim.accumulate)]
+        masks = [masks_of(items) for items in loaded] if learner.masks_patches else None
+        return [views_of(items) for items in loaded], masks
+
     bar = tqdm(total=last_step, initial=progress.step, unit="step", disable=None if main_process else True, leave=False)
-    clock, images = time.perf_counter(), 0
+
+    def read(leave: int = 0) -> dict[str, float]:
+        """Wait for the steps under way, but for the last ``leave``; the metrics of the last one that was read."""
+        metrics = {}
+        while len(under_way) > leave:
+            metrics = dict(under_way[0][1])  # what is not finite is found here, and its step is still the first
+            under_way.popleft()
+            recent.append(metrics.get("dino_loss", metrics["loss"]))
+        return metrics
+
+    under_way: collections.deque[tuple[int, StepMetrics]] = collections.deque()
+    views = Ahead(next_views, last_step - progress.step, device)
+    pace = Pace(learner.student, config.augment, device, bf16)
     try:
         if not is_judged:
             save(is_best=evaluate())
@@ -289,46 +309,50 @@ def _train(
             torch.manual_seed(
                 seed_of("drop path of a pretraining", config.seed, accelerator.process_index, progress.step)
             )
-            loaded = [next(batches) for _ in range(config.optim.accumulate)]
-            micro_batches = [views_of(items) for items in loaded]
-            masks = [masks_of(items) for items in loaded] if learner.masks_patches else None
+            micro_batches, masks = next(views)
             scheduled = schedules[progress.position]
             values = progress.values(
                 {name: value for name, value in dataclasses.asdict(scheduled).items() if isinstance(value, float)}
             )
             scheduled = dataclasses.replace(scheduled, **values)
-            metrics = learner.step(micro_batches, scheduled, masks)
+            under_way.append((progress.step, learner.step(micro_batches, scheduled, masks)))
             progress.advance()
-            recent.append(metrics.get("dino_loss", metrics["loss"]))
-            images += config.optim.batch_size
+            pace.count(config.optim.batch_size)
             bar.update()
 
             step = progress.step
-            if step % config.run.log_every == 0 or progress.is_complete:
-                speed = images / (time.perf_counter() - clock)
-                metrics |= dataclasses.asdict(scheduled) | {"scans_seen": progress.scans_seen, "images_per_s": speed}
+            is_logged = step % config.run.log_every == 0 or progress.is_complete
+            metrics = read(leave=0 if is_logged or device.type == "cpu" else 1)  # a GPU is not kept waiting
+            if is_logged:
+                paces = pace.read(views)
+                metrics |= dataclasses.asdict(scheduled) | {"scans_seen": progress.scans_seen} | paces
                 log.write(step, progress.epoch, metrics | gpu_memory(device))
-                bar.set_postfix(loss=f"{metrics['loss']:.3f}", images_per_s=f"{speed:.3g}")
+                speed, waiting = paces["images_per_s"], f"{paces['waiting']:.0%}"
+                bar.set_postfix_str(f"loss={metrics['loss']:.3f}, {speed:.3g} images/s, waiting for data {waiting}")
                 if bar.disable and (step % (10 * config.run.log_every) == 0 or progress.is_complete):
                     left = (last_step - step) * config.optim.batch_size / speed
                     loss = f"{metrics['loss']:.3f}"
                     say(f"step {step}/{last_step} · loss {loss} · {speed:.3g} images/s · {left:.0f} s left")
-                clock, images = time.perf_counter(), 0
-            is_best, is_judged = False, progress.position % evaluate_every != 0 and not progress.is_complete
-            if not is_judged:
-                is_best = evaluate()
-                clock, images = time.perf_counter(), 0
+            is_judged = progress.position % evaluate_every != 0 and not progress.is_complete
             keep = bool(config.run.keep_every) and step % config.run.keep_every == 0
-            if is_best or keep or progress.is_complete or step % config.run.save_every == 0:
-                save(keep, is_best)
+            saves = keep or progress.is_complete or step % config.run.save_every == 0
+            if saves or not is_judged:
+                read()
+                with pace.pause():
+                    is_best = not is_judged and evaluate()
+                    if saves or is_best:
+                        save(keep, is_best)
+        read()
     except Stopped:
         pass
     except NotFiniteError as error:
+        at = under_way[0][0] if under_way else progress.step
         raise InputError(
-            f"{run}: stopped at step {progress.step}, {error}; the last checkpoint is good: lower --optim.lr or "
+            f"{run}: stopped at step {at}, {error}; the last checkpoint is good: lower --optim.lr or "
             "--optim.clip-grad, or use --run.precision fp32 to tell a precision problem from a diverging one"
         ) from None
     finally:
+        views.close()
         bar.close()
         log.close()
     if progress.is_complete and is_judged:

@@ -20,7 +20,9 @@ def network(checkpoint: dict, which: str, masks_patches: bool = False) -> DinoNe
     return net
 
 
-def learner_and_schedules(settings: dict, **loss_settings) -> tuple[Learner, Schedules]:
+def learner_and_schedules(
+    settings: dict, accelerator: Accelerator | None = None, **loss_settings
+) -> tuple[Learner, Schedules]:
     """The reference's settings, by the names in its record."""
     loss = LossConfig(
         teacher_temperature=settings["teacher_temp"],
@@ -39,5 +41,5 @@ def learner_and_schedules(settings: dict, **loss_settings) -> tuple[Learner, Sch
     )
     checkpoint = official.read_checkpoint(REFERENCE / "checkpoint_init.pth")
     student, teacher = (network(checkpoint, which, bool(loss.ibot_weight)) for which in ("student", "teacher"))
-    learner = Learner(student, loss, optim, Accelerator(cpu=True), teacher)
+    learner = Learner(student, loss, optim, accelerator or Accelerator(cpu=True), teacher)
     return learner, Schedules(optim, loss, settings["iters_per_epoch"])

@@ -22,6 +22,7 @@ from dino_oct.models.backbone import load_backbone
 from dino_oct.models.layers import check_runs, feature_cam, layer_maps
 from dino_oct.models.network import cls_feature
 from dino_oct.networks import build_networks
+from dino_oct.speed import PACE
 
 RUN = [*TINY_RUN, "--model.args", "--augment.global-size", "64", "--augment.local-size", "32", "--run.log-every", "1"]
 RUN += ["--monitor.image-size", "64", "64", "--monitor.attention-size", "64", "--optim.lr", "0.03"]
@@ -29,7 +30,7 @@ RUN += ["--monitor.image-size", "64", "64", "--monitor.attention-size", "64", "-
 
 def metrics_of(run: Path) -> list[dict]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in PACE} for line in lines]
 
 
 def teacher_of(run: Path) -> dict[str, torch.Tensor]:

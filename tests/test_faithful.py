@@ -104,7 +104,7 @@ def test_compiled_steps_are_compiled_and_equal(record, reference_views):
             cls_attention(compiled.teacher.backbone, torch.zeros(1, 3, size, size))
         ours, theirs = (learner.step([views], schedules[step]) for learner in (compiled, plain))
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
-    assert counter.frame_count >= 3
+    assert counter.frame_count >= 2
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])

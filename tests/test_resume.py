@@ -17,6 +17,7 @@ from conftest import DIVERGING, REPOSITORY, TINY_RUN, environment
 
 from dino_oct import checkpoint
 from dino_oct.learner import Learner
+from dino_oct.speed import PACE
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def lines(run):
 
 
 def without_clock(line):
-    return {key: value for key, value in line.items() if key != "images_per_s"}
+    return {key: value for key, value in line.items() if key not in PACE}
 
 
 def assert_equal_runs(run, whole):

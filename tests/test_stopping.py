@@ -17,6 +17,7 @@ from dino_oct import features, pretraining
 from dino_oct import train as pretrain_command
 from dino_oct.config import load_config
 from dino_oct.monitor import Monitor
+from dino_oct.speed import PACE
 from supervised import config as supervision
 from supervised import train as fit_command
 from supervised import training
@@ -36,7 +37,7 @@ def fit(run, *more):
 
 
 def lines(run):
-    clocks = ("images_per_s", "epoch_seconds")
+    clocks = (*PACE, "epoch_seconds")
     return [
         {key: value for key, value in json.loads(line).items() if key not in clocks}
         for line in (run / "metrics.jsonl").read_text().splitlines()

@@ -1,11 +1,13 @@
 """Backbone and head as one network over many crops, and the door where grey scans become model input."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
+
+from dino_oct.models.packed import packed_features
 
 
 def normalise(grey: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
@@ -97,16 +99,18 @@ class DinoNetwork(nn.Module):
         self.backbone = backbone
         self.head = head
         self.patch_head = patch_head
-        self._hidden: torch.Tensor | None = None
+        self.packs: Callable | None = None  # a block over all groups at once, see ``packed``
+        self._hidden: list[torch.Tensor | None] = []  # of each group that is still to pass
         if masks_patches:
             self.mask_token = nn.Parameter(torch.zeros(backbone.embed_dim))
             backbone.patch_embed.register_forward_hook(self._hide)
 
     def _hide(self, module: nn.Module, args: tuple, tokens: torch.Tensor) -> torch.Tensor:
         """Put the mask token in the place of hidden patches; tokens: (B, rows, columns, D) or (B, N, D)."""
-        if self._hidden is None:
+        hidden = self._hidden.pop(0) if self._hidden else None
+        if hidden is None:
             return tokens
-        hidden = self._hidden.reshape(*tokens.shape[:-1], 1)
+        hidden = hidden.reshape(*tokens.shape[:-1], 1)
         return torch.where(hidden, self.mask_token.to(tokens.dtype), tokens)
 
     def forward(
@@ -123,17 +127,17 @@ class DinoNetwork(nn.Module):
             hide: whether the network does not see them (the student).
             keep_patches: return the patch tokens of the first group.
         """
+        views = [group for group in views if len(group)]
         n_views, batch = sum(len(group) for group in views), views[0].shape[1]
-        features, patches, patch_logits = [], None, None
-        for i, group in enumerate(views):
-            if not len(group):
-                continue
-            self._hidden = masks.flatten(0, 1) if masks is not None and hide and i == 0 else None
-            tokens = self.backbone.forward_features(group.flatten(0, 1))
-            self._hidden = None
-            features.append(image_feature(self.backbone, tokens))
-            if i == 0 and (masks is not None or keep_patches):
-                patches = tokens[:, self.backbone.num_prefix_tokens :]
+        images = [group.flatten(0, 1) for group in views]
+        self._hidden = [masks.flatten(0, 1) if masks is not None and hide else None, *[None] * (len(images) - 1)]
+        if self.packs is None:
+            tokens = [self.backbone.forward_features(x) for x in images]
+        else:
+            tokens = packed_features(self.backbone, images, self.packs)
+        self._hidden = []
+        features, patch_logits = [image_feature(self.backbone, x) for x in tokens], None
+        patches = tokens[0][:, self.backbone.num_prefix_tokens :] if masks is not None or keep_patches else None
         features = torch.cat(features)
         logits = self.head(features)
         if masks is not None:

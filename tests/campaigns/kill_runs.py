@@ -32,11 +32,12 @@ from conftest import REPOSITORY, TINY_FIT, TINY_RUN, environment
 
 from dino_oct.cli import run_command
 from dino_oct.errors import InputError
+from dino_oct.speed import PACE
 
 LIMIT = 10.0  # seconds until every process is gone
 _WHOLE = 300  # seconds that an undisturbed command may take
 _CLOCKS = {
-    "images_per_s",
+    *PACE,
     "ms",
     "ms_per_scan",
     "epoch_seconds",

@@ -1,0 +1,97 @@
+"""How much of a machine's matrix rate a training uses."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from dino_oct import processes
+from dino_oct.ahead import Ahead
+from dino_oct.config import AugmentConfig
+from dino_oct.models.attention import use_plain_attention
+from dino_oct.models.network import evaluating, in_channels
+
+PACE = ("images_per_s", "utilisation", "waiting")
+"""What ``Pace.read`` gives: the values of a run that differ from one time to the next."""
+
+
+def operations_per_scan(network: nn.Module, augment: AugmentConfig) -> float:
+    """Floating-point operations of a step for one scan, two for each multiplication with an addition: the student's
+    forward pass three times and the teacher's once, without what is recomputed. Nothing is computed.
+
+    Args:
+        network: a ``DinoNetwork``.
+    """
+    device = next(network.parameters()).device
+    sizes = [(2, augment.global_size), (augment.n_local, augment.local_size)]
+    with evaluating(network), _plain_attention(network), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        views = [torch.empty(n, 1, in_channels(network.backbone), side, side, device=device) for n, side in sizes if n]
+        counts = []
+        for groups in (views, views[:1]):
+            with FlopCounterMode(display=False) as counter:
+                network(groups)
+            counts.append(counter.get_total_flops())
+    return float(3 * counts[0] + counts[1])
+
+
+@contextlib.contextmanager
+def _plain_attention(network: nn.Module) -> Iterator[None]:
+    """torch counts the products of plain attention on every device, those of its fused kernels on some."""
+    before = {module: module.fused_attn for module in network.modules() if hasattr(module, "fused_attn")}
+    use_plain_attention(network)
+    try:
+        yield
+    finally:
+        for module, fused in before.items():
+            module.fused_attn = fused
+
+
+def matrix_peak(device: torch.device, bf16: bool) -> float:
+    """Operations per second of a large matrix product of random numbers, the median of several."""
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(side, side, device=device).to(torch.bfloat16 if bf16 else torch.float32) for _ in range(2))
+    seconds = []
+    for _ in range(7):
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * side**3 / sorted(seconds[2:])[2]
+
+
+class Pace:
+    """Images per second of a training, its share of the matrix peak, and the share of time that it waits for data.
+
+    Args:
+        network: the student. bf16: whether it computes in bfloat16.
+    """
+
+    def __init__(self, network: nn.Module, augment: AugmentConfig, device: torch.device, bf16: bool):
+        self._operations = operations_per_scan(network, augment)
+        self._peak = matrix_peak(device, bf16)
+        self._scans, self._start, self._waited = 0, time.perf_counter(), 0.0
+
+    def count(self, scans: int) -> None:
+        """Scans of a step, of all processes."""
+        self._scans += scans
+
+    def read(self, views: Ahead) -> dict[str, float]:
+        """Since the last reading: images per second, and shares in [0, 1] of peak and time."""
+        now = time.perf_counter()
+        seconds, speed = now - self._start, self._scans / (now - self._start)
+        waited, self._waited = views.waited - self._waited, views.waited
+        self._scans, self._start = 0, now
+        utilisation = speed * self._operations / (self._peak * processes.count())
+        return dict(zip(PACE, (speed, utilisation, waited / seconds), strict=True))
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """What runs inside does not count."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
