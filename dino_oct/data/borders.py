@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial import KDTree
 
-from dino_oct.data.tissue import tissue_mask
+from dino_oct.data.tissue import box_filter, tissue_mask
 from dino_oct.streams import generator
 
 WHITE = 240  # JPEG ringing lets a white area drop to about this value at its rim
@@ -51,7 +51,7 @@ def find_borders(scan: np.ndarray) -> np.ndarray:
             borders |= piece
     if borders.any():
         borders |= _thin_ends(scan, borders)
-    return _box_filter(borders, 2 * _MARGIN + 1, any_of=True) if borders.any() else borders
+    return box_filter(borders, (2 * _MARGIN + 1,) * 2, np.logical_or) if borders.any() else borders
 
 
 def border_features(borders: np.ndarray) -> np.ndarray:
@@ -113,7 +113,10 @@ def _is_border(piece: np.ndarray) -> bool:
 
 def _thin_ends(scan: np.ndarray, borders: np.ndarray) -> np.ndarray:
     """White streaks along an edge, at least twice as long as thick: where a border tapers off below the opening."""
-    labels, _ = ndimage.label((scan >= _TAPERED_WHITE) & ~borders, structure=np.ones((3, 3)))
+    white = (scan >= _TAPERED_WHITE) & ~borders
+    if max(np.count_nonzero(rim) for rim in (white[0], white[-1], white[:, 0], white[:, -1])) < _CORNER_CONTACT:
+        return np.zeros_like(white)
+    labels, _ = ndimage.label(white, structure=np.ones((3, 3)))
     boxes = ndimage.find_objects(labels)
     ends = []
     for rim, axis in ((labels[0], 0), (labels[-1], 0), (labels[:, 0], 1), (labels[:, -1], 1)):
@@ -127,8 +130,10 @@ def _thin_ends(scan: np.ndarray, borders: np.ndarray) -> np.ndarray:
 
 
 def _any_in_blocks(mask: np.ndarray, block: int) -> np.ndarray:
-    rows, columns = (np.arange(0, side, block) for side in mask.shape)
-    return np.logical_or.reduceat(np.logical_or.reduceat(mask, rows, axis=0), columns, axis=1)
+    rows, columns = (-(-side // block) for side in mask.shape)
+    whole = np.zeros((rows * block, columns * block), dtype=bool)
+    whole[: mask.shape[0], : mask.shape[1]] = mask
+    return whole.reshape(rows, block, -1).any(axis=1).reshape(rows, columns, block).any(axis=2)
 
 
 def _background_patches(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarray) -> tuple[np.ndarray, int]:
@@ -149,11 +154,4 @@ def _background_patches(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarra
 
 
 def _opened(mask: np.ndarray) -> np.ndarray:
-    return _box_filter(_box_filter(mask, _OPENING, any_of=False), _OPENING, any_of=True)
-
-
-def _box_filter(mask: np.ndarray, size: int, any_of: bool) -> np.ndarray:
-    """Dilation (``any_of``) or erosion of a mask by a square of odd side ``size``."""
-    one_axis = ndimage.maximum_filter1d if any_of else ndimage.minimum_filter1d
-    values = one_axis(mask.view(np.uint8), size, axis=0, mode="nearest")
-    return one_axis(values, size, axis=1, mode="nearest").view(bool)
+    return box_filter(box_filter(mask, (_OPENING, _OPENING), np.logical_and), (_OPENING, _OPENING), np.logical_or)

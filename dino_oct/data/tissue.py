@@ -1,7 +1,8 @@
 """Where the tissue is in a scan: retina and choroid against vitreous, shadow and border."""
 
+import itertools
+
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
 GRID = 16  # cells per side of a tissue map
@@ -42,10 +43,10 @@ def tissue_map(mask: np.ndarray) -> np.ndarray:
     Returns:
         (16, 16) float32 in [0, 1].
     """
-    rows, columns = (np.arange(GRID) * side // GRID for side in mask.shape)
-    counts = np.add.reduceat(np.add.reduceat(mask.astype(np.int32), rows, axis=0), columns, axis=1)
-    heights, widths = np.diff([*rows, mask.shape[0]]), np.diff([*columns, mask.shape[1]])
-    return (counts / np.outer(heights, widths)).astype(np.float32)
+    rows, columns = (np.arange(GRID + 1) * side // GRID for side in mask.shape)
+    bands = [mask[top:bottom].sum(axis=0, dtype=np.uint16) for top, bottom in itertools.pairwise(rows)]
+    counts = np.add.reduceat(np.stack(bands), columns[:-1], axis=1, dtype=np.int64)
+    return (counts / np.outer(np.diff(rows), np.diff(columns))).astype(np.float32)
 
 
 def coarse_levels(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
@@ -59,7 +60,7 @@ def coarse_levels(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.ndar
         (h, w) float32, 0 where unknown; (h, w) bool; and the factor, about H / h.
     """
     factor = max(1, round(scan.shape[0] / _COARSE_HEIGHT))
-    weight = np.ones(scan.shape, dtype=np.float32) if borders is None else (~borders).astype(np.float32)
+    weight = np.ones(scan.shape, dtype=np.uint8) if borders is None else (~borders).view(np.uint8)
     sigma = _SMOOTHING * scan.shape[0] / factor
     # Normalised averages: a border has no weight, so its white does not bleed into the tissue beside it.
     values = ndimage.gaussian_filter(_block_means(scan * weight, factor), sigma, truncate=3)
@@ -88,9 +89,31 @@ def _coarse_tissue(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.nda
 def _without_gaps(tissue: np.ndarray) -> np.ndarray:
     """Cysts, fluid and dark layers between bright ones belong to the retina."""
     reach = round(_GAP * len(tissue) / 2)
+    window = (2 * reach + 1, 1)
     padded = np.pad(tissue, ((reach, reach), (0, 0)))  # else closing would reach in from the edges
-    closed = ndimage.binary_closing(padded, np.ones((2 * reach + 1, 1)))[reach : len(padded) - reach]
-    return ndimage.binary_fill_holes(closed)
+    closed = box_filter(box_filter(padded, window, np.logical_or), window, np.logical_and)
+    return ndimage.binary_fill_holes(closed[reach : len(padded) - reach])
+
+
+def box_filter(mask: np.ndarray, window: tuple[int, int], combine: np.ufunc) -> np.ndarray:
+    """Dilation (``np.logical_or``) or erosion (``np.logical_and``) of a mask (H, W) by a box of odd sides.
+
+    What lies beyond the mask's edges has no say. Windows grow by doubling: log₂ of their side passes over the mask.
+    """
+    for axis, side in enumerate(window):
+        shape, inside = list(mask.shape), [slice(None), slice(None)]
+        shape[axis] += side - 1
+        inside[axis] = slice(side // 2, shape[axis] - side // 2)
+        padded = np.full(shape, combine is np.logical_and)
+        padded[tuple(inside)] = mask
+        mask = padded
+        reach = 1
+        while reach < side:
+            step = min(reach, side - reach)
+            n = mask.shape[axis] - step
+            mask = combine(mask[:n], mask[step:]) if axis == 0 else combine(mask[:, :n], mask[:, step:])
+            reach += step
+    return mask
 
 
 def otsu(values: np.ndarray, bins: int = 256) -> float:
@@ -112,5 +135,17 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
 
 
 def _block_means(values: np.ndarray, factor: int) -> np.ndarray:
-    """Means over factor x factor blocks of a float32 image; blocks at the right and bottom edge may be smaller."""
-    return np.asarray(Image.fromarray(values).reduce(factor))
+    """Means over factor x factor blocks of an 8-bit image (H, W), float32; those at the right and bottom edge may be
+    smaller."""
+    counts = []
+    for axis, side in enumerate(values.shape):
+        if side % factor:
+            padding = [(0, 0), (0, 0)]
+            padding[axis] = (0, -side % factor)
+            values = np.pad(values, padding)
+        parts = [values[i::factor] if axis == 0 else values[:, i::factor] for i in range(factor)]
+        values = parts[0].astype(np.int32)
+        for part in parts[1:]:
+            values += part
+        counts.append(np.minimum(factor, side - np.arange(0, side, factor)))
+    return (values * (1 / np.outer(*counts))).astype(np.float32)
