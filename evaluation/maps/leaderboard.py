@@ -12,13 +12,22 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
-from evaluation.config import ALL_SCORES, ATTENTION, LocalizationOptions
+from evaluation.config import ALL_SCORES, ATTENTION, SCORES, LocalizationOptions
 from evaluation.inputs.model import Model
 from evaluation.maps.methods import candidates, enlarge
 from evaluation.maps.randomisation import STAGES, randomised_correlations, verdict
 from evaluation.maps.rows import Case, MapMaker, RawMaps, Row, list_rows, make_raw, scan_rows
 from evaluation.scores.lesions import SIMPLE, layer_densities, lesion_over_retina
-from evaluation.scores.localization import FILLS, deletion_insertion, holm, iou_at, iou_curve, score_map, tune_threshold
+from evaluation.scores.localization import (
+    FILLS,
+    RankedPixels,
+    deletion_insertion,
+    holm,
+    iou_at,
+    iou_curve,
+    score_map,
+    tune_threshold,
+)
 from evaluation.scores.ranks import rank_correlations, rank_normalise
 
 SCALES = dict.fromkeys(ALL_SCORES, Scale.SCORE) | {
@@ -191,19 +200,31 @@ def choose_heads(makers: Sequence[MapMaker], raw: RawMaps, cases: Sequence[Case]
             continue
         names = candidates(maker.model, ATTENTION, maker.settings)
         of_cases = zip(raw.maps[maker.name, ATTENTION], cases, strict=True)
-        scores = [[all_scores(head, case) for head in enlarge(maps, case.mask.lesion.shape)] for maps, case in of_cases]
-        means = np.mean(scores, axis=0)[:, ALL_SCORES.index(score)]
+        scores = [[one_score(head, case, score) for head in enlarge(m, case.mask.lesion.shape)] for m, case in of_cases]
+        means = np.mean(scores, axis=0)
         best = int(means.argmax())
         heads[maker.name] = Head(best, names[best], float(means[best]), dict(zip(names, means.tolist(), strict=True)))
     return heads
 
 
-def all_scores(values: np.ndarray, case: Case, threshold: float | None = None) -> np.ndarray:
-    """``ALL_SCORES`` of a map in the size of the case's mask; ``iou_tuned`` is NaN without a threshold."""
+def one_score(values: np.ndarray, case: Case, name: str) -> float:
+    """One of ``ALL_SCORES`` of a map in the size of the case's mask; ``iou_tuned`` needs a threshold and is NaN."""
     lesion, retina = case.mask.lesion, case.mask.retina
-    tuned = np.nan if threshold is None else iou_at(values, lesion, threshold)
-    on_retina = float(values[retina].sum(dtype=np.float64) / max(values.sum(dtype=np.float64), 1e-30))
-    return np.array([*score_map(values, lesion), tuned, on_retina, lesion_over_retina(values, lesion, retina)])
+    if name in SCORES:
+        return float(score_map(values, lesion, [name])[0])
+    if name == "energy_retina":
+        return float(values[retina].sum(dtype=np.float64) / max(values.sum(dtype=np.float64), 1e-30))
+    return lesion_over_retina(values, lesion, retina) if name == "lesion_over_retina" else np.nan
+
+
+def all_scores(
+    values: np.ndarray, case: Case, threshold: float | None = None, ranked: RankedPixels | None = None
+) -> np.ndarray:
+    """``ALL_SCORES`` of a map in the size of the case's mask; ``iou_tuned`` is NaN without a threshold."""
+    lesion = case.mask.lesion
+    tuned = np.nan if threshold is None else float(iou_at(values, lesion, threshold, ranked))
+    rest = [one_score(values, case, name) for name in ("energy_retina", "lesion_over_retina")]
+    return np.array([*score_map(values, lesion, ranked=ranked), tuned, *rest])
 
 
 def measure(
@@ -220,10 +241,13 @@ def measure(
     layers = np.full((len(cases), len(rows), bands), np.nan)
     scores, curves, empties, correlations = [], [], [], []
     for i, (case, maps, empty) in enumerate(scan_rows(makers, raw, heads, cases)):
-        scores.append([all_scores(values, case, limit) for values, limit in zip(maps, limits, strict=True)])
+        lesion = case.mask.lesion
+        ranked = [RankedPixels(values, lesion) for values in maps]
+        of_maps = zip(maps, ranked, limits, strict=True)
+        scores.append([all_scores(values, case, limit, order) for values, order, limit in of_maps])
         empties.append(empty)
         if thresholds is None:
-            curves.append([iou_curve(values, case.mask.lesion) for values in maps])
+            curves.append([iou_curve(values, lesion, order) for values, order in zip(maps, ranked, strict=True)])
         else:
             correlations.append(rank_correlations([rank_normalise(values) for values in maps]))
             if case.boundaries is not None:

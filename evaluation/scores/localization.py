@@ -11,20 +11,77 @@ import numpy as np
 import torch
 from scipy.integrate import trapezoid
 from scipy.ndimage import gaussian_filter
-from sklearn.metrics import average_precision_score
 
 from dino_oct.data.tissue import otsu
 from dino_oct.streams import generator
 from evaluation.config import SCORES
-from evaluation.scores.attention import mass_mask
+from evaluation.scores.ranks import pixel_order
 
 MASS = 0.6
 FILLS = ("mean", "blur")
 _BLUR = 0.05  # standard deviation of the blurred fill, as a share of the shorter side
 
 
-def score_map(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """All of ``SCORES`` of a map (H, W) against a mask (H, W) bool: (7,) float64.
+class RankedPixels:
+    """A map (H, W) ≥ 0 and a mask (H, W) bool that holds something: pixels from the highest, and how many of the
+    highest lie in the mask. One sort serves every score.
+
+    Attributes:
+        values: (H · W,) float32, descending; pixels that tie are in reading order.
+        hits: (H · W,) of the first 1, 2, … pixels those in the mask.
+    """
+
+    def __init__(self, values: np.ndarray, mask: np.ndarray):
+        order = pixel_order(values, descending=True)
+        self.values = np.asarray(values, dtype=np.float32).ravel()[order]
+        self.hits = mask.ravel()[order].cumsum()
+        self.size = int(self.hits[-1])  # of the mask
+
+    def above(self, limits: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        """Number of pixels above each limit, and of those in the mask."""
+        rounded = np.float32(limits)
+        below = np.where(rounded > limits, np.nextafter(rounded, np.float32(-np.inf)), rounded)
+        count = len(self.values) - np.searchsorted(self.values[::-1], below, side="right")
+        return count, np.where(count > 0, self.hits[count - 1], 0)
+
+    def iou(self, count: np.ndarray, hits: np.ndarray) -> np.ndarray:
+        """Intersection over union with ``count`` pixels, ``hits`` of them in the mask."""
+        return hits / (self.size + count - hits)
+
+    def iou_above(self, limits: np.ndarray | float) -> np.ndarray:
+        """IoU of the mask with what lies above each limit."""
+        return self.iou(*self.above(limits))
+
+    def average_precision(self) -> float:
+        """As scikit-learn's ``average_precision_score``."""
+        ends = np.flatnonzero(np.concatenate([self.values[1:] != self.values[:-1], [True]]))
+        hits = self.hits[ends]
+        return float((np.diff(hits, prepend=0) * (hits / (ends + 1))).sum() / self.size)
+
+    def rank_accuracy(self) -> float:
+        """See ``score_map``."""
+        limit = self.values[self.size - 1]
+        above, inside = self.above(limit)
+        tied = len(self.values) - np.searchsorted(self.values[::-1], limit, side="left")
+        expected = (self.size - above) * (self.hits[tied - 1] - inside) / (tied - above)
+        return float((inside + expected) / self.size)
+
+    def highest(self) -> float:
+        """Share of the highest pixels, all that tie, that lie in the mask."""
+        tied = len(self.values) - np.searchsorted(self.values[::-1], self.values[0], side="left")
+        return float(self.hits[tied - 1] / tied)
+
+    def iou_of_mass(self, mass: float) -> float:
+        """IoU with the fewest pixels that hold a share of the map's sum."""
+        held = self.values.cumsum(dtype=np.float64)
+        count = 1 + np.count_nonzero(held[:-1] < mass * held[-1])
+        return float(self.iou(count, self.hits[count - 1]))
+
+
+def score_map(
+    values: np.ndarray, mask: np.ndarray, names: Sequence[str] = SCORES, ranked: RankedPixels | None = None
+) -> np.ndarray:
+    """Scores ``names`` of a map (H, W) against a mask (H, W) bool, float64; values count in float32.
 
     - pointing: pointing game (Zhang et al. 2016), the share of the map's highest pixels that lie in the mask;
     - energy: share of the map's sum in the mask (energy-based pointing game, Wang et al. 2020); enrichment: energy over
@@ -35,62 +92,53 @@ def score_map(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
     - iou_otsu, iou_mass: overlap of the mask with the map above Otsu's threshold, and with the fewest pixels that hold
       60 % of its sum.
 
+    Args:
+        ranked: of the same map and mask, where it is already there.
+
     Raises:
         ValueError: sizes that differ, or a negative or not finite value.
     """
-    values = np.asarray(values, dtype=np.float64)
+    values = np.asarray(values, dtype=np.float32)
     if values.shape != mask.shape:
         raise ValueError(f"a map of {values.shape} and a mask of {mask.shape}")
     if not np.isfinite(values).all() or values.min() < 0:
         raise ValueError("map values must be finite and not negative")
-    total = values.sum()
     if not mask.any():
-        return np.full(len(SCORES), np.nan)
-    if not total > 0:
-        return np.zeros(len(SCORES))
-    energy = values[mask].sum() / total
-    return np.array(
-        [
-            mask[values == values.max()].mean(),
-            energy,
-            energy / mask.mean(),
-            rank_accuracy(values, mask),
-            average_precision_score(mask.ravel(), values.ravel()),
-            iou(values > otsu(values), mask),
-            iou(mass_mask(values[None], MASS)[0], mask),
-        ]
-    )
+        return np.full(len(names), np.nan)
+    if not values.any():
+        return np.zeros(len(names))
+
+    def pixels() -> RankedPixels:
+        nonlocal ranked
+        ranked = ranked or RankedPixels(values, mask)
+        return ranked
+
+    def energy() -> float:
+        return float(values[mask].sum(dtype=np.float64) / values.sum(dtype=np.float64))
+
+    scores: dict[str, Callable[[], float]] = {
+        "pointing": lambda: pixels().highest(),
+        "energy": energy,
+        "enrichment": lambda: energy() / mask.mean(),
+        "rank_accuracy": lambda: pixels().rank_accuracy(),
+        "auprc": lambda: pixels().average_precision(),
+        "iou_otsu": lambda: float(pixels().iou_above(otsu(values.astype(np.float64)))),
+        "iou_mass": lambda: pixels().iou_of_mass(MASS),
+    }
+    return np.array([scores[name]() for name in names])
 
 
 def rank_accuracy(values: np.ndarray, mask: np.ndarray) -> float:
-    """Share of the |M| highest pixels inside the mask, ties at the limit by their expected share."""
-    count = int(mask.sum())
-    limit = np.partition(values.ravel(), values.size - count)[values.size - count]
-    above, tied = values > limit, values == limit
-    expected = (count - above.sum()) * mask[tied].mean()
-    return float((mask[above].sum() + expected) / count)
-
-
-def iou(predicted: np.ndarray, mask: np.ndarray) -> float:
-    """Intersection over union of two masks; 0 where both are empty."""
-    union = (predicted | mask).sum()
-    return float((predicted & mask).sum() / union) if union else 0.0
+    """Of ``score_map``, for a mask that holds something."""
+    return RankedPixels(values, mask).rank_accuracy()
 
 
 THRESHOLDS = np.linspace(0, 1, 51)[:-1]  # shares of a map's maximum that a threshold is chosen from
 
 
-def iou_curve(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """``iou_at`` of each of ``THRESHOLDS``, (T,), from one sort of the map."""
-    if not mask.any():
-        return np.full(len(THRESHOLDS), np.nan)
-    if not values.max() > 0:
-        return np.zeros(len(THRESHOLDS))
-    limits = THRESHOLDS * values.max()
-    above, inside = (
-        len(part) - np.searchsorted(np.sort(part), limits, side="right") for part in (values.ravel(), values[mask])
-    )
-    return inside / (mask.sum() + above - inside)
+def iou_curve(values: np.ndarray, mask: np.ndarray, ranked: RankedPixels | None = None) -> np.ndarray:
+    """``iou_at`` of each of ``THRESHOLDS``, (T,)."""
+    return iou_at(values, mask, THRESHOLDS, ranked)
 
 
 def tune_threshold(curves: np.ndarray) -> float:
@@ -105,11 +153,16 @@ def tune_threshold(curves: np.ndarray) -> float:
     return float(THRESHOLDS[known.mean(axis=0).argmax()])
 
 
-def iou_at(values: np.ndarray, mask: np.ndarray, share: float) -> float:
-    """IoU of the mask with the map above ``share`` of its maximum, 0 for a map of zeros; NaN for an empty mask."""
+def iou_at(
+    values: np.ndarray, mask: np.ndarray, share: np.ndarray | float, ranked: RankedPixels | None = None
+) -> np.ndarray:
+    """IoU of the mask with the map above each ``share`` of its maximum, 0 for a map of zeros; NaN for an empty mask."""
     if not mask.any():
-        return np.nan
-    return iou(values > share * values.max(), mask)
+        return np.full(np.shape(share), np.nan)
+    if not values.max() > 0:
+        return np.zeros(np.shape(share))
+    ranked = ranked or RankedPixels(values, mask)
+    return ranked.iou_above(share * ranked.values[0])
 
 
 def fill_of(scan: np.ndarray, fill: str) -> np.ndarray:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score
 
 from dino_oct.data.tissue import otsu
 from evaluation.config import SCORES
@@ -18,6 +19,7 @@ from evaluation.scores.localization import (
     score_map,
     tune_threshold,
 )
+from evaluation.scores.ranks import rank_normalise
 
 MASK = np.zeros((10, 10), dtype=bool)
 MASK[2:4, 3:8] = True  # 10 of 100 pixels
@@ -88,6 +90,32 @@ def test_ties_are_averaged():
     assert scores(values)["pointing"] == 0.5
     # The ten highest: two decided, one of them in; eight of 98 tied, of which nine are in the mask.
     assert rank_accuracy(values, MASK) == pytest.approx((1 + 8 * 9 / 98) / 10)
+
+
+@pytest.mark.parametrize("kind", ["smooth", "tied", "sparse", "tiny"])
+def test_one_sort_gives_what_the_definitions_give(kind):
+    """Average precision as scikit-learn computes it, the others straight from their words."""
+    rng = np.random.default_rng(0)
+    values = {
+        "smooth": rng.random((40, 60)), "tied": rng.integers(0, 4, (40, 60)) / 4.0,
+        "sparse": rng.random((40, 60)) * (rng.random((40, 60)) < 0.05), "tiny": rng.random((40, 60)) * 1e-30,
+    }[kind].astype(np.float32)  # fmt: skip
+    mask = rng.random((40, 60)) < 0.1
+    ours = scores(values, mask)
+    assert ours["auprc"] == pytest.approx(average_precision_score(mask.ravel(), values.ravel()), abs=1e-12)
+    order = np.argsort(-values.ravel(), kind="stable")
+    held = values.ravel()[order].cumsum(dtype=np.float64)
+    fewest = order[: np.searchsorted(held, 0.6 * held[-1]) + 1]
+    most = np.zeros(values.size, bool)
+    most[fewest] = True
+    for name, chosen in (("iou_mass", most.reshape(values.shape)), ("iou_otsu", values > otsu(values.astype(float)))):
+        assert ours[name] == pytest.approx((chosen & mask).sum() / (chosen | mask).sum(), abs=1e-12), name
+    assert ours["pointing"] == pytest.approx(mask[values == values.max()].mean())
+    for share in THRESHOLDS:
+        chosen = values > share * values.max()
+        assert iou_at(values, mask, share) == pytest.approx((chosen & mask).sum() / max((chosen | mask).sum(), 1))
+    ranks = (rankdata(values) - 1) / (values.size - 1)
+    np.testing.assert_allclose(rank_normalise(-values).ravel(), 1 - ranks.ravel(), atol=1e-6)
 
 
 @pytest.mark.parametrize("values", [np.full((10, 10), np.nan), np.full((10, 10), -1.0), np.ones((9, 10))])
