@@ -1,6 +1,7 @@
 """Weighted k-nearest-neighbour classification (Wu et al. 2018; DINO's k-NN protocol)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,18 +23,25 @@ def neighbours(train: np.ndarray, test: np.ndarray, k: int) -> tuple[np.ndarray,
         similarities (M, k) float32, descending, and positions in ``train`` (M, k). Equal similarities are in order of
         position, so results do not depend on the search's internals.
     """
+    return nearest_rows(unit(train), unit(test), k)
+
+
+def nearest_rows(
+    rows: np.ndarray, queries: np.ndarray, k: int, metric: Literal["product", "squared distance"] = "product"
+) -> tuple[np.ndarray, np.ndarray]:
+    """As ``neighbours``, by the inner product (descending) or the squared distance (ascending) of rows as they are."""
     import faiss
 
-    rows, queries = (np.ascontiguousarray(unit(part), dtype=np.float32) for part in (train, test))
-    index = faiss.IndexFlatIP(train.shape[1])
+    rows, queries = (np.ascontiguousarray(part, dtype=np.float32) for part in (rows, queries))
+    index = (faiss.IndexFlatIP if metric == "product" else faiss.IndexFlatL2)(rows.shape[1])
     if hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus() and k <= _GPU_LARGEST_K:
         resources = faiss.StandardGpuResources()
         resources.setTempMemory(_GPU_SCRATCH)  # by default FAISS takes 1.5 GB from a GPU that is training
         index = faiss.index_cpu_to_gpu(resources, torch.cuda.current_device(), index)
     index.add(rows)
-    similarity, position = index.search(queries, k)
-    order = np.lexsort((position, -similarity), axis=1)
-    return np.take_along_axis(similarity, order, 1), np.take_along_axis(position, order, 1)
+    value, position = index.search(queries, k)
+    order = np.lexsort((position, -value if metric == "product" else value), axis=1)
+    return np.take_along_axis(value, order, 1), np.take_along_axis(position, order, 1)
 
 
 def class_votes(similarity: np.ndarray, labels: np.ndarray, n_classes: int, temperature: float = 0.07) -> np.ndarray:

@@ -203,8 +203,7 @@ class Learner:
             self.patch_targets = dino_loss.TeacherTargets(len(head.last_layer.weight_v), loss).to(accelerator.device)
         self._groups = parameter_groups(student, optim.layer_decay)
         groups = [{"params": g.parameters, **({} if g.is_decayed else {"weight_decay": 0.0})} for g in self._groups]
-        kernel = {"fused": True} if accelerator.device.type == "cuda" else {"foreach": True}
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, **kernel)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
         self._student = accelerator.prepare_model(self.student)  # the same module, averaged over processes
         self._in_steps: list[tuple[nn.Module, str, Callable]] = []  # what replaces an attribute of a module in steps
 

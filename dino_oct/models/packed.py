@@ -45,15 +45,21 @@ def packed_block(block: Block, x: torch.Tensor, shapes: Shapes) -> torch.Tensor:
     parts = []
     for qkv, (views, n) in zip(attn.qkv(block.norm1(x)).split([v * n for v, n in shapes]), shapes, strict=True):
         q, k, v = qkv.view(views, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        q, k = attn.q_norm(q), attn.k_norm(k)
-        if attn.fused_attn:
-            y = F.scaled_dot_product_attention(q, k, v)
-        else:
-            y = (q * attn.scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
+        y = attend(attn.q_norm(q), attn.k_norm(k), v, attn.scale, attn.fused_attn)
         parts.append(y.transpose(1, 2).reshape(views * n, attn.attn_dim))
     y = block.ls1(attn.proj_drop(attn.proj(attn.norm(torch.cat(parts)))))
     x = x + _drop_views(block.drop_path1, y, shapes)
     return x + _drop_views(block.drop_path2, block.ls2(block.mlp(block.norm2(x))), shapes)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, fused: bool) -> torch.Tensor:
+    """Attention of (B, heads, N, d), by torch's fused kernel or by products whose probabilities stay in the precision
+    of the values: under autocast they would be copied to float32 and back."""
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v)
+    with torch.autocast(q.device.type, enabled=False):
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        return (q * scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
 
 def _drop_views(layer: nn.Module, y: torch.Tensor, shapes: Shapes) -> torch.Tensor:

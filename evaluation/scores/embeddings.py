@@ -9,8 +9,10 @@ import torch
 from scipy.linalg import orthogonal_procrustes
 from scipy.spatial import cKDTree, procrustes
 
-from dino_oct.knn import neighbours
+from dino_oct.knn import nearest_rows, neighbours
 from dino_oct.streams import short_seed_of
+
+_EXACT = 4096  # scans from which umap-learn searches neighbours by an approximation
 
 
 def umap_map(
@@ -24,7 +26,8 @@ def umap_map(
 ) -> np.ndarray:
     """UMAP (McInnes, Healy & Melville 2018) of features in the plane; the defaults are umap-learn's.
 
-    A map belongs to its seed: umap-learn then works on one thread.
+    A map belongs to its seed: umap-learn then works on one thread. From ``_EXACT`` scans on it would only approximate
+    their neighbours; here FAISS finds the exact ones, on all threads or the GPU.
 
     Args:
         features: (N, D), N at least ``FEWEST`` and above ``n_neighbours``.
@@ -41,6 +44,11 @@ def umap_map(
         # What follows from a seed, and from groups without a link between them, is in the docstring and on the page.
         warnings.filterwarnings("ignore", "n_jobs value 1 overridden", UserWarning)
         warnings.filterwarnings("ignore", r"(?s).*Spectral initialisation failed", UserWarning)
+        warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # new points are not mapped later
+        features = np.asarray(features, dtype=np.float32)
+        found = (None, None, None)
+        if len(features) >= _EXACT and metric in ("cosine", "euclidean"):
+            found = (*_with_themselves(features, n_neighbours, metric), None)
         mapper = umap.UMAP(
             n_neighbors=n_neighbours,
             min_dist=min_dist,
@@ -48,11 +56,25 @@ def umap_map(
             random_state=short_seed_of("UMAP", seed),
             n_jobs=1,
             init="spectral" if start is None else start,
+            precomputed_knn=found,
         )
         try:
-            return mapper.fit_transform(np.asarray(features, dtype=np.float32))
+            return mapper.fit_transform(features)
         finally:
             torch.set_num_threads(threads)  # numba, on which umap-learn rests, sets it for the whole process
+
+
+def _with_themselves(features: np.ndarray, k: int, metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (N, k) of each row's nearest rows, itself among them, and their distances as umap-learn measures
+    them."""
+    if metric == "cosine":
+        similarity, position = neighbours(features, features, k)
+        distance = 1 - similarity
+    else:
+        squared, position = nearest_rows(features, features, k, "squared distance")
+        distance = np.sqrt(squared.clip(min=0))
+    distance[position == np.arange(len(features))[:, None]] = 0  # rounding would put a row beside itself
+    return position, distance.clip(min=0)
 
 
 def nearest(

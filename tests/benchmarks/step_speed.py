@@ -41,6 +41,8 @@ Variant = Literal[
     "cudnn",
     "flash",
     "packed",
+    "packed-plain",
+    "compiled-plain",
     "compiled",
     "compiled-cudnn",
     "compiled-flash",
@@ -85,12 +87,12 @@ def build(variant: Variant, options: Options, accelerator: Accelerator) -> Calla
     if variant == "public":
         return PublicStep(network, accelerator.device).step
     learner = Learner(network, LossConfig(), OptimConfig(clip_grad=0.3), accelerator)
-    if variant == "plain":
+    if "plain" in variant:
         use_plain_attention(learner.student)
         use_plain_attention(learner.teacher)
     if "compiled" in variant:
         learner.compile(pack="apart" not in variant)
-    if variant == "packed":
+    if "packed" in variant:
         learner.student.packs = learner.teacher.packs = packed_block
     backends = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
     backend = next((b for name, b in backends.items() if name in variant), None)

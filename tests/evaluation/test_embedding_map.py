@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial.distance import cdist
 
 from dino_oct.cli import parse_options
 from dino_oct.errors import InputError
@@ -21,6 +22,7 @@ from evaluation.pages import embedding_page, embedding_results
 from evaluation.pages.embedding_figures import Frame, Panel, marks
 from evaluation.pages.projector import write_projector
 from evaluation.protocols import embedding_map as protocol
+from evaluation.scores import embeddings
 from evaluation.scores.embeddings import agreement, aligned, chance_purity, nearest, purity, umap_map
 
 BESIDE = "random:vit_tiny_patch16_224"
@@ -128,6 +130,23 @@ def test_agreement_ignores_what_a_map_leaves_open():
     assert other["overlap"][0] < 0.15
     assert other["procrustes"][0] > 0.8
     np.testing.assert_allclose(aligned(turned / 3, points), points, atol=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
+def test_many_scans_are_mapped_by_their_exact_neighbours(metric, monkeypatch, recwarn):
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((300, 12)).astype(np.float32)
+    features[5] = features[4]  # twins are each other's nearest, at 0
+    position, distance = embeddings._with_themselves(features, 8, metric)
+    expected = np.sort(cdist(features, features, metric), axis=1)[:, :8]
+    np.testing.assert_allclose(np.sort(distance, axis=1), expected, atol=2e-3)
+    assert (distance[position == np.arange(300)[:, None]] == 0).all()
+    monkeypatch.setattr(embeddings, "_EXACT", 100)
+    features[:150] += 8
+    points = umap_map(features, 0, metric=metric)
+    groups = np.arange(300) < 150
+    assert purity(nearest(points, np.arange(300), 10, "euclidean"), groups).mean() > 0.95
+    assert not recwarn.list
 
 
 def test_a_map_belongs_to_its_seed_and_keeps_groups_together():
