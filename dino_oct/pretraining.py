@@ -20,10 +20,11 @@ from dino_oct.errors import InputError
 from dino_oct.learner import Learner, NotFiniteError, Schedules, StepMetrics
 from dino_oct.limits import check_settings
 from dino_oct.masking import block_masks
-from dino_oct.models.attention import has_cls_attention, use_plain_attention
+from dino_oct.models.attention import has_cls_attention
 from dino_oct.models.backbone import check_size, load_backbone, patch_size, save_export
 from dino_oct.models.layers import check_runs
 from dino_oct.models.network import normalise_views
+from dino_oct.models.plain_attention import use_plain_attention
 from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, collapses, warnings_of
 from dino_oct.networks import Networks, build_networks
 from dino_oct.pictures import draw_views

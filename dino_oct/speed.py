@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dino_oct import processes
 from dino_oct.ahead import Ahead
 from dino_oct.config import AugmentConfig
-from dino_oct.models.attention import use_plain_attention
 from dino_oct.models.network import evaluating, in_channels
+from dino_oct.models.plain_attention import use_plain_attention
 
 PACE = ("images_per_s", "utilisation", "waiting")
 """What ``Pace.read`` gives: the values of a run that differ from one time to the next."""

@@ -24,17 +24,6 @@ def check_transformer(backbone: nn.Module) -> None:
         raise InputError(f"{type(backbone).__name__} has no CLS token: this needs a vision transformer")
 
 
-def use_plain_attention(model: nn.Module) -> None:
-    """Compute attention by matrix products, as timm does without torch's fused kernel.
-
-    In bf16 on a CPU with AMX a whole step of a ViT-S/14 is 1.44 times as fast by it (tests/benchmarks/step_speed.py).
-    Results differ by rounding.
-    """
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False
-
-
 def cls_attention(backbone: nn.Module, images: torch.Tensor, block: int = -1) -> torch.Tensor:
     """``cls_attentions`` of one block, negative from the last: (B, heads, rows, columns) float32."""
     return cls_attentions(backbone, images, [block])[0]

@@ -11,30 +11,37 @@ import torch.nn.functional as F
 from timm.layers import DropPath
 from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from dino_oct.models.plain_attention import PlainAttention, attend
 
 Shapes = tuple[tuple[int, int], ...]  # (views, tokens of a view) of each group
 
 
 def can_pack(backbone: nn.Module) -> bool:
     """Whether the backbone is a plain vision transformer: timm's block and attention, no rotary positions."""
-    return type(backbone).__mro__[1:].count(VisionTransformer) > 0 and all(
-        type(block) is Block
-        and type(block.attn) is Attention
-        and not block.attn.attn_drop.p
-        and block.attn.gate is None
-        for block in backbone.blocks
+    if not isinstance(backbone, VisionTransformer) or any(type(block) is not Block for block in backbone.blocks):
+        return False
+    attentions = [block.attn for block in backbone.blocks]
+    return all(
+        type(attn) in (Attention, PlainAttention) and not attn.attn_drop.p and attn.gate is None for attn in attentions
     )
 
 
-def packed_features(
-    backbone: nn.Module, groups: Sequence[torch.Tensor], block_forward: Callable | None = None
-) -> list[torch.Tensor]:
-    """``forward_features`` of each group of images (B, C, H, W): tokens (B, N, D)."""
+def packed_features(backbone: nn.Module, groups: Sequence[torch.Tensor], block_forward: Callable) -> list[torch.Tensor]:
+    """``forward_features`` of each group of images (B, C, H, W): tokens (B, N, D).
+
+    Args:
+        block_forward: ``packed_block``, or what torch.compile makes of it.
+    """
     tokens = [backbone.norm_pre(backbone.patch_drop(backbone._pos_embed(backbone.patch_embed(x)))) for x in groups]
     shapes = tuple(tuple(part.shape[:2]) for part in tokens)
     x = torch.cat([part.flatten(0, 1) for part in tokens])  # (T, D)
     for block in backbone.blocks:
-        x = (block_forward or packed_block)(block, x, shapes)
+        if backbone.grad_checkpointing and torch.is_grad_enabled():
+            x = checkpoint(block_forward, block, x, shapes, use_reentrant=False)
+        else:
+            x = block_forward(block, x, shapes)
     parts = backbone.norm(x).split([views * n for views, n in shapes])
     return [part.unflatten(0, shape) for part, shape in zip(parts, shapes, strict=True)]
 
@@ -45,21 +52,12 @@ def packed_block(block: Block, x: torch.Tensor, shapes: Shapes) -> torch.Tensor:
     parts = []
     for qkv, (views, n) in zip(attn.qkv(block.norm1(x)).split([v * n for v, n in shapes]), shapes, strict=True):
         q, k, v = qkv.view(views, n, 3, attn.num_heads, attn.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        y = attend(attn.q_norm(q), attn.k_norm(k), v, attn.scale, attn.fused_attn)
+        q, k = attn.q_norm(q), attn.k_norm(k)
+        y = F.scaled_dot_product_attention(q, k, v) if attn.fused_attn else attend(q, k, v, attn.scale)
         parts.append(y.transpose(1, 2).reshape(views * n, attn.attn_dim))
     y = block.ls1(attn.proj_drop(attn.proj(attn.norm(torch.cat(parts)))))
     x = x + _drop_views(block.drop_path1, y, shapes)
     return x + _drop_views(block.drop_path2, block.ls2(block.mlp(block.norm2(x))), shapes)
-
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, fused: bool) -> torch.Tensor:
-    """Attention of (B, heads, N, d), by torch's fused kernel or by products whose probabilities stay in the precision
-    of the values: under autocast they would be copied to float32 and back."""
-    if fused:
-        return F.scaled_dot_product_attention(q, k, v)
-    with torch.autocast(q.device.type, enabled=False):
-        q, k = q.to(v.dtype), k.to(v.dtype)
-        return (q * scale @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
 
 def _drop_views(layer: nn.Module, y: torch.Tensor, shapes: Shapes) -> torch.Tensor:

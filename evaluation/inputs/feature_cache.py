@@ -27,6 +27,7 @@ from dino_oct.files import check_regular, private_folder, read_json, remove, scr
 from dino_oct.models.attention import linear_probe_features
 from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import cls_feature
+from dino_oct.models.plain_attention import use_plain_attention
 from evaluation.config import IMAGE_FEATURE, Kind, Precision
 from evaluation.inputs.preprocessing import Preprocessing
 
@@ -104,9 +105,7 @@ def _in_bf16(backbone: nn.Module, device: torch.device) -> nn.Module:
     """A copy with bfloat16 weights: faster than autocast, which casts weights and activations again and again."""
     copied = copy.deepcopy(backbone).bfloat16()
     if device.type == "cpu":  # the fused kernel is made for float32 there: plain products are a tenth faster over all
-        for module in copied.modules():
-            if hasattr(module, "fused_attn"):
-                module.fused_attn = False
+        use_plain_attention(copied)
     return copied
 
 

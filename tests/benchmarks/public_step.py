@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from dino_oct.models.attention import use_plain_attention
 from dino_oct.models.network import DinoNetwork
 
 
@@ -24,7 +23,9 @@ class PublicStep:
     """
 
     def __init__(self, student: DinoNetwork, device: torch.device, clip: float = 0.3):
-        use_plain_attention(student)
+        for module in student.modules():
+            if hasattr(module, "fused_attn"):
+                module.fused_attn = False
         self.student = student.to(device).train()
         self.teacher = copy.deepcopy(self.student).eval().requires_grad_(False)
         self.device, self.clip = device, clip

@@ -24,11 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dino_oct.cli import run_command
 from dino_oct.config import AugmentConfig, LossConfig, OptimConfig
 from dino_oct.learner import Learner, StepValues
-from dino_oct.models.attention import use_plain_attention
 from dino_oct.models.backbone import load_backbone
 from dino_oct.models.head import DinoHead
 from dino_oct.models.network import DinoNetwork
 from dino_oct.models.packed import packed_block
+from dino_oct.models.plain_attention import use_plain_attention
 from dino_oct.runtime import use_bf16
 from dino_oct.speed import matrix_peak, operations_per_scan
 
