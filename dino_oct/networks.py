@@ -12,9 +12,10 @@ from dino_oct.config import LossConfig, ModelConfig
 from dino_oct.errors import InputError
 from dino_oct.models import official
 from dino_oct.models.attention import has_cls_attention
-from dino_oct.models.backbone import adopt_description, load_backbone, load_into, local_file
+from dino_oct.models.backbone import adopt_description, load_backbone, local_file
 from dino_oct.models.description import check_description
 from dino_oct.models.head import DinoHead
+from dino_oct.models.loading import load_into
 from dino_oct.models.network import DinoNetwork
 from dino_oct.streams import seed_of
 

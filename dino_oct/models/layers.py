@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dino_oct.errors import InputError
-from dino_oct.models.backbone import classifier_tensors, patch_size
+from dino_oct.models.backbone import patch_size
+from dino_oct.models.loading import classifier_tensors
 from dino_oct.models.network import evaluating, in_channels
 
 Layout = Literal["NCHW", "NHWC", "tokens"]

@@ -8,7 +8,7 @@ from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from dino_oct.errors import InputError
-from dino_oct.models.backbone import classifier_tensors
+from dino_oct.models.loading import classifier_tensors
 
 
 def set_trainable(model: nn.Module, part: Literal["full", "head"] | int) -> None:

@@ -18,10 +18,11 @@ from torch import nn
 from dino_oct.data.cache import cache_root
 from dino_oct.errors import InputError
 from dino_oct.features import extract, resize
-from dino_oct.models.backbone import check_size, classifier_tensors, patch_size, random_twin
+from dino_oct.models.backbone import check_size, patch_size, random_twin
 from dino_oct.models.classifier import Classifier, describe_classifier
 from dino_oct.models.frozen import RandomWeights, Weights, freeze, load_frozen
 from dino_oct.models.layers import classifier_layer, embed
+from dino_oct.models.loading import classifier_tensors
 from dino_oct.monitor import MonitorConfig
 from dino_oct.runtime import default_device
 from dino_oct.scan_data import ScanCounts, ScanData

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dino_oct.models.backbone import classifier_tensors, random_twin
+from dino_oct.models.backbone import random_twin
+from dino_oct.models.loading import classifier_tensors
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.streams import seed_of
 from evaluation.config import ATTENTION

@@ -55,7 +55,7 @@ SIZE = (224, 224)  # of the scans that are judged
 ATTENTION_SIDE = 336  # short side of the scans whose attention is judged
 CS = tuple(np.logspace(-5, 2, 20).tolist())
 PATIENTS = (4, 20, 100)  # whose labels a probe gets
-MAPS = ("relevance", "lrp", "gradcam", "occlusion")  # for the class DME
+MAPS = ("relevance", "lrp", "gradcam")  # for the class DME
 DRAWS = 10  # of such patients
 EXTERNAL = {"NORMAL": "NO", "DME": "DME"}  # class of OCT2017 → of OCTDL
 
@@ -296,7 +296,7 @@ def explained_fluid(source: str, fluid: Fluid, judge: Judge) -> dict[str, np.nda
     target = model.class_index("DME")
     scores = {}
     for method in MAPS:
-        maps = make_maps(model, method, fluid.scans, [target] * len(fluid.scans), MapSettings(stride=0.5))
+        maps = make_maps(model, method, fluid.scans, [target] * len(fluid.scans), MapSettings())
         pairs = zip(maps, fluid.graders[0], strict=True)
         scores[method] = np.array([precision(enlarge(values, mask.shape)[0], mask) for values, mask in pairs])
     return scores
@@ -472,14 +472,10 @@ class Results:
 
     def _changes(self, names: list[str], base: str) -> list[str]:
         titles = [COLUMNS[score] for score in CHANGES]
-        lines = [
-            "| recipe | what it is | seeds | minutes | " + " | ".join(titles) + " |",
-            "|---" * (4 + len(titles)) + "|",
-        ]
+        lines = ["| recipe | what it is | seeds | " + " | ".join(titles) + " |", "|---" * (3 + len(titles)) + "|"]
         for name in names:
             runs = self.by_recipe[name]
-            minutes = np.mean([run["minutes"] for run in runs])
-            facts = [f"| {name}", runs[0]["about"], str(len(runs)), f"{minutes:.0f}"]
+            facts = [f"| {name}", runs[0]["about"], str(len(runs))]
             lines.append(" | ".join([*facts, *(self.change(name, score, base) for score in CHANGES)]) + " |")
         return lines
 
