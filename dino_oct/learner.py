@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
 from timm.layers import convert_sync_batchnorm
 from torch import nn
+from torch.profiler import record_function
 
 from dino_oct import loss as dino_loss
 from dino_oct import processes
@@ -157,6 +159,17 @@ class StepMetrics(Mapping[str, float]):
         return len(self._read)
 
 
+class _Asked(NamedTuple):
+    """The teacher's logits (2, B, K) of all micro-batches, targets of each, and the targets' mean entropy; the same of
+    hidden patches, (1, M, K), where there are some."""
+
+    logits: torch.Tensor
+    targets: Sequence[torch.Tensor]
+    entropy: torch.Tensor
+    patch_logits: torch.Tensor | None = None
+    patch_targets: Sequence[torch.Tensor] | None = None
+
+
 class Learner:
     """Student, teacher, targets and optimiser, and the step that moves them.
 
@@ -275,58 +288,81 @@ class Learner:
         for group, kind in zip(self.optimizer.param_groups, self._groups, strict=True):
             group["lr"] = values.lr * kind.lr_scale
             group["weight_decay"] = values.weight_decay if kind.is_decayed else 0.0
-
         # The targets of the whole step come first: the centre moves once, and Sinkhorn sees the global batch.
+        asked = self._ask_teacher(micro_batches, values.teacher_temperature, masks)
+        means = self._learn(micro_batches, masks, asked)
+        grad_norm = self._update(values, asked, means["loss"])
+        logged = {**means, "center_norm": self.targets.center.norm(), "grad_norm": grad_norm}
+        return StepMetrics(tuple(logged), torch.stack(list(logged.values())))
+
+    @record_function("step: teacher")
+    def _ask_teacher(
+        self,
+        micro_batches: Sequence[Sequence[torch.Tensor]],
+        temperature: float,
+        masks: Sequence[torch.Tensor | None],
+    ) -> "_Asked":
+        """What the teacher says to the global views, and the targets of each micro-batch."""
         with torch.no_grad(), self.accelerator.autocast(), with_batch_statistics(self.teacher):
             answers = [
                 self.teacher(views[:1], mask, hide=False) for views, mask in zip(micro_batches, masks, strict=True)
             ]
-        logits = torch.cat([answer.logits.float() for answer in answers], dim=1)  # (2, B, K)
         share_statistics(self.teacher)
-        targets = self.targets(logits, values.teacher_temperature)
-        entropy = dino_loss.entropy(targets)
+        logits = torch.cat([answer.logits.float() for answer in answers], dim=1)  # (2, B, K)
+        targets = self.targets(logits, temperature)
         batch_sizes = [views[0].shape[1] for views in micro_batches]
-        patch_logits, patch_targets = None, [None] * len(masks)
-        if self.patch_targets is not None:
-            patch_logits = torch.cat([answer.patch_logits.float() for answer in answers])[None]  # (1, M, K)
-            all_targets = self.patch_targets(patch_logits, values.teacher_temperature)[0]
-            patch_targets = all_targets.split([len(answer.patch_logits) for answer in answers])
+        asked = _Asked(logits, targets.split(batch_sizes, dim=1), dino_loss.entropy(targets))
+        if self.patch_targets is None:
+            return asked
+        patch_logits = torch.cat([answer.patch_logits.float() for answer in answers])[None]  # (1, M, K)
+        patch_targets = self.patch_targets(patch_logits, temperature)[0]
+        return asked._replace(
+            patch_logits=patch_logits,
+            patch_targets=patch_targets.split([len(answer.patch_logits) for answer in answers]),
+        )
 
+    @record_function("step: student")
+    def _learn(
+        self,
+        micro_batches: Sequence[Sequence[torch.Tensor]],
+        masks: Sequence[torch.Tensor | None],
+        asked: "_Asked",
+    ) -> dict[str, torch.Tensor]:
+        """Gradients of the student; the loss, its terms and the teacher's entropy, over all processes."""
         self.optimizer.zero_grad(set_to_none=True)
-        sums, names = 0, ()
-        of_batches = zip(micro_batches, targets.split(batch_sizes, dim=1), masks, patch_targets, strict=True)
+        n, names, sums = len(micro_batches), (), 0
+        patch_targets = asked.patch_targets or [None] * n
+        of_batches = zip(micro_batches, asked.targets, masks, patch_targets, strict=True)
         for i, (views, target, mask, patch_target) in enumerate(of_batches):
-            last = i == len(micro_batches) - 1
-            with self.accelerator.no_sync(self._student) if not last else contextlib.nullcontext():
+            with self.accelerator.no_sync(self._student) if i < n - 1 else contextlib.nullcontext():
                 terms = self._terms(views, target, mask, patch_target)
                 loss = sum(weight * term for weight, term in terms.values())
                 names = ("loss", *terms)
-                sums += torch.stack([loss.detach(), *(term.detach() for _, term in terms.values())]) / len(
-                    micro_batches
-                )
-                (loss / len(micro_batches)).backward()
+                sums += torch.stack([loss, *(term for _, term in terms.values())]).detach() / n
+                with record_function("step: backward"):
+                    (loss / n).backward()
+        means = processes.total(torch.cat([sums, asked.entropy[None]])) / processes.count()
+        return dict(zip((*names, "teacher_entropy"), means, strict=True))
 
-        means = processes.total(torch.cat([sums, entropy[None]])) / processes.count()
+    @record_function("step: update")
+    def _update(self, values: StepValues, asked: "_Asked", loss: torch.Tensor) -> torch.Tensor:
+        """Clip, move student, centres and teacher; the joint norm of the gradients from before."""
         named = [(n, p) for n, p in self.student.named_parameters() if p.requires_grad]
         grad_norm = clip_each([p for _, p in named], self.optim_config.clip_grad)
         if self.accelerator.device.type == "cpu":
-            _check_step(float(means[0]), float(grad_norm))
+            _check_step(float(loss), float(grad_norm))
         for name, parameter in named:
             # A dropped gradient keeps AdamW from touching the tensor at all, its moments and decay included.
             if (values.freeze_last_layer and "last_layer" in name) or (
                 values.freeze_backbone and name.startswith("backbone.")
             ):
                 parameter.grad = None
-        self.targets.update(logits)
+        self.targets.update(asked.logits)
         if self.patch_targets is not None:
-            self.patch_targets.update(patch_logits)
+            self.patch_targets.update(asked.patch_logits)
         self.optimizer.step()
         follow(self.teacher, self.student, values.teacher_momentum)
-
-        return StepMetrics(
-            (*names, "teacher_entropy", "center_norm", "grad_norm"),
-            torch.cat([means, self.targets.center.norm()[None], grad_norm[None]]),
-        )
+        return grad_norm
 
     def _terms(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from torch.utils.data import DataLoader, Dataset
@@ -36,7 +36,10 @@ def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]
         accelerator = Accelerator(
             cpu=not torch.cuda.is_available() or None,  # else torchrun's processes would not find each other there
             mixed_precision="bf16" if use_bf16(run.precision) else "no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=run.timeout_minutes))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=run.timeout_minutes)),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of the gradients
+            ],
         )
     # accelerate sets the address for several processes, and then starts one where its file has distributed_type NO.
     several = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ

@@ -184,6 +184,10 @@ def show_profile(name: str, step: Callable[[], object], device: torch.device) ->
     ]
     total = sum(getattr(row, key) for row in rows)
     print(f"profile of {name}: {total / 1e3:.1f} ms")
+    spans = {row.key: row for row in profiler.key_averages() if row.key.startswith("step: ")}
+    whole = sum(spans[f"step: {part}"].cpu_time_total for part in ("teacher", "student", "update") if spans)
+    for part in spans.values():
+        print(f"  {part.cpu_time_total / whole:6.1%} {part.key}{' (of the student)' if 'backward' in part.key else ''}")
     for row in sorted(rows, key=lambda row: -getattr(row, key))[:14]:
         print(f"  {getattr(row, key) / total:6.1%} {getattr(row, key) / 1e3:9.2f} ms {row.count:6d} × {row.key[:70]}")
 
