@@ -1,6 +1,7 @@
 """How much of a machine's matrix rate a training uses."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 
@@ -72,7 +73,10 @@ class Pace:
     """
 
     def __init__(self, network: nn.Module, augment: AugmentConfig, device: torch.device, bf16: bool):
-        self._operations = operations_per_scan(network, augment)
+        try:
+            self._operations = operations_per_scan(network, augment)
+        except Exception:  # torch cannot follow every architecture without computing; the training can do without
+            self._operations = math.nan
         self._peak = matrix_peak(device, bf16)
         self._scans, self._start, self._waited = 0, time.perf_counter(), 0.0
 
@@ -81,13 +85,14 @@ class Pace:
         self._scans += scans
 
     def read(self, views: Ahead) -> dict[str, float]:
-        """Since the last reading: images per second, and shares in [0, 1] of peak and time."""
+        """Since the last reading: images per second, and shares in [0, 1] of the peak, where it is known, and of time."""
         now = time.perf_counter()
         seconds, speed = now - self._start, self._scans / (now - self._start)
         waited, self._waited = views.waited - self._waited, views.waited
         self._scans, self._start = 0, now
         utilisation = speed * self._operations / (self._peak * processes.count())
-        return dict(zip(PACE, (speed, utilisation, waited / seconds), strict=True))
+        paces = dict(zip(PACE, (speed, utilisation, waited / seconds), strict=True))
+        return {name: value for name, value in paces.items() if not math.isnan(value)}
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

@@ -12,7 +12,12 @@ from conftest import DIVERGING, REFERENCE, TINY_RUN
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dino_oct.ahead import Ahead
+from dino_oct.augment import AugmentConfig
 from dino_oct.models.backbone import load_backbone
+from dino_oct.models.head import DinoHead
+from dino_oct.models.network import DinoNetwork
+from dino_oct.speed import PACE, Pace
 
 
 def metrics_of(run: Path) -> list[dict]:
@@ -45,7 +50,7 @@ def test_run_folder(trained):
     assert drift[0] == 0 < drift[1] < drift[2]
     assert evaluations[0]["cka_start"] == pytest.approx(1)
     training = [line for line in metrics_of(trained) if "loss" in line]
-    assert {"lr", "weight_decay", "teacher_momentum", "teacher_temperature", "images_per_s"} <= training[0].keys()
+    assert {"lr", "weight_decay", "teacher_momentum", "teacher_temperature", *PACE} <= training[0].keys()
 
 
 def test_terminal_says_what_matters(trained):
@@ -251,3 +256,12 @@ def test_weights_that_are_not_finite_are_never_saved(save_every, call, tmp_path)
     assert len(finished.stderr.strip().splitlines()) == 1
     state = torch.load(run / "checkpoints" / "last.pt", weights_only=True)
     assert all(tensor.isfinite().all() for part in ("student", "teacher") for tensor in state[part].values())
+
+
+def test_a_network_whose_operations_cannot_be_counted_is_trained_all_the_same():
+    network = DinoNetwork(load_backbone("random:cait_xxs24_224", model_args={"depth": 1}), DinoHead(192, 16))
+    ahead = Ahead(lambda: None, 1, torch.device("cpu"))
+    next(ahead)
+    pace = Pace(network, AugmentConfig(), torch.device("cpu"), bf16=False)
+    pace.count(8)
+    assert pace.read(ahead).keys() == {"images_per_s", "waiting"}
