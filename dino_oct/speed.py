@@ -85,7 +85,7 @@ class Pace:
         self._scans += scans
 
     def read(self, views: Ahead) -> dict[str, float]:
-        """Since the last reading: images per second, and shares in [0, 1] of the peak, where it is known, and of time."""
+        """Since the last reading: images per second, shares in [0, 1] of the peak (where it is known) and of time."""
         now = time.perf_counter()
         seconds, speed = now - self._start, self._scans / (now - self._start)
         waited, self._waited = views.waited - self._waited, views.waited
