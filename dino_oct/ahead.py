@@ -10,6 +10,7 @@ import torch
 
 Item = TypeVar("Item")
 _DEPTH = 2  # items that wait to be used
+_LONGEST = 10.0  # seconds to wait for the thread's end
 
 
 class Ahead(Iterator[Item], Generic[Item]):
@@ -75,7 +76,7 @@ class Ahead(Iterator[Item], Generic[Item]):
         """End the thread; nothing may be asked for afterwards."""
         if self._thread is not None:
             self._closed.set()
-            self._thread.join()
+            self._thread.join(_LONGEST)  # it may wait for a loader that is gone; it is a daemon
 
 
 def _use_on(stream: torch.cuda.Stream, item: object) -> None:
