@@ -280,11 +280,13 @@ Steps = Annotated[int, Range(1, 10**9)]
 
 @dataclass
 class RunConfig:
-    """How the run is carried out; nothing here changes what is learned, except precision."""
+    """How the run is carried out; nothing here changes what is learned, except precision and reduce."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the networks; head normalisation, softmax, centre and loss are float32 either way. auto: bf16 where the device
     computes it fast."""
+    reduce: Literal["fp32", "bf16"] = "fp32"
+    """Precision in which several processes sum their gradients; bf16 sends half the bytes and rounds."""
     workers: Annotated[int, Range(0, 256)] = 4
     """Loader processes per training process; 0 loads in the training process."""
     log_every: Steps = 10

@@ -32,8 +32,9 @@ from dino_oct.models.backbone import load_backbone, patch_size
 from dino_oct.models.layers import values_put_out
 from dino_oct.models.network import cls_feature, evaluating, normalise, normalise_views
 from dino_oct.networks import Networks, open_start
+from dino_oct.precision import use_bf16
 from dino_oct.provenance import run_of
-from dino_oct.runtime import main_first, use_bf16
+from dino_oct.runtime import main_first
 from dino_oct.streams import generator
 
 _HEADERS = 64  # files whose size is read

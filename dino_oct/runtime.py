@@ -5,19 +5,19 @@ import datetime
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import DDPCommunicationHookType, broadcast_object_list
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dino_oct.config import RunConfig
 from dino_oct.data.sampler import StepSampler, belong_to_trainer
 from dino_oct.errors import InputError
+from dino_oct.precision import use_bf16
 from dino_oct.stopping import ending_at_once
 
 Result = TypeVar("Result")
@@ -29,18 +29,13 @@ def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]
     Raises:
         InputError: a launcher was asked for more processes than it started.
     """
-    AcceleratorState._reset_state()  # an earlier run of this process may have had another precision
     # Processes that wait for each other here, for ever if their launcher was killed, must end by a signal.
     waits = int(os.environ.get("WORLD_SIZE", 1)) > 1
     with ending_at_once() if waits else contextlib.nullcontext():
-        accelerator = Accelerator(
-            cpu=not torch.cuda.is_available() or None,  # else torchrun's processes would not find each other there
-            mixed_precision="bf16" if use_bf16(run.precision) else "no",
-            kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=run.timeout_minutes)),
-                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # no second copy of the gradients
-            ],
-        )
+        bf16 = use_bf16(run.precision)
+        accelerator = _accelerator(run, bf16)
+        if len(set(accelerator.gather(torch.tensor([bf16], device=accelerator.device)).tolist())) > 1:
+            accelerator = _accelerator(run, bf16=False)  # machines differ, and auto means what all can
     # accelerate sets the address for several processes, and then starts one where its file has distributed_type NO.
     several = {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ
     if several or accelerator.num_processes != int(os.environ.get("WORLD_SIZE", 1)):
@@ -51,6 +46,20 @@ def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]
     if accelerator.is_main_process:
         return accelerator, lambda text: tqdm.write(text, file=sys.stdout)
     return accelerator, lambda text: None
+
+
+def _accelerator(run: RunConfig, bf16: bool) -> Accelerator:
+    AcceleratorState._reset_state()  # an earlier one of this process may have had another precision
+    reduce = DDPCommunicationHookType.BF16 if run.reduce == "bf16" else DDPCommunicationHookType.NO
+    return Accelerator(
+        cpu=not torch.cuda.is_available() or None,  # else torchrun's processes would not find each other there
+        mixed_precision="bf16" if bf16 else "no",
+        kwargs_handlers=[
+            InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=run.timeout_minutes)),
+            # Views of buckets: no second copy of the gradients.
+            DistributedDataParallelKwargs(gradient_as_bucket_view=True, comm_hook=reduce),
+        ],
+    )
 
 
 def main_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
@@ -75,16 +84,6 @@ def main_first(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
         raise SystemExit(2)
     with accelerator.local_main_process_first():
         return result if accelerator.is_main_process else work()
-
-
-def use_bf16(precision: str) -> bool:
-    """Whether ``run.precision`` means bfloat16 on this machine."""
-    if precision != "auto":
-        return precision == "bf16"
-    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    flags = Path("/proc/cpuinfo")  # without the instruction, bf16 on a CPU is slower than float32
-    return flags.is_file() and "avx512_bf16" in flags.read_text()
 
 
 def check_same_start(accelerator: Accelerator, step: int, out: str) -> None:

@@ -15,6 +15,7 @@ from dino_oct.ahead import Ahead
 from dino_oct.config import AugmentConfig
 from dino_oct.models.network import evaluating, in_channels
 from dino_oct.models.plain_attention import use_plain_attention
+from dino_oct.precision import matrix_peak
 
 PACE = ("images_per_s", "utilisation", "waiting")
 """What ``Pace.read`` gives: the values of a run that differ from one time to the next."""
@@ -49,20 +50,6 @@ def _plain_attention(network: nn.Module) -> Iterator[None]:
     finally:
         for module, fused in before.items():
             module.fused_attn = fused
-
-
-def matrix_peak(device: torch.device, bf16: bool) -> float:
-    """Operations per second of a large matrix product of random numbers, the median of several."""
-    side = 8192 if device.type == "cuda" else 2048
-    a, b = (torch.randn(side, side, device=device).to(torch.bfloat16 if bf16 else torch.float32) for _ in range(2))
-    seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / sorted(seconds[2:])[2]
 
 
 class Pace:

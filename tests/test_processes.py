@@ -5,13 +5,17 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import REPOSITORY, environment
 from reference_run import learner_and_schedules
 
+from dino_oct import precision
+from dino_oct.config import RunConfig
 from dino_oct.masking import block_masks
+from dino_oct.runtime import start_processes
 
 TOLERANCE = 1e-4
 SETTINGS = {
@@ -22,9 +26,9 @@ SETTINGS = {
 }
 
 
-def train(record, views, loss, share=slice(None), parts=1):
+def train(record, views, loss, share=slice(None), parts=1, accelerator=None):
     """Six steps on a share of each batch, in equal parts; returns the trace and the final tensors."""
-    learner, schedules = learner_and_schedules(record["config"], **SETTINGS[loss])
+    learner, schedules = learner_and_schedules(record["config"], accelerator, **SETTINGS[loss])
     trace = []
     for step, groups in enumerate(views):
         mine = [group[:, share] for group in groups]
@@ -65,6 +69,31 @@ def test_two_processes(record, reference_views, loss, cache_root, tmp_path):
     assert_same(train(record, reference_views, loss), (two["trace"], two["state"]))
 
 
+def test_gradients_summed_in_bf16(record, reference_views, cache_root, tmp_path):
+    """The same training, but for rounding: eight bits of each gradient's mantissa."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [*launch, __file__, "center", str(tmp_path / "two.pt"), "bf16"],
+        cwd=REPOSITORY / "tests", env=environment(cache_root), check=True, timeout=120,
+    )  # fmt: skip
+    losses = torch.tensor([loss for loss, _ in torch.load(tmp_path / "two.pt", weights_only=True)["trace"]])
+    exact = torch.tensor([loss for loss, _ in train(record, reference_views, "center")[0]])
+    assert 0 < (losses / exact - 1).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_bf16_on_a_processor_only_where_it_is_faster(faster, monkeypatch):
+    """Whatever this one has: the flag and the trial decide."""
+    monkeypatch.setattr(precision.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(precision, "_is_faster_in_bf16", lambda: faster)
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", lambda path: "flags: avx512_bf16")
+    assert precision.use_bf16("auto") is faster
+    monkeypatch.setattr(Path, "read_text", lambda path: "flags: avx512f")
+    assert precision.use_bf16("auto") is False
+    assert precision.use_bf16("bf16") is True
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -94,18 +123,17 @@ def test_a_killed_process_ends_the_others(cache_root, tmp_path):
 
 
 if __name__ == "__main__":  # one of two processes
-    from accelerate import Accelerator
     from conftest import REFERENCE, views_of_reference
 
-    Accelerator(cpu=True)
+    accelerator, _ = start_processes(RunConfig(precision="fp32", reduce=sys.argv[3] if len(sys.argv) > 3 else "fp32"))
     rank = torch.distributed.get_rank()
     record = json.loads((REFERENCE / "record.json").read_text())
     half = slice(2 * rank, 2 * rank + 2)
     if sys.argv[2] == "forever":
         print("training", flush=True)
         while True:
-            train(record, views_of_reference(), sys.argv[1], half)
-    trace, state = train(record, views_of_reference(), sys.argv[1], half)
+            train(record, views_of_reference(), sys.argv[1], half, accelerator=accelerator)
+    trace, state = train(record, views_of_reference(), sys.argv[1], half, accelerator=accelerator)
     if rank == 0:
         kept = {part: {k: v.clone() for k, v in state[part].items()} for part in ("student", "teacher", "dino_loss")}
         torch.save({"trace": trace, "state": kept}, sys.argv[2])

@@ -101,7 +101,7 @@ def ours(model: str, scans: Path, out: Path, options: Options) -> float:
 
 def theirs(python: Path, model: str, scans: Path, out: Path, workers: int, options: Options) -> float:
     """Images per second of lightly-train."""
-    from dino_oct.runtime import use_bf16
+    from dino_oct.precision import use_bf16
 
     given = {"out": str(out), "data": str(scans), "model": f"timm/{model}", "batch": options.batch_size, "epochs": 1}
     given |= {"workers": workers, "prototypes": options.out_dim, "steps": options.steps}

@@ -37,7 +37,8 @@ from dino_oct.models.attention import cls_attentions
 from dino_oct.models.backbone import load_backbone, open_layer_scales, patch_size
 from dino_oct.models.network import normalise
 from dino_oct.pictures import fit_short_side
-from dino_oct.runtime import default_device, use_bf16
+from dino_oct.precision import use_bf16
+from dino_oct.runtime import default_device
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import PatientBootstrap, Scale
 from dino_oct.scores.probes import choose, choose_within, draw_patients, logistic_path, standardisation

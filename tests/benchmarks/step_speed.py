@@ -29,8 +29,8 @@ from dino_oct.models.head import DinoHead
 from dino_oct.models.network import DinoNetwork
 from dino_oct.models.packed import packed_block
 from dino_oct.models.plain_attention import use_plain_attention
-from dino_oct.runtime import use_bf16
-from dino_oct.speed import matrix_peak, operations_per_scan
+from dino_oct.precision import matrix_peak, use_bf16
+from dino_oct.speed import operations_per_scan
 
 VALUES = StepValues(lr=1e-6, weight_decay=0.04, teacher_momentum=0.996, teacher_temperature=0.04)
 Variant = Literal[
@@ -63,6 +63,7 @@ class Options:
     batch_size: int = 16
     out_dim: int = 65536
     drop_path: float = 0.1
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     steps: int = 3
     """Of each, after two that warm up."""
     variants: list[Variant] = field(default_factory=lambda: ["public", "eager"])
@@ -122,7 +123,7 @@ def peak_memory(device: torch.device, into: dict[str, float], name: str) -> Iter
 
 def main(options: Options) -> None:
     """Print a row for each variant."""
-    bf16 = use_bf16("auto")
+    bf16 = use_bf16(options.precision)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if bf16 else "no")
     device = accelerator.device
     sizes = [(2, options.global_size), (options.n_local, options.local_size)]
@@ -153,8 +154,8 @@ def main(options: Options) -> None:
     peak_rate, base = sorted(peaks)[rounds // 2], None
     print(
         f"{options.model} · {' + '.join(f'{n}×{side}' for n, side in sizes)} px · batch {options.batch_size} · K "
-        f"{options.out_dim} · {device.type} · {per_scan / 1e12:.3f} TFLOP a scan · matrix peak {peak_rate / 1e12:.2f} "
-        "TFLOP/s"
+        f"{options.out_dim} · {device.type}, {'bf16' if bf16 else 'fp32'} · {per_scan / 1e12:.3f} TFLOP a scan · "
+        f"matrix peak {peak_rate / 1e12:.2f} TFLOP/s"
     )
     print(f"{'variant':20} {'images/s':>9} {'of peak':>8} {'times':>6} {'GiB':>6}   slowest and fastest turn")
     for name, turns in seconds.items():
