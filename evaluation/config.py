@@ -10,7 +10,7 @@ from typing import Annotated, Literal, NamedTuple
 import tyro
 
 from dino_oct.data.index import HeldOut, LongerSide, WhiteValue
-from dino_oct.data.phantom import Depth, Patients, PictureSide, ScansPerPatient
+from dino_oct.data.phantom_config import Depth, Eyes, Patients, PictureSide, ScansPerPatient, Slices, Visits
 from dino_oct.limits import (
     BatchSize,
     Blocks,
@@ -89,6 +89,12 @@ class PhantomOptions:
     """Seed; another one gives other eyes."""
     depth: Depth | None = None
     """Share of the axial range shown, .4 to 1."""
+    slices: Slices | None = None
+    """Scans of a volume. More than one slice, eye or visit draws volumes instead of single scans."""
+    eyes: Eyes | None = None
+    """Eyes of each patient, 1 or 2."""
+    visits: Visits | None = None
+    """Visits of each eye, 1 to 10."""
 
 
 @dataclass

@@ -4,9 +4,11 @@ They let everything run and be tested without patient data. Nothing but the lesi
 on the class: anatomy, position, tilt, gain, noise and size are drawn from generators that do not know the label.
 
     python dino_oct/data/phantom.py --out DIR --patients N --scans-per-patient M --size H W --seed S
+    python dino_oct/data/phantom.py --out DIR --patients N --slices M --eyes 2 --visits V --size H W --seed S
 """
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
@@ -16,76 +18,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 from tqdm import tqdm
 
 from dino_oct.cli import run_command
 from dino_oct.data.phantom_anatomy import LAYERS
-from dino_oct.data.phantom_draw import CLASSES, LARGEST_SIDE, LEAST_DEPTH, SMALLEST_SIDE
+from dino_oct.data.phantom_config import PhantomConfig, drawn_by, patient_plan
+from dino_oct.data.phantom_draw import CLASSES
+from dino_oct.data.phantom_volume import DEPTH_MM, FIELD_MM
 from dino_oct.data.phantom_worker import LESION_VALUE, RETINA_VALUE, PatientJob, write_patients
 from dino_oct.data.splits import SPLITS
 from dino_oct.errors import InputError
 from dino_oct.files import naming, private_folder, read_json, remove, scratch_folder, share_as
-from dino_oct.limits import NewPath, Range, Seed, check_settings
+from dino_oct.limits import NewPath, check_settings
 
 # Raise it with every change that alters a picture, a mask or a file: cached folders are named by it.
 PHANTOM_VERSION = 2
 
-_VAL_SHARE, _TEST_SHARE = 0.12, 0.24
-_ABOUT, _DIGESTS = "phantom.json", "digests.json"
-_MOST_SCANS = 1_000_000
-
-Patients = Annotated[int, Range(len(CLASSES), 100_000)]
-ScansPerPatient = Annotated[int, Range(1, 10_000)]
-PictureSide = Annotated[int, Range(SMALLEST_SIDE, LARGEST_SIDE)]
-Depth = Annotated[float, Range(LEAST_DEPTH, 1)]
-
-
-@dataclass(frozen=True)
-class PhantomConfig:
-    """Synthetic scans drawn by the built-in generator."""
-
-    patients: Patients = 400
-    """Number of patients, at least 4; each has one class, in turn CNV, DME, DRUSEN, NORMAL."""
-    scans_per_patient: ScansPerPatient = 12
-    """Scans of each patient."""
-    size: tuple[PictureSide, PictureSide] = (128, 128)
-    """Height and width of a scan, in pixels."""
-    seed: Seed = 0
-    """Seed; another one gives other eyes."""
-    depth: Depth = 1.0
-    """Share of the axial range shown, .4 to 1: smaller shows the retina larger, as on devices with a short range."""
-
-    def mismatch(self) -> tuple[str, str] | None:
-        """See ``check_settings``."""
-        if self.patients * self.scans_per_patient <= _MOST_SCANS:
-            return None
-        return "scans_per_patient", f"of {self.patients:,} patients are more than {_MOST_SCANS:,} scans in all"
-
-
-def patient_plan(patients: int) -> list[tuple[int, str, str]]:
-    """(patient number from 1, class, split) of each patient.
-
-    About 64 % of each class train, 12 % validate, 24 % test. Validation and test hold the same number of patients of
-    every class. Where patients are few, train comes first, then test, then validation: fewer than 8 patients give no
-    test split, fewer than 12 no validation split.
-
-    Raises:
-        InputError: fewer than 4 patients.
-    """
-    if patients < len(CLASSES):
-        raise InputError(f"{patients} phantom patients are too few for {len(CLASSES)} classes; ask for at least 4")
-    per_class = patients // len(CLASSES)
-    test = max(1, round(_TEST_SHARE * per_class)) if per_class > 1 else 0
-    val = max(1, round(_VAL_SHARE * per_class)) if per_class > 2 else 0
-    plan = []
-    for i in range(patients):
-        turn = i // len(CLASSES)
-        split = "val" if turn < val else "test" if turn < val + test else "train"
-        plan.append((i + 1, CLASSES[i % len(CLASSES)], split))
-    return plan
+_ABOUT, _DIGESTS, _TABLE = "phantom.json", "digests.json", "scans.csv"
+_COLUMNS = ("file", "label", "patient", "eye", "visit", "volume", "slice", "split", "mask", "severity")
 
 
 def write_phantoms(out: str | Path, config: PhantomConfig, progress: bool = True) -> Path:
@@ -95,6 +47,10 @@ def write_phantoms(out: str | Path, config: PhantomConfig, progress: bool = True
     128 retina, 255 lesion), `OUT/layers.npz` (`files` (N,), `names` (L,), `rows` (N, L, W) float32 px) and
     `OUT/phantom.json` (version, settings, one record a scan with its severity). Patient and scan number of a file are
     those of `draw_phantom`. An earlier phantom in `out` is replaced; files that it did not write stay.
+
+    Volumes are written in the same shape: CLASS is that of the eye, and N counts through the slices, visits and eyes of
+    a patient. A record then also has `eye`, `visit`, `volume`, `slice` and `eye_severity`, phantom.json the size of a
+    pixel, and `OUT/scans.csv` lists the scans.
 
     Raises:
         InputError: settings out of range, or `out` holds anything but an earlier phantom.
@@ -125,7 +81,7 @@ def phantom_folder(config: PhantomConfig, cache_root: str | Path) -> Path:
         InputError: settings out of range, or something else stands in its place.
     """
     check_settings(config, "phantom.")
-    settings = json.dumps(_settings(config), sort_keys=True)
+    settings = json.dumps(drawn_by(config), sort_keys=True)
     key = hashlib.sha256(settings.encode()).hexdigest()[:12]
     folder = Path(cache_root) / f"phantom-v{PHANTOM_VERSION}-{key}"
     if _is_sound(folder, config):
@@ -165,10 +121,10 @@ def _is_sound(folder: Path, config: PhantomConfig) -> bool:
         about = read_json(folder / _ABOUT)
         files = [folder / record[kind] for record in about["scans"] for kind in ("file", "mask")]
         np.array([record["severity"] for record in about["scans"]], dtype=float)
-        is_same = (about["version"], about["config"]) == (PHANTOM_VERSION, _settings(config))
-        expected = 2 * config.patients * config.scans_per_patient
-        files += [folder / _DIGESTS, folder / "layers.npz"]
-        return is_same and len(files) == expected + 2 and all(file.stat().st_size for file in files)
+        is_same = (about["version"], about["config"]) == (PHANTOM_VERSION, drawn_by(config))
+        is_whole = len(files) == 2 * config.total_scans
+        files += [folder / _DIGESTS, folder / "layers.npz", *([folder / _TABLE] if config.has_volumes else [])]
+        return is_same and is_whole and all(file.stat().st_size for file in files)
     except (InputError, OSError, KeyError, TypeError, ValueError):
         return False
 
@@ -179,27 +135,12 @@ def _mask() -> int:
     return mask
 
 
-def _settings(config: PhantomConfig) -> dict:
-    # Named one by one: the command line's options are a PhantomConfig with more fields.
-    return {
-        "patients": config.patients,
-        "scans_per_patient": config.scans_per_patient,
-        "size": list(config.size),
-        "seed": config.seed,
-        "depth": config.depth,
-    }
-
-
 def _fill(folder: Path, config: PhantomConfig, progress: bool) -> None:
-    jobs = [
-        PatientJob(
-            str(folder), split, label, patient, config.scans_per_patient, tuple(config.size), config.seed, config.depth
-        )
-        for patient, label, split in patient_plan(config.patients)
-    ]
-    total = config.patients * config.scans_per_patient
+    jobs = [PatientJob.of(config, folder, *patient) for patient in patient_plan(config.patients)]
     # None shows the bar on a terminal only.
-    with tqdm(total=total, desc="drawing phantoms", unit="scan", disable=None if progress else True) as bar:
+    with tqdm(
+        total=config.total_scans, desc="drawing phantoms", unit="scan", disable=None if progress else True
+    ) as bar:
         records = write_patients(jobs, bar.update)
     # Sixteenths of a pixel are finer than the drawing and pack well.
     rows = np.concatenate([np.round(np.load(job.layers_file) * 16.0) / 16.0 for job in jobs]).astype(np.float32)
@@ -209,14 +150,31 @@ def _fill(folder: Path, config: PhantomConfig, progress: bool) -> None:
     about = {
         "synthetic": True,
         "version": PHANTOM_VERSION,
-        "config": _settings(config),
+        "config": drawn_by(config),
         "layers": list(LAYERS),
         "mask_values": {"outside": 0, "retina": RETINA_VALUE, "lesion": LESION_VALUE},
+        **({"pixel": _pixel(config)} if config.has_volumes else {}),
         "scans": records,
     }
+    if config.has_volumes:
+        with (folder / _TABLE).open("w", newline="", encoding="utf-8") as stream:
+            table = csv.DictWriter(stream, _COLUMNS, extrasaction="ignore", lineterminator="\n")
+            table.writeheader()
+            table.writerows(records)
     digests = {file: _digest(folder / file) for file in files.tolist()}
     (folder / _DIGESTS).write_text(json.dumps(digests, indent=1), encoding="utf-8")
     (folder / _ABOUT).write_text(json.dumps(about, indent=1), encoding="utf-8")
+
+
+def _pixel(config: PhantomConfig) -> dict[str, float]:
+    """Distance of two rows, of two columns and of two slices."""
+    height, width = config.size
+    um = {
+        "axial_um": 1000.0 * DEPTH_MM * config.depth / height,
+        "lateral_um": 1000.0 * FIELD_MM / width,
+        "spacing_um": 1000.0 * FIELD_MM / config.slices,
+    }
+    return {name: round(value, 3) for name, value in um.items()}
 
 
 def _digest(file: Path) -> str:
@@ -246,6 +204,8 @@ def _replace(out: Path, earlier: dict, staging: Path) -> None:
     for record in earlier["scans"]:
         for kind in ("file", "mask"):
             (out / record[kind]).unlink(missing_ok=True)
+    if any("volume" in record for record in earlier["scans"]):
+        (out / _TABLE).unlink(missing_ok=True)
     for folder in sorted((path for path in out.rglob("*") if path.is_dir() and not path.is_symlink()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()
@@ -271,10 +231,13 @@ def main(options: Options) -> None:
     splits = Counter(split for _, _, split in plan)
     counts = ", ".join(f"{split} {splits[split]} patients" for split in SPLITS if splits[split])
     height, width = options.size
-    print(
-        f"{out}: {len(plan) * options.scans_per_patient} SYNTHETIC scans (phantoms, not patient data), "
-        f"{height} x {width} px, {len(CLASSES)} classes; {counts}"
-    )
+    total, volumes = options.total_scans, options.total_scans // options.slices
+    what = f"{total} SYNTHETIC scans (phantoms, not patient data)"
+    if options.has_volumes:
+        scans = "scan" if options.slices == 1 else "scans"
+        what += f" in {volumes} volumes of {options.slices} {scans}, {options.eyes} x {options.visits} a patient"
+        what += " (eyes x visits)"
+    print(f"{out}: {what}, {height} x {width} px, {len(CLASSES)} classes; {counts}")
 
 
 if __name__ == "__main__":

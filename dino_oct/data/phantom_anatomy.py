@@ -7,6 +7,7 @@ pixels, so that every image size shows the same eye. Thicknesses, pit and tilt f
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 
@@ -19,6 +20,13 @@ _THICKNESS = np.array([0.020, 0.047, 0.025, 0.017, 0.045, 0.010, 0.018, 0.017])
 _IN_PIT = np.array([0.0, 0.05, 0.12, 0.25, 1.35, 1.15, 1.15, 1.0])
 # Room above the inner surface for the deepest swelling a lesion may cause, and below Bruch's membrane.
 _TOP_MARGIN, _BOTTOM_MARGIN = 0.17, 0.10
+
+
+class Normals(Protocol):
+    """The part of a numpy generator that curves and textures are drawn with."""
+
+    def standard_normal(self, size: tuple[int, ...]) -> np.ndarray:
+        """Normal numbers of zero mean and unit deviation."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ class Slice:
     gain: float
     vessels: tuple[tuple[float, float, float], ...]
     hyaloid: tuple[float, float] | None
+    away: float = 0.0
+    """Distance from a scan through the fovea, in image widths."""
 
 
 def draw_patient(rng: np.random.Generator) -> Patient:
@@ -106,7 +116,7 @@ def _draw_vessel(patient: Patient, fovea: float, rng: np.random.Generator) -> tu
     return fovea + away, rng.uniform(0.003, 0.009), rng.uniform(0.2, 0.65)
 
 
-def layer_rows(patient: Patient, scan: Slice, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def layer_rows(patient: Patient, scan: Slice, height: int, width: int, rng: Normals) -> np.ndarray:
     """Boundaries of a healthy retina.
 
     Returns:
@@ -115,9 +125,10 @@ def layer_rows(patient: Patient, scan: Slice, height: int, width: int, rng: np.r
     x = (np.arange(width) + 0.5) / width
     offset = (x - scan.fovea) * patient.field
     pit = scan.pit * patient.pit_depth * np.exp(-((offset / patient.pit_width) ** 2))
-    rim = patient.rim * np.exp(-(((np.abs(offset) - 1.9 * patient.pit_width) / (1.3 * patient.pit_width)) ** 2))
+    distance = np.hypot(offset, scan.away * patient.field)
+    rim = patient.rim * np.exp(-(((distance - 1.9 * patient.pit_width) / (1.3 * patient.pit_width)) ** 2))
     bands = patient.thickness[:, None] * (1.0 + (_IN_PIT[:, None] - 1.0) * pit)
-    bands[1:3] *= 1.0 + rim - 0.5 * np.clip(np.abs(offset) - 0.2, 0.0, None)
+    bands[1:3] *= 1.0 + rim - 0.5 * np.clip(distance - 0.2, 0.0, None)
     # Nerve fibres gather towards the disc.
     bands[0] *= np.clip(0.75 + 2.0 * patient.nasal * offset, 0.35, 2.2)
     bands *= 1.0 + 0.06 * wave(rng, len(bands), width, 9)
@@ -131,12 +142,17 @@ def layer_rows(patient: Patient, scan: Slice, height: int, width: int, rng: np.r
     return (rows - max(up, 0.0) + max(down, 0.0)) * height - 0.5
 
 
-def wave(rng: np.random.Generator, count: int, length: int, knots: int) -> np.ndarray:
+def wave(rng: Normals, count: int, length: int, knots: int) -> np.ndarray:
     """(count, length) smooth random curves, about zero mean and unit deviation, with `knots` independent bends."""
-    return rng.standard_normal((count, knots)) @ _interpolation(knots, length).T
+    return curves(rng.standard_normal((count, knots)), length)
 
 
-def texture(rng: np.random.Generator, shape: tuple[int, int], knots: tuple[int, int]) -> np.ndarray:
+def curves(bends: np.ndarray, length: int) -> np.ndarray:
+    """(count, length) smooth curves through `bends` (count, knots)."""
+    return bends @ _interpolation(bends.shape[1], length).T
+
+
+def texture(rng: Normals, shape: tuple[int, int], knots: tuple[int, int]) -> np.ndarray:
     """A smooth random field of `shape`, about zero mean and unit deviation, with `knots` blobs along each axis."""
     coarse = rng.standard_normal(knots).astype(np.float32)
     return _interpolation(knots[0], shape[0]) @ coarse @ _interpolation(knots[1], shape[1]).T

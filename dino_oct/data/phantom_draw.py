@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dino_oct.data.phantom_anatomy import BM, ILM, draw_patient, draw_slice, layer_rows
-from dino_oct.data.phantom_lesions import LESIONS, no_lesion
+from dino_oct.data.phantom_anatomy import BM, ILM, Normals, Patient, Slice, draw_patient, draw_slice, layer_rows
+from dino_oct.data.phantom_bodies import DISEASES
+from dino_oct.data.phantom_lesions import LESIONS, Lesion, no_lesion
 from dino_oct.data.phantom_render import render
 from dino_oct.errors import InputError
 
@@ -22,11 +23,13 @@ class Phantom:
 
     Attributes:
         image: (H, W) uint8.
-        lesion: (H, W) bool, inside `retina`; empty for NORMAL and only for NORMAL.
+        lesion: (H, W) bool, inside `retina`; empty for NORMAL, and for no other single scan. A slice of a volume of a
+            diseased eye may miss the lesion.
         retina: (H, W) bool, from the inner limiting membrane to Bruch's membrane.
         layers: (L, W) float32, row of each boundary in `LAYERS` in px (pixel centres at whole numbers), top to bottom;
             "RPE base" and "BM" coincide where nothing lies between them.
-        severity: 0 for NORMAL, else 0.05–1; it drives number, size and contrast of the lesions.
+        severity: 0 for NORMAL, else 0.05–1; it drives number, size and contrast of the lesions. Of a slice of a volume:
+            what it shows of the eye's severity, 0 where it misses the lesion.
     """
 
     image: np.ndarray
@@ -54,8 +57,7 @@ def draw_phantom(
     Raises:
         InputError: unknown label, negative number, a side outside 32–4096 px, or a depth outside .4–1.
     """
-    if label not in CLASSES:
-        raise InputError(f"phantom class '{label}' is unknown; choose one of {', '.join(CLASSES)}")
+    check_label(label)
     if min(patient, scan, seed) < 0:
         raise InputError(f"patient {patient}, scan {scan}, seed {seed}: phantoms need numbers from 0")
     check_size(size)
@@ -74,12 +76,33 @@ def draw_phantom(
         disease = _generator(seed, "lesion", patient, scan)
         of_patient = _generator(seed, "severity", patient).uniform(0.15, 1.0)
         severity = float(np.clip(of_patient + disease.normal(0.0, 0.12), 0.05, 1.0))
-        lesion = LESIONS[label](rows, height, cut.fovea, severity, disease)
-    image = render(eye, cut, lesion, height, _generator(seed, "picture", patient, scan))
-    layers = np.clip(lesion.rows - top, 0.0, shown - 1.0).astype(np.float32)
-    y = np.arange(shown)[:, None]
+        bodies = DISEASES[label].draw(severity, disease)
+        lesion = LESIONS[label](rows, height, cut.fovea, severity, bodies, disease)
+    picture = _generator(seed, "picture", patient, scan)
+    return show(eye, cut, lesion, height, slice(top, top + shown), severity, picture, picture)
+
+
+def show(
+    eye: Patient,
+    cut: Slice,
+    lesion: Lesion,
+    height: int,
+    shown: slice,
+    severity: float,
+    texture: Normals,
+    noise: np.random.Generator,
+) -> Phantom:
+    """The picture of a scan with its masks.
+
+    Args:
+        height: of the whole drawing, and shown: rows of it that the picture shows.
+        texture, noise: see `render`.
+    """
+    image = render(eye, cut, lesion, height, texture, noise)[shown]
+    layers = np.clip(lesion.rows - shown.start, 0.0, len(image) - 1.0).astype(np.float32)
+    y = np.arange(len(image))[:, None]
     retina = (y >= layers[ILM]) & (y < layers[BM])
-    image, mask = (np.ascontiguousarray(whole[top : top + shown]) for whole in (image, lesion.mask))
+    image, mask = (np.ascontiguousarray(part) for part in (image, lesion.mask[shown]))
     return Phantom(image=image, lesion=mask & retina, retina=retina, layers=layers, severity=severity)
 
 
@@ -87,6 +110,12 @@ def _window(healthy_rows: np.ndarray, shown: int, height: int, rng: np.random.Ge
     """First row shown of a picture ``height`` rows deep; placed by the healthy retina, it does not tell the class."""
     centre = healthy_rows.mean() + rng.uniform(-0.08, 0.08) * shown
     return int(np.clip(round(centre - 0.5 * shown), 0, height - shown))
+
+
+def check_label(label: str) -> None:
+    """Raise InputError for a class that there is not."""
+    if label not in CLASSES:
+        raise InputError(f"phantom class '{label}' is unknown; choose one of {', '.join(CLASSES)}")
 
 
 def check_depth(depth: float) -> None:

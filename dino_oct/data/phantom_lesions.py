@@ -1,7 +1,7 @@
 """Lesions of a phantom: how each disease moves the layers, and what it paints into them.
 
-A lesion starts from the healthy rows and returns the diseased ones, its mask, and instructions for the renderer; it
-touches nothing else, so two labels of the same scan differ in the lesion alone.
+A lesion starts from the healthy rows and the bodies that the scan cuts, and returns the diseased rows, its mask, and
+instructions for the renderer; it touches nothing else, so two labels of the same scan differ in the lesion alone.
 """
 
 from collections.abc import Callable
@@ -20,9 +20,12 @@ from dino_oct.data.phantom_anatomy import (
     RNFL_GCL,
     RPE,
     RPE_BASE,
+    Normals,
+    curves,
     texture,
     wave,
 )
+from dino_oct.data.phantom_bodies import Drusen, Edema, Mound
 
 
 @dataclass
@@ -53,21 +56,23 @@ def no_lesion(rows: np.ndarray, height: int) -> Lesion:
     return Lesion(rows=rows, mask=np.zeros((height, rows.shape[1]), bool))
 
 
-def drusen(rows: np.ndarray, height: int, fovea: float, severity: float, rng: np.random.Generator) -> Lesion:
+def drusen(rows: np.ndarray, height: int, fovea: float, severity: float, disease: Drusen, rng: Normals) -> Lesion:
     """Mounds on Bruch's membrane under a lifted pigment epithelium; the mask is what lies between the two."""
+    if not disease.drusen:
+        return no_lesion(rows, height)
     width = rows.shape[1]
     x = np.arange(width)
     mound = np.zeros(width)
-    for _ in range(1 + rng.poisson(1.0 + 7.0 * severity)):
-        centre = np.clip(fovea + rng.normal(0.0, 0.2), 0.06, 0.94) * width
-        half_width = max((0.013 + 0.045 * severity * rng.uniform(0.1, 1.0)) * width, 1.6)
-        tallness = max((0.016 + 0.060 * severity * rng.uniform(0.1, 1.0)) * height, 1.4)
-        shape = np.exp(-(np.abs((x - centre) / half_width) ** rng.uniform(2.0, 4.0)))
+    for druse in disease.drusen:
+        centre = np.clip(fovea + druse.offset, 0.06, 0.94) * width
+        half_width = max((0.013 + 0.045 * severity * druse.breadth) * width, 1.6) * druse.width_share
+        tallness = max((0.016 + 0.060 * severity * druse.tallness) * height, 1.4) * druse.share
+        shape = np.exp(-(np.abs((x - centre) / half_width) ** druse.power))
         mound = np.maximum(mound, tallness * shape)
     rows = _lift(rows, {RPE_BASE: 1.0, RPE: 1.0, EZ: 0.97, ELM: 0.9, OPL_ONL: 0.35, INL_OPL: 0.2, IPL_INL: 0.1}, mound)
     mask = _between(rows[RPE_BASE], rows[BM], height) & (mound > 0.6)
-    content = 62.0 + rng.uniform(-8.0, 22.0) + 8.0 * texture(rng, (height, width), (24, 24))
-    over = mound / (mound.max() + 1e-9)
+    content = 62.0 + disease.content + 8.0 * texture(rng, (height, width), (24, 24))
+    over = disease.peak * mound / (mound.max() + 1e-9)
     lesion = Lesion(rows=rows, mask=mask, ez=1.0 - 0.45 * over, rpe=1.0 - 0.15 * over)
     lesion.paints.append((_ALL, _cover(rows[RPE_BASE], rows[BM], height), content))
     # The membrane itself shows as a fine line once the epithelium has left it.
@@ -76,55 +81,56 @@ def drusen(rows: np.ndarray, height: int, fovea: float, severity: float, rng: np
     return lesion
 
 
-def macular_edema(rows: np.ndarray, height: int, fovea: float, severity: float, rng: np.random.Generator) -> Lesion:
+def macular_edema(rows: np.ndarray, height: int, fovea: float, severity: float, disease: Edema, rng: Normals) -> Lesion:
     """Dark cysts between the plexiform layers and the photoreceptors, swelling, hard exudates; mask: the cysts."""
     width = rows.shape[1]
     x = np.arange(width)
-    centre = np.clip(fovea + rng.normal(0.0, 0.13), 0.12, 0.88)
-    spread = rng.uniform(0.04, 0.07) + 0.08 * severity
-    swelling = (0.012 + 0.120 * severity * rng.uniform(0.5, 1.0)) * height
+    centre = np.clip(fovea + disease.offset, 0.12, 0.88)
+    spread = disease.spread + 0.08 * severity
+    swelling = (0.012 + 0.120 * severity * disease.tallness) * height * disease.share
     swelling = swelling * np.exp(-(((x / width - centre) / (1.6 * spread)) ** 2))
     rows = _lift(rows, {OPL_ONL: 0.45, INL_OPL: 0.6, IPL_INL: 1.0, RNFL_GCL: 1.0, ILM: 1.0}, swelling)
     lesion = no_lesion(rows, height)
-    lesion.ez = 1.0 - 0.25 * severity * swelling / (swelling.max() + 1e-9)
+    lesion.ez = 1.0 - 0.25 * severity * disease.share * swelling / (swelling.max() + 1e-9)
 
-    for _ in range(rng.poisson(0.5 + 4.0 * severity)):
-        column = np.clip(centre + rng.normal(0.0, 1.4 * spread), 0.05, 0.95) * width
-        middle = rows[OPL_ONL][int(column)] + rng.normal(0.0, 0.010) * height
-        size = max(rng.uniform(0.004, 0.009) * height, 0.7)
+    for exudate in disease.exudates:
+        column = np.clip(centre + 1.4 * spread * exudate.offset, 0.05, 0.95) * width
+        middle = rows[OPL_ONL][int(column)] + exudate.drop * height
+        size = max(exudate.size * height, 0.7) * exudate.width_share
         where, coverage = _blob(rows[BM], height, column, middle, 1.3 * size / height * width, size, 2.0)
         lesion.paints.append((where, 0.85 * coverage, 190.0))
 
     darkness = 0.72 + 0.28 * severity
-    for _ in range(2 + rng.poisson(1.0 + 9.0 * severity)):
-        column = np.clip(centre + rng.normal(0.0, spread), 0.05, 0.95) * width
+    for cyst in disease.cysts:
+        column = np.clip(centre + spread * cyst.offset, 0.05, 0.95) * width
         top, bottom = rows[IPL_INL][int(column)], rows[ELM][int(column)]
-        tall = max((0.010 + 0.055 * severity * rng.uniform(0.2, 1.0)) * height, 1.3)
+        tall = max((0.010 + 0.055 * severity * cyst.tallness) * height, 1.3) * cyst.width_share
         tall = min(tall, 0.45 * (bottom - top))
-        wide = max(tall / height * width * rng.uniform(0.6, 1.4), 1.2)
-        middle = rows[INL_OPL][int(column)] + rng.normal(0.0, 0.35) * (bottom - top)
+        wide = max(tall / height * width * cyst.breadth, 1.2)
+        middle = rows[INL_OPL][int(column)] + cyst.drop * (bottom - top)
         middle = np.clip(middle, top + tall, bottom - tall)
-        where, coverage = _blob(rows[BM], height, column, middle, wide, tall, rng.uniform(1.7, 3.0))
+        where, coverage = _blob(rows[BM], height, column, middle, wide, tall, cyst.power)
         lesion.mask[where] |= coverage > 0.5
         lesion.paints.append((where, darkness * coverage, 2.0))
     lesion.mask &= _between(rows[IPL_INL] - 1.0, rows[ELM], height)
     return lesion
 
 
-def neovascular(rows: np.ndarray, height: int, fovea: float, severity: float, rng: np.random.Generator) -> Lesion:
+def neovascular(rows: np.ndarray, height: int, fovea: float, severity: float, disease: Mound, rng: Normals) -> Lesion:
     """A bright mound under and through a broken pigment epithelium, dark fluid over it; mask: mound and fluid."""
+    if not disease.share:
+        return no_lesion(rows, height)
     width = rows.shape[1]
     x = (np.arange(width) + 0.5) / width
-    centre = np.clip(fovea + rng.normal(0.0, 0.12), 0.12, 0.88)
-    half_width = 0.040 + 0.130 * severity * rng.uniform(0.5, 1.0)
-    tallness = max((0.024 + 0.080 * severity * rng.uniform(0.5, 1.0)) * height, 2.4)
-    dome = np.exp(-(np.abs((x - centre) / half_width) ** rng.uniform(2.0, 3.0)))
-    mound = tallness * dome * np.clip(1.0 + 0.25 * wave(rng, 1, width, 34)[0], 0.4, 1.4)
-    deep = rng.uniform(0.3, 0.7)
-    under, through = deep * mound, (1.0 - deep) * mound
-    fluid_centre = centre + rng.uniform(-1.2, 1.2) * half_width
-    fluid_width = half_width * rng.uniform(1.1, 1.9)
-    fluid = max((0.012 + 0.055 * severity * rng.uniform(0.4, 1.0)) * height, 1.4)
+    centre = np.clip(fovea + disease.offset, 0.12, 0.88)
+    half_width = (0.040 + 0.130 * severity * disease.breadth) * disease.width_share
+    tallness = max((0.024 + 0.080 * severity * disease.tallness) * height, 2.4) * disease.share
+    dome = np.exp(-(np.abs((x - centre) / half_width) ** disease.power))
+    mound = tallness * dome * np.clip(1.0 + 0.25 * curves(disease.ripple, width)[0], 0.4, 1.4)
+    under, through = disease.deep * mound, (1.0 - disease.deep) * mound
+    fluid_centre = centre + disease.fluid_offset * half_width
+    fluid_width = half_width * disease.fluid_breadth
+    fluid = max((0.012 + 0.055 * severity * disease.fluid_tallness) * height, 1.4) * disease.share
     fluid = fluid * np.exp(-(np.abs((x - fluid_centre) / fluid_width) ** 2.6))
 
     gap = rows[RPE] - rows[EZ]
@@ -136,14 +142,15 @@ def neovascular(rows: np.ndarray, height: int, fovea: float, severity: float, rn
     crest = np.clip(rows[RPE] - through, roof, rows[RPE])
 
     # Where the membrane has grown through, the epithelium is thinned and torn.
-    tear = np.clip(dome * (0.75 + 0.35 * wave(rng, 1, width, 36)[0]), 0.0, 0.95)
+    over = disease.share * dome
+    tear = np.clip(over * (0.75 + 0.35 * wave(rng, 1, width, 36)[0]), 0.0, 0.95)
     fluid_area = _between(roof, crest, height) & (fluid > 0.6)
     deep_area = _between(rows[RPE_BASE], rows[BM], height) & (under > 0.6)
     grown_area = _between(crest, rows[RPE_BASE], height) & (mound > 0.8)
     lesion = Lesion(rows=rows, mask=fluid_area | deep_area | grown_area)
-    lesion.ez = 1.0 - (0.35 + 0.35 * severity) * dome
+    lesion.ez = 1.0 - (0.35 + 0.35 * severity) * over
     lesion.rpe = 1.0 - tear
-    lesion.below = 1.0 - (0.25 + 0.3 * severity) * dome
+    lesion.below = 1.0 - (0.25 + 0.3 * severity) * over
     material = 110.0 + 50.0 * severity + 26.0 * texture(rng, (height, width), (56, 56))
     lesion.paints.append((_ALL, _cover(rows[RPE_BASE], rows[BM], height), 0.8 * material))
     lesion.paints.append((_ALL, _cover(crest, rows[RPE], height), material))

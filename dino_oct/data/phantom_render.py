@@ -13,6 +13,7 @@ from dino_oct.data.phantom_anatomy import (
     RNFL_GCL,
     RPE,
     RPE_BASE,
+    Normals,
     Patient,
     Slice,
     texture,
@@ -30,11 +31,14 @@ _SPECKLE, _GRAIN = 17.0, (0.85, 0.55)
 _CELL = (2.9, 1.75)
 
 
-def render(patient: Patient, scan: Slice, lesion: Lesion, height: int, rng: np.random.Generator) -> np.ndarray:
+def render(
+    patient: Patient, scan: Slice, lesion: Lesion, height: int, rng: Normals, noise: np.random.Generator
+) -> np.ndarray:
     """Draw one B-scan.
 
     Args:
         lesion: boundaries, (L, W) rows in px, with what the disease changes in them.
+        rng: of the tissue's texture and the light. noise: of the speckle.
 
     Returns:
         (H, W) uint8.
@@ -48,7 +52,7 @@ def render(patient: Patient, scan: Slice, lesion: Lesion, height: int, rng: np.r
     light *= _shadows(scan, lesion.rows, height, width)
     if scan.hyaloid is not None:
         light += _hyaloid(scan, lesion.rows, height, width)
-    return _expose(light, patient, scan, rng)
+    return _expose(light, patient, scan, rng, noise)
 
 
 def _below(row: np.ndarray, height: int, soft: float) -> np.ndarray:
@@ -57,7 +61,7 @@ def _below(row: np.ndarray, height: int, soft: float) -> np.ndarray:
     return np.clip((y - row.astype(np.float32)) / np.float32(soft) + np.float32(0.5), 0.0, 1.0)
 
 
-def _tissue(patient: Patient, lesion: Lesion, height: int, rng: np.random.Generator) -> np.ndarray:
+def _tissue(patient: Patient, lesion: Lesion, height: int, rng: Normals) -> np.ndarray:
     """Vitreous and retina, down to Bruch's membrane; 0 below it."""
     rows = lesion.rows
     width = rows.shape[1]
@@ -90,7 +94,7 @@ def _tissue(patient: Patient, lesion: Lesion, height: int, rng: np.random.Genera
     return light
 
 
-def _choroid(patient: Patient, lesion: Lesion, height: int, rng: np.random.Generator) -> np.ndarray:
+def _choroid(patient: Patient, lesion: Lesion, height: int, rng: Normals) -> np.ndarray:
     """Choroid with vessels, fading with depth, drawn flat under Bruch's membrane and then bent to it."""
     bruch = lesion.rows[BM]
     width = len(bruch)
@@ -140,14 +144,14 @@ def _hyaloid(scan: Slice, rows: np.ndarray, height: int, width: int) -> np.ndarr
     return 26.0 * faint * np.exp(-(((y - line) / max(0.004 * height, 0.6)) ** 2))
 
 
-def _expose(light: np.ndarray, patient: Patient, scan: Slice, rng: np.random.Generator) -> np.ndarray:
+def _expose(light: np.ndarray, patient: Patient, scan: Slice, rng: Normals, noise: np.random.Generator) -> np.ndarray:
     """Device: gain, contrast curve, noise floor, speckle, 8 bits."""
     height, width = light.shape
     x = np.linspace(-1.0, 1.0, width)
     falloff = 1.0 + 0.07 * wave(rng, 1, width, 4)[0] - 0.12 * x**2
     light = np.clip(light * falloff, 0.0, 255.0) / 255.0
     signal = patient.gain * scan.gain * 255.0 * light**patient.gamma + patient.floor
-    speckle = _speckle(rng, height, width, patient.grain)
+    speckle = _speckle(noise, height, width, patient.grain)
     signal = signal + speckle * patient.noise * (_SPECKLE * (0.35 + patient.floor / 36.0) * 0.8 + 0.07 * signal)
     return np.clip(np.rint(signal), 0, 255).astype(np.uint8)
 

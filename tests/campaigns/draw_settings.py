@@ -101,6 +101,7 @@ BASES = {
 # A value above these takes long, or a larger machine, and proves no more: it is parsed and checked, not run.
 HEAVY = {
     **{"epochs": 3, "warmup_teacher_temperature_epochs": 1000, "patients": 16, "scans_per_patient": 4, "trials": 2},
+    **{"slices": 8, "visits": 3},
     **{"bootstrap": 2000, "seeds": 3, "draws": 3, "n_c": 20, "frames": 4, "n": 8, "workers": 2, "faithfulness": 4},
     **{"sanity": 4, "pages": 4, "leaderboard": 8, "cases": 8, "size": 512, "global_size": 128, "local_size": 128},
     **{"n_local": 8, "image_size": 128, "attention_size": 256, "attention_scans": 8, "out_dim": 65536},

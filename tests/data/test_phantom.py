@@ -1,5 +1,6 @@
 """Phantoms: reproducible, exact in what they say about themselves, and not solvable by a shortcut."""
 
+import hashlib
 import json
 import multiprocessing
 
@@ -163,6 +164,35 @@ def test_neither_pixels_nor_grey_statistics_give_the_class_away():
 
 
 # A folder
+
+
+# Grey means of 2 x 4 fields. Other random numbers change them by more than the test allows, other rounding by less.
+DRAWN = {
+    "CNV": [48.12, 40.18, 43.02, 48.17, 81.61, 93.42, 83.96, 74.05],
+    "DME": [48.16, 43.14, 46.18, 49.16, 81.58, 92.14, 76.89, 72.28],
+    "DRUSEN": [48.12, 39.41, 36.75, 46.7, 81.23, 94.23, 86.34, 74.89],
+    "NORMAL": [48.12, 39.41, 36.86, 47.15, 81.61, 94.11, 86.22, 73.64],
+}
+
+
+def test_single_scans_are_those_that_this_version_always_drew(tmp_path):
+    """Cached folders are named by version and settings, so neither a picture nor a name may change without the version.
+
+    Digests where nothing depends on how a processor rounds; means where it may turn one grey value into the next.
+    """
+    folder = phantom_folder(PhantomConfig(4, 2, (64, 80), seed=3, depth=0.6), tmp_path)
+    assert folder.name == "phantom-v2-18699cb8b544"
+    assert digest((folder / "phantom.json").read_bytes()) == "f46b06b06594dcb1"
+    masks = sorted((folder / "masks").rglob("*.png"))
+    assert digest(b"".join(np.asarray(Image.open(mask)).tobytes() for mask in masks)) == "f774538b3fb29a12"
+    for label, expected in DRAWN.items():
+        image = draw_phantom(label, 5, 2, (64, 80), seed=7, depth=0.6).image
+        means = image.reshape(2, 32, 4, 20).mean((1, 3), dtype=float)
+        np.testing.assert_allclose(means.ravel(), expected, atol=0.03)
+
+
+def digest(content):
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def test_folder_has_the_shape_and_names_of_oct2017(folder):
