@@ -69,12 +69,13 @@ _SUPERVISED = [
     *(*_phantoms("phantom."), "--run.precision", "fp32", "--run.workers", "0", "--network.args", *_NETWORK),
     *("--network.image-size", "16", "--optim.epochs", "1", "--optim.batch-size", "4"),
 ]
-# A command line of each script that works; RUN, FIT, SCANS, SCAN and OUT stand for paths. Scripts that are not here are
-# given a run.
+# A command line of each script that works; RUN, FIT, SCANS, SCAN, VOLUME and OUT stand for paths. Scripts that are not
+# here are given a run.
 BASES = {
     "dino_oct/train.py": _PRETRAINING,
     "dino_oct/data/phantom.py": ["--out", "OUT", *_phantoms("")],
     "dino_oct/data/audit.py": ["SCANS"],
+    "dino_oct/data/export.py": ["VOLUME", "--out", "OUT"],
     "supervised/train.py": ["--model", "random:vit_tiny_patch16_224", *_SUPERVISED, "--out", "OUT"],
     "supervised/search.py": [
         *("--models", "random:vit_tiny_patch16_224", "--trials", "1", "--out", "OUT"),
@@ -395,7 +396,14 @@ class Sandbox:
     def __init__(self, root: Path, limit: float = 120):
         self.root, self.limit = root, limit
         self.box, self.made = root / "outer" / "inner", root / "made"
-        names = {"RUN": "run", "FIT": "fit", "SCANS": "scans", "JUNK": "junk", "OUT": "inner/out"}
+        names = {
+            "RUN": "run",
+            "FIT": "fit",
+            "SCANS": "scans",
+            "JUNK": "junk",
+            "OUT": "inner/out",
+            "VOLUME": "stack.npy",
+        }
         self.places = {name: str(self.box.parent / place) for name, place in names.items()}
         self.all = {command.script: command for command in commands()}
 
@@ -407,6 +415,7 @@ class Sandbox:
         """
         self.made.mkdir()
         (self.made / "junk").write_bytes(bytes(range(256)) * 40)
+        np.save(self.made / "stack.npy", np.arange(2 * 40 * 50, dtype=np.uint16).reshape(2, 40, 50))
         for script, name in (
             ("dino_oct/train.py", "RUN"),
             ("supervised/train.py", "FIT"),
