@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_oct.data.index import ScanIndex
-from dino_oct.data.table import ScanRow, read_rows, rows_of, write_rows
+from dino_oct.data.run_table import ScanRow, read_rows, rows_of, write_rows
 
 TRAINED_ON, TABLE = "trained_on.csv", "scans.csv"
 _TELLING_DIGITS = 4  # of a patient number that two folders share by more than chance

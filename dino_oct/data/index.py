@@ -9,14 +9,18 @@ import datetime
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
 import numpy as np
 
-from dino_oct.data.layout import Layout, examples, plain, read_layout
+from dino_oct.data.columns import is_table, read_table
+from dino_oct.data.layout import read_layout
+from dino_oct.data.pattern import by_pattern
+from dino_oct.data.published import read_folder
+from dino_oct.data.rows import FACTS, ScanRows, examples, number, plain
 from dino_oct.data.splits import SPLITS, split_patients
 from dino_oct.errors import InputError
 from dino_oct.limits import Items, Range, Seed, check_settings
@@ -47,6 +51,16 @@ class DatasetConfig:
     """Share of the patients that is kept for validation (patient split)."""
     test_fraction: HeldOut = 0.15
     """Share of the patients that is kept for the final test (patient split)."""
+    table: str = ""
+    """Table (CSV, TSV or Parquet) beside the folder that says what each scan is; --data FILE reads one, too."""
+    columns: Annotated[list[str], Items(distinct=True)] = field(default_factory=list)
+    """NAME=COLUMN where the table's columns have other names, such as label=diagnosis; names are file, label, patient,
+    eye, visit, volume, slice, device, split, group, mask, severity."""
+    pattern: str = ""
+    """Regular expression with named groups that reads file names, such as (?P<label>[A-Z]+)_(?P<patient>\\d+)_.*; one
+    with a slash reads the path below the folder."""
+    layout: Literal["auto", "folders"] = "auto"
+    """auto also reads what published sets keep beside their scans; folders: only what the folders say."""
     unlabelled: Annotated[list[str], Items(distinct=True)] = field(default_factory=list)
     """Further folders of scans, for pretraining only. Patients of the validation and test splits are left out."""
     neutralise_borders: bool = True
@@ -79,6 +93,9 @@ class ScanIndex:
         splits: (N,) str, "train", "val" or "test"; "" for scans that no split may use.
         class_names: sorted; empty for unlabelled folders.
         folder_splits: (N,) str, the published split: the folder each file was found in; "" where there is none.
+        facts: name of ``rows.FACTS`` → (N,) str, "" where not known; only those of which anything is known.
+        how: how the scans were read, one line.
+        splits_from: what says the published split, in words.
         split_rule: how ``splits`` came about, why, and the option for another way; one line.
         mislabelled: files whose name says another class than their folder. The folder's label is kept.
         left_out: (file, reason) of images that do not belong to the folder's layout.
@@ -92,6 +109,9 @@ class ScanIndex:
     splits: np.ndarray
     class_names: tuple[str, ...]
     folder_splits: np.ndarray
+    facts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    how: str = ""
+    splits_from: str = "the folders train/val/test"
     split_rule: str = ""
     mislabelled: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
@@ -103,6 +123,10 @@ class ScanIndex:
     def path(self, i: int) -> Path:
         """Absolute or root-joined path of scan ``i``."""
         return self.root / self.files[i]
+
+    def fact(self, name: str) -> np.ndarray:
+        """One of ``rows.FACTS`` of each scan, (N,) str, "" where not known."""
+        return self.facts.get(name, np.full(len(self), "", dtype=np.str_))
 
     def positions(self, split: str) -> np.ndarray:
         """Positions (int64, ascending) of the scans of one split."""
@@ -125,6 +149,7 @@ class ScanIndex:
             patients=self.patients[positions],
             splits=self.splits[positions],
             folder_splits=self.folder_splits[positions],
+            facts={name: values[positions] for name, values in self.facts.items()},
             mislabelled=tuple(file for file in self.mislabelled if file in kept),
         )
 
@@ -140,28 +165,31 @@ def index_scans(folder: str | Path, config: DatasetConfig | None = None) -> Scan
     """
     config = config or DatasetConfig()
     check_settings(config, "dataset.")
-    folder = Path(folder)
-    layout = read_layout(folder)
-    if not layout.files:
-        raise InputError(f"{folder}: no images left to use; {'; '.join(layout.notes)}")
+    root, rows = read_rows(Path(folder), config)
+    if not len(rows):
+        raise InputError(f"{folder}: no images left to use; {'; '.join(rows.notes)}")
     spelling: dict[str, str] = {}
-    for name in sorted(set(filter(None, layout.classes))):
+    for name in sorted(set(filter(None, rows["label"]))):
         spelling.setdefault(name.casefold(), name)  # `cnv` in one split and `CNV` in another are one class
     class_names = tuple(sorted(spelling.values()))
     position = {name.casefold(): i for i, name in enumerate(class_names)}
-    labels = np.array([position.get(name.casefold(), UNLABELLED) for name in layout.classes], dtype=np.int64)
-    patients, naming_notes = _patients(layout, labels, class_names)
+    labels = np.array([position.get(name.casefold(), UNLABELLED) for name in rows["label"]], dtype=np.int64)
+    patients, naming_notes = _patients(rows, labels, class_names)
+    folder_splits = np.array(rows["split"], dtype="<U5")
     index = ScanIndex(
-        root=folder,
-        files=tuple(layout.files),
+        root=root,
+        files=tuple(rows["file"]),
         labels=labels,
         patients=patients,
-        splits=np.array([split or "train" for split in layout.splits], dtype="<U5"),
+        splits=folder_splits if any(rows["split"]) else np.full(len(rows), "train", dtype="<U5"),
         class_names=class_names,
-        folder_splits=np.array(layout.splits, dtype="<U5"),
-        mislabelled=tuple(_mislabelled(layout.files, labels, position)),
-        left_out=tuple(layout.left_out),
-        notes=tuple(layout.notes + naming_notes),
+        folder_splits=folder_splits,
+        facts={name: np.array(rows[name], dtype=np.str_) for name in FACTS if any(rows[name])},
+        how=rows.how,
+        splits_from=rows.splits_from,
+        mislabelled=tuple(_mislabelled(rows["file"], labels, position)),
+        left_out=tuple(rows.left_out),
+        notes=tuple(rows.notes + naming_notes),
     )
     if index.mislabelled:
         note = f"{len(index.mislabelled)} files named after another class than their folder (folder's class kept)"
@@ -171,6 +199,26 @@ def index_scans(folder: str | Path, config: DatasetConfig | None = None) -> Scan
     for further in config.unlabelled:
         index = _join_unlabelled(index, Path(further))
     return index
+
+
+def read_rows(data: Path, config: DatasetConfig) -> tuple[Path, ScanRows]:
+    """The folder that files are below, and what table, folders and names say of each scan.
+
+    Raises:
+        InputError: as ``read_table``, ``read_layout`` and ``by_pattern``.
+    """
+    if config.table or (is_table(data) and data.is_file()):
+        table, root = (Path(config.table), data) if config.table else (data, data.parent)
+        if config.table and not root.is_dir():
+            raise InputError(
+                f"{root}: {'not a' if root.exists() else 'no such'} folder; --dataset.table describes the scans of one"
+            )
+        rows = read_table(table, root, config.columns)
+    else:
+        if config.columns:
+            raise InputError("--dataset.columns names columns of a table: give one with --data or --dataset.table")
+        root, rows = data, read_layout(data) if config.layout == "folders" else read_folder(data)
+    return root, by_pattern(rows, config.pattern) if config.pattern else rows
 
 
 def assert_patients_disjoint(index: ScanIndex) -> None:
@@ -205,18 +253,23 @@ def patient_of(file: str) -> str:
     return plain(file)
 
 
-def _patients(layout: Layout, labels: np.ndarray, class_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+def is_own_patient(index: ScanIndex) -> np.ndarray:
+    """(N,) bool: the patient is not known, and the scan counts as one of its own."""
+    return np.array([name == plain(file) for file, name in zip(index.files, index.patients.tolist(), strict=True)])
+
+
+def _patients(rows: ScanRows, labels: np.ndarray, class_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Patient of each scan, (N,) str, and what a user should know about how they were told."""
-    folders = [str(int(name)) if name.isdecimal() else name for name in layout.patients]
-    patients = [folder or patient_of(file) for file, folder in zip(layout.files, folders, strict=True)]
-    numbers = {file: match["patient"] for file in layout.files if (match := _SCAN_NAME.match(PurePosixPath(file).stem))}
-    dated = {file for file, folder in zip(layout.files, folders, strict=True) if not folder and file in numbers}
+    files, given = rows["file"], [number(name) for name in rows["patient"]]
+    patients = [name or patient_of(file) for file, name in zip(files, given, strict=True)]
+    numbers = {file: match["patient"] for file in files if (match := _SCAN_NAME.match(PurePosixPath(file).stem))}
+    dated = {file for file, name in zip(files, given, strict=True) if not name and file in numbers}
     are_dates = _are_dates({numbers[file] for file in dated}, len(dated))
     notes = []
     if are_dates:  # every number is a date, six digits and years included
-        patients = [plain(file) if file in dated else name for file, name in zip(layout.files, patients, strict=True)]
-    dated = {file for file, name in zip(layout.files, patients, strict=True) if file in dated and name == plain(file)}
-    unnamed = sum(name == plain(file) for file, name in zip(layout.files, patients, strict=True))
+        patients = [plain(file) if file in dated else name for file, name in zip(files, patients, strict=True)]
+    dated = {file for file, name in zip(files, patients, strict=True) if file in dated and name == plain(file)}
+    unnamed = sum(name == plain(file) for file, name in zip(files, patients, strict=True))
     own = "each such scan counts as a patient of its own, so one person's scans may be in several splits"
     if dated:
         shown = examples(sorted({numbers[file] for file in dated}))
@@ -229,7 +282,7 @@ def _patients(layout: Layout, labels: np.ndarray, class_names: Sequence[str]) ->
             f"{unnamed - len(dated):,} of {len(patients):,} file names carry no patient number (CLASS-PATIENT-N): {own}"
         )
     patient_array = np.array(patients, dtype=np.str_)
-    return patient_array, notes + _restart_notes(patient_array, labels, class_names)
+    return patient_array, notes + ([] if rows.is_told else _restart_notes(patient_array, labels, class_names))
 
 
 def _is_date(digits: str) -> bool:
@@ -288,35 +341,36 @@ def _mislabelled(files: Sequence[str], labels: np.ndarray, position: dict[str, i
 def _with_splits(index: ScanIndex, config: DatasetConfig) -> ScanIndex:
     """The index split as asked for, with the rule in words."""
     has_folders = bool(np.any(index.folder_splits != ""))
+    published = index.splits_from
     if config.split == "official" and not has_folders:
-        raise InputError(f"{index.root}: no train/val/test folders, so no official split; use split: patient")
+        raise InputError(f"{index.root}: no train/val/test folders or column, so no official split; use split: patient")
     shared = shared_patients(index.patients, index.folder_splits) if has_folders else []
     by_patient = f"by patient (hash with seed {config.split_seed})"
     if config.split == "official":
-        rule = "the folders train/val/test as they are, as asked for; --dataset.split patient splits by patient"
+        rule = f"{published} as they are, as asked for; --dataset.split patient splits by patient"
         if shared:
             note = f"official split: {len(shared):,} patients have scans in more than one split"
             index = replace(index, notes=(*index.notes, f"{note}: {examples(shared)}"))
     elif config.split == "patient":
         rule = f"{by_patient}, as asked for"
-        rule += "; --dataset.split official takes the folders train/val/test" if has_folders else ""
+        rule += f"; --dataset.split official takes {published}" if has_folders else ""
     elif has_folders and not shared:
-        rule = "the folders train/val/test as they are: no patient is known to be in two of them"
+        rule = f"{published} as they are: no patient is known to be in two of them"
         is_phantom = (index.root / "phantom.json").is_file()  # few phantom patients have no val on purpose
         if not np.any(index.folder_splits == "val") and np.any(index.folder_splits == "train") and not is_phantom:
             split_of = split_patients(index.patients.tolist(), {"val": config.val_fraction}, config.split_seed)
             held = np.array([split_of[patient] == "val" for patient in index.patients.tolist()])
             held &= index.splits == "train"
             index = replace(index, splits=np.where(held, "val", index.splits))
-            rule += f"; without a folder val, {100 * config.val_fraction:g} % of the patients of train validate"
+            rule += f"; without a part val, {100 * config.val_fraction:g} % of the patients of train validate"
         rule += "; --dataset.split patient splits by patient"
     elif has_folders:
         rule = (
-            f"{by_patient}, because {len(shared):,} patients are in more than one of the folders train/val/test "
-            f"({examples(shared)}); --dataset.split official takes the folders as they are"
+            f"{by_patient}, because {len(shared):,} patients are in more than one of {published} "
+            f"({examples(shared)}); --dataset.split official takes them as they are"
         )
     else:
-        rule = f"{by_patient}, as there are no folders train/val/test"
+        rule = f"{by_patient}, as nothing says train, val and test"
     if rule.startswith(by_patient):
         fractions = {"val": config.val_fraction, "test": config.test_fraction}
         split_of = split_patients(index.patients.tolist(), fractions, config.split_seed)
@@ -346,25 +400,27 @@ def _missing_from_splits(index: ScanIndex) -> list[str]:
 
 def _join_unlabelled(index: ScanIndex, folder: Path) -> ScanIndex:
     """Add a folder's scans to the training split, without labels and without patients held out for val and test."""
-    layout = read_layout(folder)
-    patients, _ = _patients(layout, np.full(len(layout.files), UNLABELLED), ())
+    root, rows = read_rows(folder, DatasetConfig())
+    patients, _ = _patients(rows, np.full(len(rows), UNLABELLED), ())
     held_out = set(index.patients[index.splits != "train"].tolist())
     known = {os.path.realpath(index.path(i)) for i in range(len(index))}
     reasons: Counter[str] = Counter()
+    kept: list[int] = []
     files, people = [], []
     n_unknown = 0
-    for name, patient in zip(layout.files, patients.tolist(), strict=True):
-        file = str(folder.resolve() / name)
+    for i, (name, patient) in enumerate(zip(rows["file"], patients.tolist(), strict=True)):
+        file = str(root.resolve() / name)
         if os.path.realpath(file) in known:
             reasons["already in the index"] += 1
         elif patient in held_out:
             reasons["of patients in the validation or test split"] += 1
         else:
+            kept.append(i)
             files.append(file)
             is_unknown = patient == plain(name)
             people.append(plain(file) if is_unknown else patient)
             n_unknown += is_unknown
-    notes = [f"{folder}: {note}" for note in layout.notes if "no classes" not in note]
+    notes = [f"{folder}: {note}" for note in rows.notes if "no classes" not in note]
     notes += [f"{folder}: {count:,} unlabelled scans {reason} left out" for reason, count in sorted(reasons.items())]
     if n_unknown:
         notes.append(f"{folder}: {n_unknown:,} unlabelled scans carry no patient number: they may show test patients")
@@ -376,6 +432,11 @@ def _join_unlabelled(index: ScanIndex, folder: Path) -> ScanIndex:
         patients=np.concatenate([index.patients, np.array(people, dtype=np.str_)]),
         splits=np.concatenate([index.splits, np.full(n, "train", dtype="<U5")]),
         folder_splits=np.concatenate([index.folder_splits, np.full(n, "", dtype="<U5")]),
-        left_out=(*index.left_out, *((str(folder / file), reason) for file, reason in layout.left_out)),
+        facts={
+            name: np.concatenate([index.fact(name), np.array([rows[name][i] for i in kept], dtype=np.str_)])
+            for name in FACTS
+            if name in index.facts or any(rows[name])
+        },
+        left_out=(*index.left_out, *((str(root / file), reason) for file, reason in rows.left_out)),
         notes=(*index.notes, *notes),
     )

@@ -2,26 +2,20 @@
 
 Read are `{train,val,test}/CLASS/FILE` (OCT2017) and `CLASS/{train,val,test}/FILE`, `CLASS/FILE`, both with a folder for
 each patient between class and file, `PATIENT/FILE`, `CLASS01/FILE` (one folder for each patient of a class) and any
-folder of images; each with other folders above. The layout is that of most images; the few that lie elsewhere are left
-out and listed. No image is opened here.
+folder of images; each with other folders above, and with folders of an eye (OD, OS) and a visit (V1, W4) below the
+patient. The layout is that of most images; the few that lie elsewhere are left out and listed. No image is opened here.
 """
 
 import os
 import re
-import unicodedata
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from dino_oct.data.rows import ScanRows, examples, eye_of, plain, split_of
 from dino_oct.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp"})
-SPLIT_FOLDERS = {
-    **dict.fromkeys(("train", "training", "trainset"), "train"),
-    **dict.fromkeys(("val", "valid", "validate", "validation", "valset", "dev"), "val"),
-    **dict.fromkeys(("test", "testing", "testset"), "test"),
-}
 
 _MASKS = re.compile(r"^(masks?|annotations?|segmentations?|ground[ _-]?truth)([ _.-]|$)", re.I)
 _DEEPEST_TREE = 2  # folders between the given one and train/: `OCT2017 /OCT2017/train` occurs
@@ -35,40 +29,16 @@ _NUMBERED = re.compile(r"^(?P<word>[^\W\d_]*)[\s_.#-]*(?P<number>\d+)(?:[\s_-]*(
 _PATIENT_WORDS = frozenset(
     {"patient", "patients", "pat", "pt", "subject", "subj", "sub", "person", "proband", "case", "id", "p", "s", "eye"}
 )
+_VISIT = re.compile(
+    r"^((visit|v|week|w|month|m|year|y|day|d|session|ses|follow[ _-]?up|fu)[ _-]?\d+|baseline|\d{4}-\d\d-\d\d)$", re.I
+)
 _GRADE_WORDS = frozenset({"grade", "class", "stage", "label", "category", "cat", "level", "severity", "group", "type"})
 _NO_PATIENTS = frozenset(
-    {"left", "right", "od", "os", "ou", "l", "r", "images", "image", "img", "imgs", "scans", "bscans", "oct", "raw"}
+    {"ou", "images", "image", "img", "imgs", "scans", "bscans", "oct", "raw"}
 )  # folders below a class that name no person
 
 
-@dataclass
-class Layout:
-    """Images of a folder in the order of their paths.
-
-    Attributes:
-        files: POSIX paths relative to the folder.
-        splits: "train", "val", "test", or "" without such folders.
-        classes: class folder of each, "" without.
-        patients: patient folder of each, "" without.
-        notes: one line each, what a user should know.
-        left_out: (file, reason) of images that do not belong to the layout.
-    """
-
-    files: list[str] = field(default_factory=list)
-    splits: list[str] = field(default_factory=list)
-    classes: list[str] = field(default_factory=list)
-    patients: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-
-    def add(self, file: str, split: str, label: str = "", patient: str = "") -> None:
-        """Add an image."""
-        for values, value in ((self.files, file), (self.splits, split), (self.classes, label)):
-            values.append(value)
-        self.patients.append(patient)
-
-
-def read_layout(folder: Path) -> Layout:
+def read_layout(folder: Path) -> ScanRows:
     """Find the images below a folder and read what their places say.
 
     Raises:
@@ -88,26 +58,27 @@ def read_layout(folder: Path) -> Layout:
     inside = {file: names for file, names in inside.items() if file not in masks}
     if others:  # masks/ is where phantoms and this toolkit's users keep them
         notes.append(f"{len(masks):,} images in folders of masks are not read as scans ({examples(others)})")
-    layout = Layout(notes=notes)
+    rows = ScanRows(notes=notes)
     if has_splits:
-        split_of = {file: _split(names[0]) for file, names in inside.items() if names}
-        below = {file: names[1:] for file, names in inside.items() if split_of.get(file)}
+        splits = {file: split_of(names[0]) for file, names in inside.items() if names}
+        below = {file: names[1:] for file, names in inside.items() if splits.get(file)}
     else:
-        split_of, below = {}, inside
-        if inside and all(len(names) >= 2 and _split(names[1]) for names in inside.values()):
-            split_of = {file: _split(names[1]) for file, names in inside.items()}
+        splits, below = {}, inside
+        if inside and all(len(names) >= 2 and split_of(names[1]) for names in inside.values()):
+            splits = {file: split_of(names[1]) for file, names in inside.items()}
             below = {file: (names[0], *names[2:]) for file, names in inside.items()}
-    _read_levels(below, split_of, bool(split_of), layout)
-    where = "the folders train/val/test" if has_splits else "the folder of the scans"
+    how = _read_levels(below, splits, rows)
+    rows.how = f"{rows.splits_from}, {how}" if splits else how
+    where = rows.splits_from if has_splits else "the folder of the scans"
     outside = (file for file in files if file not in below and file not in masks)
-    layout.left_out += [(file, f"outside {where}") for file in outside]
-    if layout.left_out:
-        by_reason: dict[str, list[str]] = defaultdict(list)
-        for file, reason in layout.left_out:
-            by_reason[reason].append(file)
-        for reason, names in by_reason.items():
-            layout.notes.append(f"{_count(names)} left out, {reason}: {examples(names)}")
-    return layout
+    rows.left_out += [(file, f"outside {where}") for file in outside]
+    rows.note_left_out()
+    return rows
+
+
+def is_scan_file(file: PurePosixPath) -> bool:
+    """Whether a file is named as one that is read."""
+    return file.suffix.lower() in IMAGE_SUFFIXES
 
 
 def image_files(folder: Path) -> tuple[list[str], list[str]]:
@@ -141,24 +112,6 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     return sorted(files), [f"{len(others):,} files of types that are not read ({counted}): {examples(sorted(others))}"]
 
 
-def plain(name: str) -> str:
-    """A name in one spelling: composed characters (NFC), no blanks around it."""
-    return unicodedata.normalize("NFC", name).strip()
-
-
-def examples(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and whether there are more."""
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
-
-
-def _count(files: Sequence[str]) -> str:
-    return f"{len(files):,} image{'' if len(files) == 1 else 's'}"
-
-
-def _split(name: str) -> str:
-    return SPLIT_FOLDERS.get(name.lower(), "")
-
-
 def _root(folder: Path, places: dict[str, tuple[str, ...]]) -> tuple[tuple[str, ...], bool]:
     """The folder that holds the layout, as path parts, and whether train/val/test lie in it."""
     trees = _split_trees(places.values())
@@ -171,8 +124,8 @@ def _root(folder: Path, places: dict[str, tuple[str, ...]]) -> tuple[tuple[str, 
     inside = list(places.values())
     while True:
         tops = Counter(names[len(root)] for names in inside if len(names) > len(root))
-        if len(tops) != 1 or tops.total() <= (1 - _FEW) * len(inside) or _split(next(iter(tops))):
-            is_split = [bool(_split(top)) for top in tops.elements()]
+        if len(tops) != 1 or tops.total() <= (1 - _FEW) * len(inside) or split_of(next(iter(tops))):
+            is_split = [bool(split_of(top)) for top in tops.elements()]
             return root, bool(is_split) and sum(is_split) > (1 - _FEW) * len(inside)
         root = (*root, next(iter(tops)))
         inside = [names for names in inside if names[: len(root)] == root]
@@ -183,55 +136,66 @@ def _split_trees(all_places: Iterable[tuple[str, ...]]) -> list[tuple[str, ...]]
     trees: set[tuple[str, ...]] = set()
     for names in all_places:
         for depth in range(min(_DEEPEST_TREE, len(names) - 2) + 1):
-            if _split(names[depth]):
+            if split_of(names[depth]):
                 trees.add(names[:depth])
                 break
     return sorted(tree for tree in trees if not any(tree[:n] in trees for n in range(len(tree))))
 
 
-def _read_levels(below: dict[str, tuple[str, ...]], split_of: dict[str, str], has_splits: bool, layout: Layout) -> None:
-    """Read the folders between the split (or the root) and the file: none, class, patient, or class and patient."""
+def _read_levels(below: dict[str, tuple[str, ...]], splits: dict[str, str], rows: ScanRows) -> str:
+    """Read the folders between the split (or the root) and the file into rows; says in words how they were read."""
     tops = Counter(names[0] for names in below.values() if names)
     in_folders = tops.total()
-    is_layered = in_folders > len(below) / 2 and (len(tops) > 1 or (has_splits and bool(tops)))
+    is_layered = in_folders > len(below) / 2 and (len(tops) > 1 or (bool(splits) and bool(tops)))
     if not is_layered:
         if len(tops) > 1:
-            layout.notes.append(
+            rows.notes.append(
                 f"{in_folders:,} of {len(below):,} images lie in folders ({examples(sorted(tops))}), too few or too "
                 "unlike classes to be read as such: no classes"
             )
         for file in below:
-            layout.add(file, split_of.get(file, ""))
-        return
+            rows.add(file, split=splits.get(file, ""))
+        return "no classes"
     kind = _kind(list(tops))
     if kind == "patients":
-        layout.notes.append(
+        rows.notes.append(
             f"{len(tops):,} folders are read as patients, not as classes ({examples(sorted(tops))}): no classes"
         )
         for file, names in below.items():
-            layout.add(file, split_of.get(file, ""), patient=names[0] if names else "")
-        return
+            rows.add(file, split=splits.get(file, ""), **_person(names))
+        return "a folder for each patient, no classes"
     if kind == "patients of classes":
-        layout.notes.append(
+        rows.notes.append(
             f"{len(tops):,} folders are read as patients of the classes that begin their names "
             f"({examples(sorted({_NUMBERED.match(top)['word'] for top in tops}), 6)})"
         )
     deep = sum(len(names) > 1 for names in below.values())
     has_patients, is_mixed = deep > (1 - _FEW) * in_folders, _FEW * in_folders < deep <= (1 - _FEW) * in_folders
     if is_mixed:
-        layout.notes.append(
+        rows.notes.append(
             f"{deep:,} of {in_folders:,} images lie in folders below the class folders: the class is the first folder"
         )
     for file, names in below.items():
         if not names:
-            layout.left_out.append((file, "beside the class folders"))
+            rows.left_out.append((file, "beside the class folders"))
         elif not is_mixed and (len(names) > 1) != has_patients:
-            layout.left_out.append((file, f"{'higher' if has_patients else 'deeper'} than most images of the classes"))
+            rows.left_out.append((file, f"{'higher' if has_patients else 'deeper'} than most images of the classes"))
         elif kind == "patients of classes":
-            layout.add(file, split_of.get(file, ""), _NUMBERED.match(names[0])["word"], names[0])
+            known = {**_person(names), "patient": names[0]}
+            rows.add(file, split=splits.get(file, ""), label=_NUMBERED.match(names[0])["word"], **known)
         else:
-            person = next((name for name in names[1:] if name.lower() not in _NO_PATIENTS), "")
-            layout.add(file, split_of.get(file, ""), names[0], person)
+            rows.add(file, split=splits.get(file, ""), label=names[0], **_person(names[1:]))
+    if kind == "patients of classes":
+        return "a folder for each patient, named after the class"
+    return "a folder for each class" + (", below it one for each patient" if any(rows["patient"]) else "")
+
+
+def _person(names: Sequence[str]) -> dict[str, str]:
+    """Patient, eye and visit that folders below a class name, the patient's first."""
+    eye = next(filter(None, map(eye_of, names)), "")
+    person, *others = [name for name in names if name.lower() not in _NO_PATIENTS and not eye_of(name)] or [""]
+    visit = next((name for name in others if _VISIT.match(name)), "")
+    return {"patient": person, "eye": eye, "visit": visit}
 
 
 def _kind(tops: Sequence[str]) -> str:

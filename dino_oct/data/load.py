@@ -5,14 +5,17 @@ from typing import Any
 
 from dino_oct.data.cache import ScanCache, cache_root, open_cache
 from dino_oct.data.index import DatasetConfig, ScanIndex, index_scans
-from dino_oct.data.phantom import PhantomConfig, damaged_files, phantom_folder
-from dino_oct.data.table import ScanRow, by_table, without_copies_of_held_out
+from dino_oct.data.phantom import TABLE, PhantomConfig, damaged_files, phantom_folder
+from dino_oct.data.run_table import ScanRow, by_table, without_copies_of_held_out
 from dino_oct.files import remove
 
 
 def find_scans(data: str, dataset: DatasetConfig, phantom: PhantomConfig) -> ScanIndex:
     """Index a folder (or draw the phantoms) without decoding; arguments and errors as ``load_scans``."""
-    return index_scans(phantom_folder(phantom, cache_root(dataset)) if data == "phantom" else data, dataset)
+    if data != "phantom":
+        return index_scans(data, dataset)
+    folder = phantom_folder(phantom, cache_root(dataset))
+    return index_scans(folder / TABLE if phantom.has_volumes else folder, dataset)
 
 
 def load_scans(
@@ -49,6 +52,8 @@ def load_scans(
         say(f"warning: {change}")
     for note in scans.notes:
         say(f"note: {note}")
+    if data != "phantom":
+        say(f"layout: {index.how}")
     say(f"data: {'PHANTOMS (synthetic scans)' if data == 'phantom' else data} · {scans.summary()}")
     counts = {split: index.positions(split) for split in ("train", "val", "test")}
     patients = {split: len(set(index.patients[positions])) for split, positions in counts.items()}

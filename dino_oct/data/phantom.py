@@ -36,7 +36,7 @@ from dino_oct.limits import NewPath, check_settings
 # Raise it with every change that alters a picture, a mask or a file: cached folders are named by it.
 PHANTOM_VERSION = 2
 
-_ABOUT, _DIGESTS, _TABLE = "phantom.json", "digests.json", "scans.csv"
+_ABOUT, _DIGESTS, TABLE = "phantom.json", "digests.json", "scans.csv"
 _COLUMNS = ("file", "label", "patient", "eye", "visit", "volume", "slice", "split", "mask", "severity")
 
 
@@ -123,7 +123,7 @@ def _is_sound(folder: Path, config: PhantomConfig) -> bool:
         np.array([record["severity"] for record in about["scans"]], dtype=float)
         is_same = (about["version"], about["config"]) == (PHANTOM_VERSION, drawn_by(config))
         is_whole = len(files) == 2 * config.total_scans
-        files += [folder / _DIGESTS, folder / "layers.npz", *([folder / _TABLE] if config.has_volumes else [])]
+        files += [folder / _DIGESTS, folder / "layers.npz", *([folder / TABLE] if config.has_volumes else [])]
         return is_same and is_whole and all(file.stat().st_size for file in files)
     except (InputError, OSError, KeyError, TypeError, ValueError):
         return False
@@ -157,7 +157,7 @@ def _fill(folder: Path, config: PhantomConfig, progress: bool) -> None:
         "scans": records,
     }
     if config.has_volumes:
-        with (folder / _TABLE).open("w", newline="", encoding="utf-8") as stream:
+        with (folder / TABLE).open("w", newline="", encoding="utf-8") as stream:
             table = csv.DictWriter(stream, _COLUMNS, extrasaction="ignore", lineterminator="\n")
             table.writeheader()
             table.writerows(records)
@@ -205,7 +205,7 @@ def _replace(out: Path, earlier: dict, staging: Path) -> None:
         for kind in ("file", "mask"):
             (out / record[kind]).unlink(missing_ok=True)
     if any("volume" in record for record in earlier["scans"]):
-        (out / _TABLE).unlink(missing_ok=True)
+        (out / TABLE).unlink(missing_ok=True)
     for folder in sorted((path for path in out.rglob("*") if path.is_dir() and not path.is_symlink()), reverse=True):
         if not any(folder.iterdir()):
             folder.rmdir()

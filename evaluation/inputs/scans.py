@@ -8,7 +8,7 @@ from typing import TypeVar
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.load import load_scans
 from dino_oct.data.phantom import PhantomConfig
-from dino_oct.data.table import read_rows
+from dino_oct.data.run_table import read_rows
 from dino_oct.errors import InputError
 from dino_oct.files import is_same_path
 from dino_oct.provenance import TABLE, trained_on, trained_patients

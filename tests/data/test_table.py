@@ -1,201 +1,201 @@
-"""What a user relies on after a run: its table says what it was trained on, whatever became of the folder."""
-
-import shutil
-import zlib
+"""A table, a pattern or a published set's tree say the same of the same scans; what is wrong is one line."""
 
 import numpy as np
 import pytest
-from PIL import Image
+from test_index import CLASSES, touch
 
-from dino_oct import provenance
-from dino_oct.data.index import DatasetConfig
-from dino_oct.data.load import load_scans
+from dino_oct.data.index import DatasetConfig, index_scans
+from dino_oct.data.load import find_scans
 from dino_oct.data.phantom import PhantomConfig
-from dino_oct.data.table import by_table, read_rows, rows_of, write_rows
+from dino_oct.data.table import TableOptions, main
 from dino_oct.errors import InputError
 
-
-def quiet(text):
-    pass
+FILES = [f"{c}/{c}-{10 * i + j}-{k}.png" for i, c in enumerate(CLASSES) for j in range(5) for k in range(2)]
 
 
-def draw(root, *files):
-    for file in files:
-        (root / file).parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(zlib.crc32(file.encode())).integers(0, 200, (48, 64), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / file)
+def known(index):
+    """Base name → class, patient, split."""
+    labels = [index.class_names[label] if label >= 0 else "" for label in index.labels.tolist()]
+    rows = zip(index.files, labels, index.patients.tolist(), index.splits.tolist(), strict=True)
+    return {file.rpartition("/")[2]: row for file, *row in rows}
 
 
-@pytest.fixture
-def scans(tmp_path, monkeypatch):
-    monkeypatch.setenv("DINO_OCT_CACHE", str(tmp_path / "cache"))
-    draw(
-        tmp_path / "scans", *(f"{c}/{c}-{1000 + 2 * i + (c == 'DME')}-1.png" for c in ("CNV", "DME") for i in range(30))
+def write(folder, text, name="scans.csv"):
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_a_folders_table_comes_back_as_the_folder(tmp_path, suffix):
+    touch(tmp_path, *FILES)
+    main(TableOptions(str(tmp_path), tmp_path / f"scans{suffix}"))
+    beside = DatasetConfig(table=str(tmp_path / f"scans{suffix}"))
+    for index in (index_scans(tmp_path / f"scans{suffix}"), index_scans(tmp_path, beside)):
+        assert known(index) == known(index_scans(tmp_path))
+        assert index.root == tmp_path
+
+
+def test_one_set_in_every_shape(tmp_path):
+    """Folders, folders with a folder for each patient, a table, a pattern: the same classes, patients and splits."""
+    touch(tmp_path / "a", *FILES)
+    expected = known(index_scans(tmp_path / "a"))
+    people = [f"{c}/{name.split('-')[1]}/{name}" for c, name in (file.split("/") for file in FILES)]
+    touch(tmp_path / "b", *people)
+    flat = [name.replace("-", "_") for name in (file.rpartition("/")[2] for file in FILES)]
+    touch(tmp_path / "c", *flat)
+    pattern = r"(?P<label>[A-Z]+)_(?P<patient>\d+)_.*"
+    lines = [f"x/{name},{name.split('_')[0]},{name.split('_')[1]}" for name in flat]
+    touch(tmp_path / "d", *(f"x/{name}" for name in flat))
+    table = write(tmp_path / "d", "\n".join(["image_path,Diagnosis,patient_id", *lines]))
+    assert known(index_scans(tmp_path / "b")) == expected
+    for index in (index_scans(tmp_path / "c", DatasetConfig(pattern=pattern)), index_scans(table)):
+        assert {name.replace("_", "-"): row for name, row in known(index).items()} == expected
+    assert "label from Diagnosis" in index_scans(table).how
+
+
+def test_every_column_reaches_the_index(tmp_path):
+    touch(tmp_path, "a.png", "b.png", "c.png")
+    table = write(
+        tmp_path,
+        "file;label;patient;eye;visit;volume;slice;device;split;mask;group;age\n"
+        "a.png;CNV;007;OD;1;v1;03;Spectralis;Training;m/a.png;north;70\n"
+        "b.png;NORMAL;7;left;2;v2;4;Cirrus;test;;south;71\nc.png;;8;;;;;;;;;\n",
     )
-    return tmp_path / "scans"
+    index = index_scans(table, DatasetConfig(split="official"))
+    assert index.patients.tolist() == ["7", "7", "8"]
+    assert index.splits.tolist() == ["train", "test", ""]
+    assert index.labels.tolist() == [0, 1, -1]
+    facts = {name: index.fact(name).tolist() for name in index.facts}
+    assert facts == {
+        "eye": ["R", "L", ""], "visit": ["1", "2", ""], "volume": ["v1", "v2", ""], "slice": ["3", "4", ""],
+        "device": ["Spectralis", "Cirrus", ""], "group": ["north", "south", ""], "mask": ["m/a.png", "", ""],
+    }  # fmt: skip
+    assert index.subset(np.array([1])).fact("eye").tolist() == ["L"]
+    assert any("not read: age" in note for note in index.notes)
 
 
-def opened(folder, **settings):
-    return load_scans(str(folder), DatasetConfig(**settings), PhantomConfig(), quiet)
+def test_rows_that_cannot_be_used_are_listed(tmp_path):
+    touch(tmp_path, "a.png", "b.png", "c.png", "notes.txt")
+    table = write(
+        tmp_path,
+        "file,label\na.png,CNV\nb.png,CNV\nb.png,DME\na.png,CNV\nc.png,DME\ngone.png,DME\nnotes.txt,DME\n,DME\n",
+    )
+    index = index_scans(table)
+    assert index.files == ("a.png", "c.png")
+    reasons = dict(index.left_out)
+    assert reasons["b.png"] == "given twice, with different labels"
+    assert reasons["gone.png"] == "no such file"
+    assert reasons["notes.txt"] == "of a type that is not read"
+    assert reasons["row 9"] == "no file"
+    assert any("2 rows repeat a file" in note for note in index.notes)
 
 
-def test_a_table_comes_back_as_it_was_written(scans, tmp_path):
-    index, cache = opened(scans)
-    rows = rows_of(index, cache.file_digests)
-    write_rows(tmp_path / "t.csv", rows)
-    assert read_rows(tmp_path / "t.csv") == rows
-    assert {row.label for row in rows} == {"CNV", "DME"}
+@pytest.mark.parametrize(
+    ("text", "columns", "message"),
+    [
+        ("name,label\na.png,CNV\n", [], "no column of files; it has name, label"),
+        ("name,label\na.png,CNV\n", ["file=nam"], "has no column 'nam'"),
+        ("name,label\na.png,CNV\n", ["files=name"], "'files' is none of file, label"),
+        ("file,split\na.png,holdout\n", [], "'holdout' is not train, val or test"),
+        ("file,eye\na.png,middle\n", [], "'middle' is not R or L"),
+        ("file,slice\na.png,first\n", [], "'first' is no number of a slice"),
+        ("file,severity\na.png,nan\n", [], "'nan' is no number"),
+        ("file,label\nb.png,CNV\n", [], "no row names a scan that is there"),
+        ("", [], "not a readable table"),
+        ("file,label\n\xffa.png,x\n", [], "not UTF-8"),
+    ],
+)
+def test_wrong_tables_are_one_line(tmp_path, text, columns, message):
+    touch(tmp_path, "a.png")
+    (tmp_path / "scans.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=message) as error:
+        index_scans(tmp_path / "scans.csv", DatasetConfig(columns=columns))
+    assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["", "file,label\n", "file,label,patient,split,digest\na,b,c,nowhere,e\n",
-                                  "file,label,patient,split,digest\na,b\n"])  # fmt: skip
-def test_a_damaged_table_is_one_line(tmp_path, text):
-    (tmp_path / "scans.csv").write_text(text)
-    with pytest.raises(InputError, match="not a readable table"):
-        read_rows(tmp_path / "scans.csv")
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("(", "not a regular expression"), ("(?P<name>.*)", "found name"), (".*", "found none"),
+     (r"(?P<patient>\d+)", "none of 2 names fits"), ("(?P<split>.*)_.*", "'a' is not train")],
+)  # fmt: skip
+def test_wrong_patterns_are_one_line(tmp_path, pattern, message):
+    touch(tmp_path, "a_1.png", "b_2.png")
+    with pytest.raises(InputError, match=message):
+        index_scans(tmp_path, DatasetConfig(pattern=pattern))
 
 
-def test_the_table_holds_when_files_are_added_moved_changed_and_removed(scans):
-    index, cache = opened(scans)
-    rows = rows_of(index, cache.file_digests)
-    assert by_table(index, cache.file_digests, rows)[1] == []
-    of_split = {split: [row.file for row in rows if row.split == split] for split in ("train", "val", "test")}
-    moved, changed, gone = of_split["train"][0], of_split["test"][0], of_split["val"][0]
-    (scans / moved).rename(scans / "CNV" / "CNV-99999-1.png")  # a trained-on scan under an unknown patient's number
-    draw(scans, "DME/DME-88888-1.png", "other.png")
-    shutil.copy(scans / "other.png", scans / changed)
-    (scans / "other.png").unlink()
-    (scans / gone).unlink()
-    patient = of_split["train"][1].split("-")[1]
-    draw(scans, f"CNV/CNV-{patient}-2.png")
-    index, cache = opened(scans)
-    today, notes = by_table(index, cache.file_digests, rows)
-    split_of = dict(zip(today.files, today.splits.tolist(), strict=True))
-    assert split_of["CNV/CNV-99999-1.png"] == "train"
-    assert split_of[f"CNV/CNV-{patient}-2.png"] == "train"
-    assert split_of[changed] == "test"
-    text = "; ".join(notes)
-    for word in ("2 scans new", "1 scans moved or renamed", "1 scans with other content", "1 scans gone"):
-        assert word in text
+def test_names_that_do_not_fit_are_left_out(tmp_path):
+    touch(tmp_path, "CNV_1_a.png", "DME_2_a.png", "readme.png")
+    index = index_scans(tmp_path, DatasetConfig(pattern=r"(?P<label>[A-Z]+)_(?P<patient>\d+)_.*"))
+    assert known(index)["CNV_1_a.png"][:2] == ["CNV", "1"]
+    assert [file for file, _ in index.left_out] == ["readme.png"]
 
 
-def test_the_table_wins_over_a_split_that_is_made_otherwise_today(scans):
-    index, cache = opened(scans)
-    rows = rows_of(index, cache.file_digests)
-    other, _ = opened(scans, split_seed=5)
-    today, notes = by_table(other, cache.file_digests, rows)
-    assert today.splits.tolist() == index.splits.tolist()
-    assert any("splits are those of the run's table" in note for note in notes)
+def test_octdl_gives_patients_and_eyes_from_its_table(tmp_path):
+    touch(tmp_path, *(f"{c}/{c.lower()}_{i}_{k}.jpg" for c in ("AMD", "NO") for i in range(3) for k in range(2)))
+    lines = [f"{c.lower()}_{i}_{k},{c},{90 + i},{'OD' if k else 'OS'},F" for c in ("AMD", "NO") for i in range(3)
+             for k in range(2)]  # fmt: skip
+    write(tmp_path, "\n".join(["file_name,disease,patient_id,eye,sex", *lines]), "OCTDL_labels.csv")
+    index = index_scans(tmp_path)
+    assert index.how.startswith("OCTDL: ")
+    assert set(index.patients.tolist()) == {"90", "91", "92"}
+    assert set(index.fact("eye").tolist()) == {"R", "L"}
+    folders = index_scans(tmp_path, DatasetConfig(layout="folders"))
+    assert len(set(folders.patients.tolist())) == 12
 
 
-def test_unlabelled_copies_of_held_out_scans_are_not_trained_on(scans, tmp_path):
-    index, _ = opened(scans)
-    test = index.positions("test")
-    more = tmp_path / "more"
-    more.mkdir()
-    for n, i in enumerate(test[:2]):
-        shutil.copy(index.path(i), more / f"nameless_{n}.png")
-    draw(more, "another.png")
-    joined, _ = opened(scans, unlabelled=[str(more)])
-    used = {joined.files[i] for i in joined.positions("train")}
-    assert not any("nameless" in file for file in used)
-    assert any("another" in file for file in used)
-    assert any("2 unlabelled scans equal validation or test scans to the pixel" in note for note in joined.notes)
+def test_olives_tree(tmp_path):
+    touch(
+        tmp_path,
+        *(f"Prime_FULL/{p}/{w}/{e}/{k}.png" for p in ("01-001", "01-002") for w in ("W0", "W4") for e in ("OD", "OS")
+          for k in range(3)),
+        *(f"TREX DME/GILA/0201GOD/V1/OD/TREX_{k:06d}.tif" for k in range(3)),
+        "Prime_FULL/01-001/W0/OD/fundus_W0.tif",
+    )  # fmt: skip
+    index = index_scans(tmp_path)
+    assert index.how.startswith("OLIVES: ")
+    assert index.class_names == ("DME", "DR")
+    assert set(index.patients.tolist()) == {"Prime 01-001", "Prime 01-002", "TREX 0201GOD"}
+    assert set(index.fact("visit").tolist()) == {"W0", "W4", "V1"}
+    assert set(index.fact("slice").tolist()) == {"0", "1", "2"}
+    assert len(set(index.fact("volume").tolist())) == 9
+    assert dict(index.left_out) == {"Prime_FULL/01-001/W0/OD/fundus_W0.tif": "no B-scan"}
 
 
-def record(run, folder, start="random:x", resume=None, **settings):
-    index, cache = opened(folder, **settings)
-    provenance.record(run, index, cache.file_digests, start, resume)
-    return index, cache
+@pytest.mark.parametrize(
+    ("name", "files"),
+    [
+        ("OCT2017", FILES),
+        ("OCTID", [f"{c}/{c}{i}.jpeg" for c in ("NORMAL", "AMRD", "CSR", "DR", "MH") for i in range(3)]),
+        ("NEH", [f"{c}/{i}/{i}_{k}.jpg" for c in ("CNV", "DRUSEN", "NORMAL") for i in range(3) for k in range(2)]),
+        ("Srinivasan", [f"{c}{i}/TIFFs/8bitTIFFs/{k:03d}.tif" for c in ("AMD", "DME", "NORMAL") for i in range(1, 16)
+                        for k in range(2)]),
+        ("a split tree", [f"{s}/{c}/{i}{s}.png" for s in ("train", "val", "test") for c in ("a_normal", "b_amd")
+                          for i in range(3)]),
+    ],
+)  # fmt: skip
+def test_published_trees_are_named(tmp_path, name, files):
+    touch(tmp_path, *files)
+    index = index_scans(tmp_path)
+    assert index.how.startswith(name)
+    assert index.class_names
+    assert (index.labels >= 0).all()
 
 
-def test_provenance_follows_the_whole_chain_of_runs(scans, tmp_path):
-    draw(tmp_path / "second", *(f"{c}/{c}-{7000 + i}-1.png" for c in ("CNV", "DME") for i in range(15)))
-    draw(tmp_path / "third", *(f"{c}/{c}-{9000 + i}-1.png" for c in ("CNV", "DME") for i in range(15)))
-    first, second, third = (tmp_path / name for name in ("run1", "run2", "run3"))
-    index, cache = record(first, scans)
-    record(second, tmp_path / "second", start=str(first))
-    record(third, tmp_path / "third", start=str(second / "export"))
-    known = provenance.trained_patients(index, cache.file_digests, provenance.trained_on(str(third)))
-    assert known.patients == set(index.patients[index.positions("train")].tolist())
-    assert known.unknown == ()
-    # The start of a run knows what came before it, not what it is trained on.
-    own, own_cache = opened(tmp_path / "third")
-    start = provenance.trained_on(str(third / "checkpoints" / "start"))
-    assert provenance.trained_patients(own, own_cache.file_digests, start).patients == frozenset()
-    assert provenance.trained_patients(index, cache.file_digests, start).patients == known.patients
-    # An export that was copied elsewhere brings its history along.
-    shutil.copytree(third / "export", tmp_path / "elsewhere")
-    copied = provenance.trained_on(str(tmp_path / "elsewhere"))
-    assert provenance.trained_patients(index, cache.file_digests, copied).patients == known.patients
+def test_eyes_and_visits_of_folders(tmp_path):
+    touch(tmp_path, *(f"CNV/p{p}/{v}/{e}/{k}.png" for p in range(3) for v in ("V1", "V2") for e in ("OD", "OS")
+                      for k in range(2)), *(f"NORMAL/q{p}/V1/OS/0.png" for p in range(3)))  # fmt: skip
+    index = index_scans(tmp_path)
+    assert len(set(index.patients.tolist())) == 6
+    assert set(index.fact("eye").tolist()) == {"R", "L"}
+    assert set(index.fact("visit").tolist()) == {"V1", "V2"}
 
 
-def test_trained_on_patients_are_known_in_a_renamed_copy_of_the_folder(scans, tmp_path):
-    index, _ = record(tmp_path / "run", scans)
-    copy = tmp_path / "copy"
-    for i in range(len(index)):
-        target = copy / index.class_names[index.labels[i]] / f"image_{i}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(index.path(i), target)
-    today, cache = opened(copy)
-    known = provenance.trained_patients(today, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
-    assert known.is_home
-    assert len(known.patients) == len(index.positions("train"))
-
-
-def test_scans_are_known_again_however_they_are_decoded(scans, tmp_path):
-    index, _ = record(tmp_path / "run", scans)
-    shutil.copytree(scans, tmp_path / "copy")
-    today, cache = opened(tmp_path / "copy", max_side=60, neutralise_borders=False)
-    known = provenance.trained_patients(today, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
-    assert known.is_home
-    assert by_table(today, cache.file_digests, rows_of(*files_of(index, scans)))[1] == []
-
-
-def files_of(index, scans):
-    return index, opened(scans)[1].file_digests
-
-
-def test_patient_numbers_tell_in_another_folder_only_where_they_are_long(tmp_path, monkeypatch):
-    monkeypatch.setenv("DINO_OCT_CACHE", str(tmp_path / "cache"))
-    draw(tmp_path / "a", "CNV/CNV-3-1.png", "DME/DME-12345-1.png", "CNV/CNV-4-1.png")
-    draw(tmp_path / "b", "CNV/CNV-3-2.png", "DME/DME-12345-2.png")
-    record(tmp_path / "run", tmp_path / "a", val_fraction=0, test_fraction=0)
-    index, cache = opened(tmp_path / "b")
-    known = provenance.trained_patients(index, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
-    assert known.patients == {"12345"}
-    assert not known.is_home
-
-
-def test_what_is_not_known_is_said(scans, tmp_path):
-    assert provenance.trained_on("timm:vit_tiny_patch16_224") == []
-    (tmp_path / "weights.pth").write_bytes(b"")
-    assert provenance.trained_on(str(tmp_path / "weights.pth")) is None
-    index, cache = record(tmp_path / "run", scans, start=str(tmp_path / "weights.pth"))
-    known = provenance.trained_patients(index, cache.file_digests, provenance.trained_on(str(tmp_path / "run")))
-    assert known.unknown == (str(tmp_path / "weights.pth"),)
-
-
-def test_a_resumed_run_still_knows_scans_that_are_gone(scans, tmp_path):
-    run = tmp_path / "run"
-    index, _ = record(run, scans)
-    last = run / "checkpoints" / "last.pt"
-    gone = index.files[index.positions("train")[0]]
-    (scans / gone).unlink()
-    table = provenance.table_of(last)
-    assert [row.file for row in table] == list(index.files)
-    today, cache = load_scans(str(scans), DatasetConfig(), PhantomConfig(), quiet, table)
-    provenance.record(run, today, cache.file_digests, "random:x", last)
-    assert gone in {row.file for row in provenance.trained_on(str(run))}
-    assert gone in {row.file for row in provenance.table_of(last)}
-
-
-def test_phantoms_of_other_seeds_are_other_patients(tmp_path, monkeypatch):
-    monkeypatch.setenv("DINO_OCT_CACHE", str(tmp_path / "cache"))
-    small = {"patients": 8, "scans_per_patient": 1, "size": (64, 64)}
-    index, cache = load_scans("phantom", DatasetConfig(), PhantomConfig(**small), quiet)
-    provenance.record(tmp_path / "run", index, cache.file_digests, "random:x", None)
-    other, other_cache = load_scans("phantom", DatasetConfig(), PhantomConfig(seed=1, **small), quiet)
-    rows = provenance.trained_on(str(tmp_path / "run"))
-    assert provenance.trained_patients(other, other_cache.file_digests, rows).patients == frozenset()
-    assert provenance.trained_patients(index, cache.file_digests, rows).patients
+def test_phantom_volumes_come_with_eyes_visits_and_slices(tmp_path):
+    config = PhantomConfig(patients=12, slices=3, eyes=2, visits=2, size=(32, 32))
+    index = find_scans("phantom", DatasetConfig(cache_dir=str(tmp_path)), config)
+    assert len(index) == 12 * 3 * 2 * 2
+    assert len(set(index.fact("volume").tolist())) == 12 * 2 * 2
+    assert set(index.fact("slice").tolist()) == {"0", "1", "2"}
+    assert index.split_rule.startswith("the splits of scans.csv as they are")
+    assert not any("not read" in note or "anew in each class" in note for note in index.notes)
