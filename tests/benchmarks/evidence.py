@@ -468,8 +468,9 @@ class Results:
         bases = [base for base in dict.fromkeys(pairs.values()) if base in self.by_recipe]
         lines: list[str] = []
         for base in bases:
+            lines += ["", f"Against `{base}`:", ""]
             lines += self._changes([name for name, like in pairs.items() if like == base], base)
-        return lines
+        return lines[1:]
 
     def _changes(self, names: list[str], base: str) -> list[str]:
         titles = [COLUMNS[score] for score in CHANGES]
