@@ -76,6 +76,7 @@ BASES = {
     "dino_oct/data/phantom.py": ["--out", "OUT", *_phantoms("")],
     "dino_oct/data/audit.py": ["SCANS"],
     "dino_oct/data/export.py": ["VOLUME", "--out", "OUT"],
+    "dino_oct/data/table.py": ["SCANS", "--out", "OUT/scans.csv"],
     "supervised/train.py": ["--model", "random:vit_tiny_patch16_224", *_SUPERVISED, "--out", "OUT"],
     "supervised/search.py": [
         *("--models", "random:vit_tiny_patch16_224", "--trials", "1", "--out", "OUT"),
