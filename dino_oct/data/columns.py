@@ -2,6 +2,7 @@
 
 import csv
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -86,13 +87,19 @@ def read_cells(file: Path) -> dict[str, list[str]]:
             return {str(name): [_text(cell) for cell in frame[name].tolist()] for name in frame.columns}
         with file.open(encoding="utf-8-sig") as stream:
             separator = _separator(stream.readline(1 << 16))
-        frame = pd.read_csv(
-            file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # else cells beyond the header are dropped
+            frame = pd.read_csv(
+                file, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False
+            )
         frame = frame.fillna("")  # cells that a short row lacks
         return {str(name).strip(): frame[name].tolist() for name in frame.columns}
     except UnicodeDecodeError:
         raise InputError(f"{file}: not UTF-8; save the table as 'CSV UTF-8'") from None
+    except pd.errors.ParserWarning:
+        raise InputError(
+            f"{file}: a row has more cells than the first line; quote text that has the separator"
+        ) from None
     except Exception as error:  # pandas and pyarrow raise almost anything on damaged files
         raise InputError(f"{file}: not a readable table: {' '.join(str(error).split())[:200]}") from None
 
@@ -155,7 +162,7 @@ def _add_rows(rows: ScanRows, cells: dict[str, list[str]], root: Path) -> None:
         if j == i:
             continue
         repeated.append(file)
-        if any(column[i] != column[j] for name, column in cells.items() if name == "label"):
+        if "label" in cells and cells["label"][i] != cells["label"][j]:
             contradicting.add(file)
         elif any(column[i] != column[j] for name, column in cells.items() if name != "file"):
             differing.add(file)

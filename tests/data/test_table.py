@@ -102,6 +102,7 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path):
         ("file,severity\na.png,nan\n", [], "'nan' is no number"),
         ("file,label\nb.png,CNV\n", [], "no row names a scan that is there"),
         ("", [], "not a readable table"),
+        ("file,label\na.png,CNV,right eye\n", [], "more cells than the first line"),
         ("file,label\n\xffa.png,x\n", [], "not UTF-8"),
     ],
 )
