@@ -97,9 +97,7 @@ def read_cells(file: Path) -> dict[str, list[str]]:
     except UnicodeDecodeError:
         raise InputError(f"{file}: not UTF-8; save the table as 'CSV UTF-8'") from None
     except pd.errors.ParserWarning:
-        raise InputError(
-            f"{file}: a row has more cells than the first line; quote texts with commas"
-        ) from None
+        raise InputError(f"{file}: a row has more cells than the first line; quote texts with commas") from None
     except Exception as error:  # pandas and pyarrow raise almost anything on damaged files
         raise InputError(f"{file}: not a readable table: {' '.join(str(error).split())[:200]}") from None
 
