@@ -101,7 +101,8 @@ def _unpacked(file: BinaryIO, chunk: Chunk, size: tuple[int, int], slices: int) 
         (length,) = struct.unpack("<I", file.read(4))
         if file.tell() + length > chunk.start + chunk.size:
             raise BadScan("truncated: a B-scan ends behind its chunk")
-        with Image.open(io.BytesIO(file.read(length)), formats=_SLICE_FORMATS) as image:
+        packed = io.BytesIO(file.read(length))
+        with Image.open(packed, formats=_SLICE_FORMATS) as image:
             if image.size != size:
                 raise BadScan("a B-scan has another size than the header says")
             yield grey(image)
