@@ -33,7 +33,7 @@ from dino_oct.data.decode import (
     measure_levels,
     open_image,
 )
-from dino_oct.data.index import DatasetConfig, ScanIndex
+from dino_oct.data.index import DatasetConfig, ScanIndex, cache_root
 from dino_oct.data.tissue import tissue_map, tissue_mask
 from dino_oct.errors import InputError
 from dino_oct.files import (
@@ -192,13 +192,6 @@ def recorded_grey_range(index: ScanIndex, config: DatasetConfig) -> GreyRange | 
     return cache.grey_range if cache else None
 
 
-def cache_root(config: DatasetConfig) -> Path:
-    """Folder of all caches: the setting, $DINO_OCT_CACHE, $XDG_CACHE_HOME/dino_oct or ~/.cache/dino_oct."""
-    if folder := config.cache_dir or os.environ.get("DINO_OCT_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dino_oct"
-
-
 @dataclass(frozen=True)
 class _Decoded:
     scan: np.ndarray
@@ -210,10 +203,12 @@ class _Decoded:
     remarks: frozenset[Remark]
 
 
-def _decode(path: Path, config: DatasetConfig, grey_range: GreyRange | None) -> _Decoded | str | None:
+def _decode(
+    path: Path, config: DatasetConfig, grey_range: GreyRange | None, stretch: tuple[float, float]
+) -> _Decoded | str | None:
     """Decode and measure one scan, or say why it is left out; None for a deep image without a grey range."""
     try:
-        scan, original_size, remarks = decode(path, config.max_side, grey_range=grey_range)
+        scan, original_size, remarks = decode(path, config.max_side, grey_range=grey_range, stretch=stretch)
         file_digest = _digest_file(path)
     except (BadScan, OSError) as reason:
         return str(reason)
@@ -281,9 +276,10 @@ def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bo
     skipped: list[tuple[str, str]] = []
     remarked: dict[Remark, list[str]] = defaultdict(list)
     grey_range, measured = given_range(config.grey_range), {}
+    stretches = index.stretches(config.pixel_um).tolist()
 
     def read(pool: ThreadPoolExecutor, chunk: range, grey_range: GreyRange | None) -> list[_Decoded | str | None]:
-        return list(pool.map(lambda i: _decode(index.path(i), config, grey_range), chunk))
+        return list(pool.map(lambda i: _decode(index.path(i), config, grey_range, tuple(stretches[i])), chunk))
 
     bar = tqdm(total=len(index), desc="decoding scans", unit="scan", disable=None if progress else True, leave=False)
     # Threads suffice: decoding, filtering and array arithmetic release the interpreter lock.
@@ -429,6 +425,8 @@ def _key(index: ScanIndex, config: DatasetConfig) -> str:
     content.update(repr((CACHE_VERSION, config.neutralise_borders, config.max_side, grey_range)).encode())
     # The root belongs to the key: archives unpacked with fixed times can agree in name, size and time.
     content.update(os.fsencode(index.root.resolve()))
+    if config.pixel_um:
+        content.update(index.stretches(config.pixel_um))
     for i, file in enumerate(index.files):
         try:
             status = os.stat(index.path(i))

@@ -4,11 +4,11 @@ import csv
 import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from dino_oct.data.layout import is_scan_file
-from dino_oct.data.rows import COLUMNS, ScanRows, examples, read_value
+from dino_oct.data.rows import COLUMNS, ScanRows, examples, holder, read_value
 from dino_oct.errors import InputError
 from dino_oct.files import check_regular
 
@@ -26,6 +26,9 @@ ALIASES = {
     "mask": ("mask_path",),
     "group": (),
     "severity": (),
+    "axial_um": (),
+    "lateral_um": (),
+    "position_um": (),
 }
 """Other names that are understood, in any case, where a column has no name of ``COLUMNS``."""
 _LONGEST_CELL = 4096
@@ -167,9 +170,9 @@ def _add_rows(rows: ScanRows, cells: dict[str, list[str]], root: Path) -> None:
     for file in sorted(first):
         if file in contradicting:
             rows.left_out.append((file, "given twice, with different labels"))
-        elif len(file) > _LONGEST_CELL or "\0" in file or not (root / file).is_file():
+        elif len(file) > _LONGEST_CELL or "\0" in file or not (root / holder(file)).is_file():
             rows.left_out.append((file, "no such file"))
-        elif not is_scan_file(PurePosixPath(file)):
+        elif not is_scan_file(root / holder(file)):
             rows.left_out.append((file, "of a type that is not read"))
         else:
             rows.add(file, **{name: column[first[file]] for name, column in cells.items() if name != "file"})

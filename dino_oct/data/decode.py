@@ -72,7 +72,11 @@ class Levels(NamedTuple):
 
 
 def decode(
-    path: str | Path, max_side: int = 2048, max_pixels: int = MAX_PIXELS, grey_range: GreyRange | None = None
+    path: str | Path,
+    max_side: int = 2048,
+    max_pixels: int = MAX_PIXELS,
+    grey_range: GreyRange | None = None,
+    stretch: tuple[float, float] = (1.0, 1.0),
 ) -> Decoded:
     """Read one scan as grey uint8, whatever its file format, which is told by content and not by suffix.
 
@@ -89,6 +93,7 @@ def decode(
         max_side: a scan with a longer side is scaled down to it (Lanczos, antialiased), in pixels.
         max_pixels: larger images are refused from their header, before any memory is taken.
         grey_range: of deep images; see ``choose_range``.
+        stretch: factors of height and width, applied before ``max_side``.
 
     Raises:
         BadScan: empty, truncated or damaged file, not an image, too small, too large, several pages, a single grey
@@ -99,8 +104,9 @@ def decode(
         width, height = image.size
         if min(width, height) < MIN_SIDE:
             raise BadScan(f"too small: {width} x {height}, a side is below {MIN_SIDE} pixels")
-        shrink = min(1.0, max_side / max(width, height))
-        if round(min(width, height) * shrink) < MIN_SIDE:
+        drawn = height * stretch[0], width * stretch[1]
+        shrink = min(1.0, max_side / max(drawn))
+        if round(min(drawn) * shrink) < MIN_SIDE:
             raise BadScan(f"too narrow: {width} x {height} has a side below {MIN_SIDE} pixels at max_side {max_side}")
         remarks: set[Remark] = set()
         if (frames := getattr(image, "n_frames", 1)) > 1:
@@ -124,8 +130,8 @@ def decode(
         else:
             grey = _to_grey(turned)
     width, height = grey.size
-    if shrink < 1:
-        size = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+    if shrink < 1 or stretch != (1.0, 1.0):
+        size = [max(1, round(side * by * shrink)) for side, by in zip((width, height), stretch[::-1], strict=True)]
         grey = grey.resize(size, Image.Resampling.LANCZOS)
     scan = np.asarray(grey)
     if scan.min() == scan.max():

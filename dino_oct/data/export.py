@@ -27,9 +27,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Write the folder and say what it holds."""
-    from dino_oct.data.cache import cache_root
     from dino_oct.data.identity import identity_key
-    from dino_oct.data.index import DatasetConfig
+    from dino_oct.data.index import DatasetConfig, cache_root
     from dino_oct.data.volumes.exporting import export_volumes
 
     key = identity_key(cache_root(DatasetConfig(cache_dir=options.cache_dir)))

@@ -13,12 +13,12 @@ from dino_oct.files import check_regular, naming, private_folder
 _FILE, _BYTES = "identity.key", 32
 
 
-def pseudonym(identity: str, key: bytes) -> str:
-    """Twelve hexadecimal digits of an identity: HMAC-SHA256 under a key.
+def pseudonym(identity: str, key: bytes, digits: int = 12) -> str:
+    """Hexadecimal digits of an identity: HMAC-SHA256 under a key.
 
     A plain hash would not do: names and birth dates are few enough to be tried one by one.
     """
-    return hmac.new(key, identity.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:12]
+    return hmac.new(key, identity.encode(errors="surrogatepass"), hashlib.sha256).hexdigest()[:digits]
 
 
 def identity_key(cache_root: str | Path) -> bytes:

@@ -1,39 +1,38 @@
 """Index of a folder of scans: file, class, patient and split of each, without opening an image.
 
-The folder's layout gives classes and published splits (``layout``); patients are known from patient folders or from
-names of the form CLASS-PATIENT-N. OCT2017's published split shares patients between train and test (Kermany et al. 2018
-give the data; the overlap shows in the file names): there the default splits anew by patient.
+The folder's layout gives classes and published splits (``layout``); patients are known from patient folders, from
+names of the form CLASS-PATIENT-N (``people``) or from the headers of volumes (``slices``). OCT2017's published split
+shares patients between train and test (Kermany et al. 2018 give the data; the overlap shows in the file names): there
+the default splits anew by patient.
 """
 
-import datetime
 import os
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 
+from dino_oct.data.anonymising import anonymised
 from dino_oct.data.columns import is_table, read_table
+from dino_oct.data.identity import identity_key
 from dino_oct.data.layout import read_layout
 from dino_oct.data.pattern import by_pattern
+from dino_oct.data.people import name_people
 from dino_oct.data.published import read_folder
-from dino_oct.data.rows import FACTS, ScanRows, examples, number, plain
+from dino_oct.data.rows import FACTS, ScanRows, examples, holder, plain
+from dino_oct.data.slices import with_slices
 from dino_oct.data.splits import SPLITS, split_patients
 from dino_oct.errors import InputError
 from dino_oct.limits import Items, Range, Seed, check_settings
 
 UNLABELLED = -1
-# CLASS-PATIENT-N; the patient is the number alone: CNV-53018-1 and DRUSEN-53018-2 come from one person.
-_SCAN_NAME = re.compile(r"^(?P<label>[^-/]+)-(?P<patient>\d+)-\d+$")
-_DATES = ("%Y%m%d", "%d%m%Y", "%m%d%Y", "%y%m%d", "%d%m%y")  # 8 digits, then 6
-_YEARS = range(1990, 2040)  # of plausible dates
-
-
+_ALIKE = 1.1  # ratio of pixel sizes up to which nothing is said
 HeldOut = Annotated[float, Range(0, below=1)]
 LongerSide = Annotated[int, Range(1, 65535)]
+Micrometres = Annotated[float, Range(0.1, 1000)]
 WhiteValue = Annotated[float | Literal["auto"], Range(above=0)]
 
 
@@ -55,7 +54,7 @@ class DatasetConfig:
     """Table (CSV, TSV or Parquet) beside the folder that says what each scan is; --data FILE reads one, too."""
     columns: Annotated[list[str], Items(distinct=True)] = field(default_factory=list)
     """NAME=COLUMN where the table's columns have other names, such as label=diagnosis; names are file, label, patient,
-    eye, visit, volume, slice, device, split, group, mask, severity."""
+    eye, visit, volume, slice, device, split, group, mask, severity, axial_um, lateral_um, position_um."""
     pattern: str = ""
     """Regular expression with named groups that reads file names, such as (?P<label>[A-Z]+)_(?P<patient>\\d+)_.*; one
     with a slash reads the path below the folder."""
@@ -65,6 +64,12 @@ class DatasetConfig:
     """Further folders of scans, for pretraining only. Patients of the validation and test splits are left out."""
     neutralise_borders: bool = True
     """Replace white borders, left by rotation or padding, by the scan's own dark background."""
+    pixel_um: list[Micrometres] = field(default_factory=list)
+    """Height and width of a pixel, in µm, that scans of known size are resampled to (volumes, or axial_um and
+    lateral_um of a table): 3.9 11.6, say; empty: as they are."""
+    anonymise: bool = False
+    """Show pseudonyms in place of the names of files, folders and patients, wherever the scans' own names may tell who
+    is seen. Volumes' headers are hidden in any case."""
     max_side: LongerSide = 2048
     """Larger scans are scaled down (antialiased) to this longer side, in pixels, when cached."""
     grey_range: WhiteValue = "auto"
@@ -75,6 +80,8 @@ class DatasetConfig:
 
     def mismatch(self) -> tuple[str, str] | None:
         """See ``check_settings``."""
+        if len(self.pixel_um) not in (0, 2):
+            return "pixel_um", "give two numbers, height and width of a pixel"
         if self.val_fraction + self.test_fraction < 1:
             return None
         return "test_fraction", f"with val_fraction {self.val_fraction:g} no patients are left to train on"
@@ -93,6 +100,7 @@ class ScanIndex:
         splits: (N,) str, "train", "val" or "test"; "" for scans that no split may use.
         class_names: sorted; empty for unlabelled folders.
         folder_splits: (N,) str, the published split: the folder each file was found in; "" where there is none.
+        stored: file → where its pixels are, where that is not the file: B-scans of volumes, hidden names.
         facts: name of ``rows.FACTS`` → (N,) str, "" where not known; only those of which anything is known.
         how: how the scans were read, one line.
         splits_from: what says the published split, in words.
@@ -109,6 +117,7 @@ class ScanIndex:
     splits: np.ndarray
     class_names: tuple[str, ...]
     folder_splits: np.ndarray
+    stored: Mapping[str, Path] = field(default_factory=dict)
     facts: Mapping[str, np.ndarray] = field(default_factory=dict)
     how: str = ""
     splits_from: str = "the folders train/val/test"
@@ -121,12 +130,23 @@ class ScanIndex:
         return len(self.files)
 
     def path(self, i: int) -> Path:
-        """Absolute or root-joined path of scan ``i``."""
-        return self.root / self.files[i]
+        """Where the pixels of scan ``i`` are."""
+        return self.stored.get(self.files[i]) or self.root / self.files[i]
 
     def fact(self, name: str) -> np.ndarray:
         """One of ``rows.FACTS`` of each scan, (N,) str, "" where not known."""
         return self.facts.get(name, np.full(len(self), "", dtype=np.str_))
+
+    def sizes_um(self) -> np.ndarray:
+        """Height and width of a pixel in micrometres, (N, 2) float64, NaN where not known."""
+        sizes = np.stack([self.fact("axial_um"), self.fact("lateral_um")], axis=1)
+        known = np.where(sizes == "", "nan", sizes).astype(np.float64)
+        known[~(known > 0).all(axis=1)] = np.nan
+        return known
+
+    def stretches(self, pixel_um: Sequence[float]) -> np.ndarray:
+        """Factors of height and width, (N, 2) float64, that bring pixels to a size; 1 where theirs is not known."""
+        return np.nan_to_num(self.sizes_um() / np.array(pixel_um), nan=1.0) if pixel_um else np.ones((len(self), 2))
 
     def positions(self, split: str) -> np.ndarray:
         """Positions (int64, ascending) of the scans of one split."""
@@ -174,30 +194,30 @@ def index_scans(folder: str | Path, config: DatasetConfig | None = None) -> Scan
     class_names = tuple(sorted(spelling.values()))
     position = {name.casefold(): i for i, name in enumerate(class_names)}
     labels = np.array([position.get(name.casefold(), UNLABELLED) for name in rows["label"]], dtype=np.int64)
-    patients, naming_notes = _patients(rows, labels, class_names)
     folder_splits = np.array(rows["split"], dtype="<U5")
     index = ScanIndex(
         root=root,
         files=tuple(rows["file"]),
         labels=labels,
-        patients=patients,
+        patients=np.array(rows["patient"], dtype=np.str_),
         splits=folder_splits if any(rows["split"]) else np.full(len(rows), "train", dtype="<U5"),
         class_names=class_names,
         folder_splits=folder_splits,
+        stored=rows.stored,
         facts={name: np.array(rows[name], dtype=np.str_) for name in FACTS if any(rows[name])},
         how=rows.how,
         splits_from=rows.splits_from,
-        mislabelled=tuple(_mislabelled(rows["file"], labels, position)),
+        mislabelled=tuple(rows.mislabelled),
         left_out=tuple(rows.left_out),
-        notes=tuple(rows.notes + naming_notes),
+        notes=(*rows.notes, *rows.about_people),
     )
     if index.mislabelled:
         note = f"{len(index.mislabelled)} files named after another class than their folder (folder's class kept)"
         index = replace(index, notes=(*index.notes, f"{note}: {examples(index.mislabelled)}"))
     index = _with_splits(index, config)
-    index = replace(index, notes=(*index.notes, *_missing_from_splits(index)))
+    index = replace(index, notes=(*index.notes, *_missing_from_splits(index), *_size_notes(index, config)))
     for further in config.unlabelled:
-        index = _join_unlabelled(index, Path(further))
+        index = _join_unlabelled(index, Path(further), config)
     return index
 
 
@@ -218,7 +238,16 @@ def read_rows(data: Path, config: DatasetConfig) -> tuple[Path, ScanRows]:
         if config.columns:
             raise InputError("--dataset.columns names columns of a table: give one with --data or --dataset.table")
         root, rows = data, read_layout(data) if config.layout == "folders" else read_folder(data)
-    return root, by_pattern(rows, config.pattern) if config.pattern else rows
+    rows = with_slices(by_pattern(rows, config.pattern) if config.pattern else rows, root, cache_root(config))
+    name_people(rows)
+    return root, anonymised(rows, root, identity_key(cache_root(config))) if config.anonymise else rows
+
+
+def cache_root(config: DatasetConfig) -> Path:
+    """Folder of all caches: the setting, $DINO_OCT_CACHE, $XDG_CACHE_HOME/dino_oct or ~/.cache/dino_oct."""
+    if folder := config.cache_dir or os.environ.get("DINO_OCT_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dino_oct"
 
 
 def assert_patients_disjoint(index: ScanIndex) -> None:
@@ -242,100 +271,11 @@ def shared_patients(patients: np.ndarray, groups: np.ndarray) -> list[str]:
     return sorted(patient for patient, where in groups_of.items() if len(where) > 1)
 
 
-def patient_of(file: str) -> str:
-    """Patient of a file by its name: the number in `CLASS-PATIENT-N`, else the path itself (a patient of its own).
-
-    An eight-digit date is no patient number.
-    """
-    match = _SCAN_NAME.match(PurePosixPath(file).stem)
-    if match and not (len(match["patient"]) == 8 and _is_date(match["patient"])):
-        return str(int(match["patient"]))
-    return plain(file)
-
-
 def is_own_patient(index: ScanIndex) -> np.ndarray:
     """(N,) bool: the patient is not known, and the scan counts as one of its own."""
-    return np.array([name == plain(file) for file, name in zip(index.files, index.patients.tolist(), strict=True)])
-
-
-def _patients(rows: ScanRows, labels: np.ndarray, class_names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """Patient of each scan, (N,) str, and what a user should know about how they were told."""
-    files, given = rows["file"], [number(name) for name in rows["patient"]]
-    patients = [name or patient_of(file) for file, name in zip(files, given, strict=True)]
-    numbers = {file: match["patient"] for file in files if (match := _SCAN_NAME.match(PurePosixPath(file).stem))}
-    dated = {file for file, name in zip(files, given, strict=True) if not name and file in numbers}
-    are_dates = _are_dates({numbers[file] for file in dated}, len(dated))
-    notes = []
-    if are_dates:  # every number is a date, six digits and years included
-        patients = [plain(file) if file in dated else name for file, name in zip(files, patients, strict=True)]
-    dated = {file for file, name in zip(files, patients, strict=True) if file in dated and name == plain(file)}
-    unnamed = sum(name == plain(file) for file, name in zip(files, patients, strict=True))
-    own = "each such scan counts as a patient of its own, so one person's scans may be in several splits"
-    if dated:
-        shown = examples(sorted({numbers[file] for file in dated}))
-        notes.append(
-            f"{len(dated):,} of {len(patients):,} file names have a date ({shown}) where CLASS-PATIENT-N has the "
-            f"patient's number: {own}"
-        )
-    if unnamed > len(dated):
-        notes.append(
-            f"{unnamed - len(dated):,} of {len(patients):,} file names carry no patient number (CLASS-PATIENT-N): {own}"
-        )
-    patient_array = np.array(patients, dtype=np.str_)
-    return patient_array, notes + ([] if rows.is_told else _restart_notes(patient_array, labels, class_names))
-
-
-def _is_date(digits: str) -> bool:
-    """Whether digits are a plausible date."""
-    return any(_parses(digits, form) for form in _DATES)
-
-
-def _parses(digits: str, form: str) -> bool:
-    if len(digits) != (8 if "%Y" in form else 6):
-        return False
-    try:
-        return datetime.datetime.strptime(digits, form).year in _YEARS
-    except ValueError:
-        return False
-
-
-def _are_dates(numbers: set[str], n_files: int) -> bool:
-    """Whether all numbers are dates of one form, or a few years over many files; one number alone may be either."""
-    if not numbers:
-        return False
-    if all(len(number) == 4 for number in numbers):
-        return len(numbers) <= 8 and n_files >= 10 * len(numbers) and all(int(number) in _YEARS for number in numbers)
-    return any(all(_parses(number, form) for number in numbers) for form in _DATES)
-
-
-def _restart_notes(patients: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> list[str]:
-    """A note where patient numbers begin anew in every class, so that a number may stand for several people."""
-    of_class = [
-        {int(name) for name in patients[labels == c].tolist() if name.isdecimal()} for c in range(len(class_names))
-    ]
-    of_class = [numbers for numbers in of_class if len(numbers) > 2]
-    if len(of_class) < 2:
-        return []
-    counts = Counter(number for numbers in of_class for number in numbers)
-    repeated = sum(count > 1 for count in counts.values())
-    is_dense = all(max(numbers) - min(numbers) < 3 * len(numbers) for numbers in of_class)
-    if not is_dense or repeated < 0.5 * min(map(len, of_class)):
-        return []
-    return [
-        f"{repeated:,} patient numbers occur in several classes and numbers follow each other closely, as if numbering "
-        "began anew in each class: equal numbers count as one person; if they are not, put the class into the number "
-        "(CNV 17 as 100017) or the scans of a patient into a folder CLASS/PATIENT/"
-    ]
-
-
-def _mislabelled(files: Sequence[str], labels: np.ndarray, position: dict[str, int]) -> list[str]:
-    wrong = []
-    for file, label in zip(files, labels.tolist(), strict=True):
-        match = _SCAN_NAME.match(PurePosixPath(file).stem)
-        named = position.get(match["label"].strip().casefold()) if match else None
-        if label != UNLABELLED and named is not None and named != label:
-            wrong.append(file)
-    return wrong
+    return np.array(
+        [name == plain(holder(file)) for file, name in zip(index.files, index.patients.tolist(), strict=True)]
+    )
 
 
 def _with_splits(index: ScanIndex, config: DatasetConfig) -> ScanIndex:
@@ -398,27 +338,49 @@ def _missing_from_splits(index: ScanIndex) -> list[str]:
     return notes
 
 
-def _join_unlabelled(index: ScanIndex, folder: Path) -> ScanIndex:
+def _size_notes(index: ScanIndex, config: DatasetConfig) -> list[str]:
+    """A note where pixels of known sizes differ, or some are not known though all are to have one."""
+    sizes = index.sizes_um()
+    known = sizes[~np.isnan(sizes[:, 0])]
+    if config.pixel_um:
+        missing = len(sizes) - len(known)
+        return [f"{missing:,} scans do not know the size of their pixels and stay as they are"] if missing else []
+    if not len(known):
+        return []
+    least, most = known.min(axis=0), known.max(axis=0)
+    if (most <= _ALIKE * least).all():
+        return []
+    middle = " ".join(f"{size:.3g}" for size in np.median(known, axis=0))
+    return [
+        f"pixels differ in size: {least[0]:.3g} to {most[0]:.3g} µm high, {least[1]:.3g} to {most[1]:.3g} µm wide; "
+        f"--dataset.pixel-um {middle} makes them equal"
+    ]
+
+
+def _join_unlabelled(index: ScanIndex, folder: Path, config: DatasetConfig) -> ScanIndex:
     """Add a folder's scans to the training split, without labels and without patients held out for val and test."""
-    root, rows = read_rows(folder, DatasetConfig())
-    patients, _ = _patients(rows, np.full(len(rows), UNLABELLED), ())
+    root, rows = read_rows(folder, DatasetConfig(cache_dir=config.cache_dir, anonymise=config.anonymise))
     held_out = set(index.patients[index.splits != "train"].tolist())
     known = {os.path.realpath(index.path(i)) for i in range(len(index))}
     reasons: Counter[str] = Counter()
     kept: list[int] = []
     files, people = [], []
     n_unknown = 0
-    for i, (name, patient) in enumerate(zip(rows["file"], patients.tolist(), strict=True)):
+    stored = dict(index.stored)
+    for i, (name, patient) in enumerate(zip(rows["file"], rows["patient"], strict=True)):
         file = str(root.resolve() / name)
-        if os.path.realpath(file) in known:
+        place = rows.stored.get(name, file)
+        if os.path.realpath(place) in known:
             reasons["already in the index"] += 1
         elif patient in held_out:
             reasons["of patients in the validation or test split"] += 1
         else:
             kept.append(i)
             files.append(file)
-            is_unknown = patient == plain(name)
-            people.append(plain(file) if is_unknown else patient)
+            if name in rows.stored:
+                stored[file] = rows.stored[name]
+            is_unknown = patient == plain(holder(name))
+            people.append(plain(holder(file)) if is_unknown else patient)
             n_unknown += is_unknown
     notes = [f"{folder}: {note}" for note in rows.notes if "no classes" not in note]
     notes += [f"{folder}: {count:,} unlabelled scans {reason} left out" for reason, count in sorted(reasons.items())]
@@ -432,6 +394,7 @@ def _join_unlabelled(index: ScanIndex, folder: Path) -> ScanIndex:
         patients=np.concatenate([index.patients, np.array(people, dtype=np.str_)]),
         splits=np.concatenate([index.splits, np.full(n, "train", dtype="<U5")]),
         folder_splits=np.concatenate([index.folder_splits, np.full(n, "", dtype="<U5")]),
+        stored=stored,
         facts={
             name: np.concatenate([index.fact(name), np.array([rows[name][i] for i in kept], dtype=np.str_)])
             for name in FACTS

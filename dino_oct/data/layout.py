@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from dino_oct.data.rows import ScanRows, examples, eye_of, plain, split_of
+from dino_oct.data.volumes import holds_volume, owned_files
 from dino_oct.errors import InputError
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp"})
@@ -48,7 +49,7 @@ def read_layout(folder: Path) -> ScanRows:
     if not files:
         skipped = f"; {notes[0]}" if notes else ""
         raise InputError(
-            f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) in this folder or below it{skipped}"
+            f"{folder}: no images ({', '.join(sorted(IMAGE_SUFFIXES))}) or volumes in this folder or below it{skipped}"
         )
     places = {file: tuple(plain(part) for part in PurePosixPath(file).parts[:-1]) for file in files}
     root, has_splits = _root(folder, places)
@@ -76,20 +77,20 @@ def read_layout(folder: Path) -> ScanRows:
     return rows
 
 
-def is_scan_file(file: PurePosixPath) -> bool:
-    """Whether a file is named as one that is read."""
-    return file.suffix.lower() in IMAGE_SUFFIXES
+def is_scan_file(file: Path) -> bool:
+    """Whether a file is named as a picture, or is a volume (``holds_volume``)."""
+    return file.suffix.lower() in IMAGE_SUFFIXES or holds_volume(file)
 
 
 def image_files(folder: Path) -> tuple[list[str], list[str]]:
-    """Image files below a folder as sorted POSIX paths relative to it, and a note on files of other types.
+    """Pictures and volumes below a folder as sorted POSIX paths relative to it, and a note on files of other types.
 
-    Linked folders are followed once. Hidden files and `__MACOSX` are not looked at.
+    Linked folders are followed once. Hidden files and `__MACOSX` are not looked at, nor what belongs to a volume.
     """
     if not folder.is_dir():
         problem = "not a folder" if folder.exists() else "no such folder"
         raise InputError(f"{folder}: {problem}; give a folder of scans")
-    files, visited, others = [], {os.path.realpath(folder)}, []
+    files, owned, visited, others = [], set(), {os.path.realpath(folder)}, []
     for parent, folders, names in os.walk(folder, followlinks=True):
         kept = []
         for name in sorted(folders):
@@ -100,11 +101,16 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
         folders[:] = kept
         relative = Path(parent).relative_to(folder)
         for name in names:
+            if name.startswith("."):
+                continue
             suffix = os.path.splitext(name)[1].lower()
-            if suffix in IMAGE_SUFFIXES and not name.startswith("."):
+            if is_scan_file(Path(parent, name)):
                 files.append((relative / name).as_posix())
-            elif not name.startswith(".") and suffix not in _NO_SCANS:
+                if suffix not in IMAGE_SUFFIXES:
+                    owned.update((relative / file.name).as_posix() for file in owned_files(Path(parent, name)))
+            elif suffix not in _NO_SCANS:
                 others.append((relative / name).as_posix())
+    files, others = [file for file in files if file not in owned], [file for file in others if file not in owned]
     if not others:
         return sorted(files), []
     types = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in others).most_common(4)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dino_oct.data.cache import ScanCache, cache_root, open_cache
-from dino_oct.data.index import DatasetConfig, ScanIndex, index_scans
+from dino_oct.data.cache import ScanCache, open_cache
+from dino_oct.data.index import DatasetConfig, ScanIndex, cache_root, index_scans
 from dino_oct.data.phantom import TABLE, PhantomConfig, damaged_files, phantom_folder
 from dino_oct.data.run_table import ScanRow, by_table, without_copies_of_held_out
 from dino_oct.files import remove
@@ -50,8 +50,6 @@ def load_scans(
         say(f"note: {note}")
     for change in changes:
         say(f"warning: {change}")
-    for note in scans.notes:
-        say(f"note: {note}")
     if data != "phantom":
         say(f"layout: {index.how}")
     say(f"data: {'PHANTOMS (synthetic scans)' if data == 'phantom' else data} · {scans.summary()}")

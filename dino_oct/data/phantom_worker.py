@@ -1,15 +1,6 @@
-"""Draw and store the phantoms of many patients, on every core.
+"""Draw and store the phantoms of many patients, on every core."""
 
-Workers are plain `python -m` processes. A multiprocessing pool would import the caller's main script again in each
-worker (a training script brings torch and its start-up time) and would fail in scripts without a main guard.
-"""
-
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,6 +11,7 @@ from dino_oct.data.cores import usable_cores
 from dino_oct.data.phantom_config import PhantomConfig
 from dino_oct.data.phantom_draw import Phantom, draw_phantom
 from dino_oct.data.phantom_volume import draw_volume, eye_plan
+from dino_oct.data.workers import in_processes, work
 
 JPEG_QUALITY = 95
 RETINA_VALUE, LESION_VALUE = 128, 255
@@ -133,52 +125,10 @@ def write_patients(jobs: list[PatientJob], advance: Callable[[int], object]) -> 
             done.append(write_patient(job))
             advance(job.total)
     else:
-        done = _in_processes(jobs, workers, advance)
+        share = [asdict(job) for job in jobs]
+        done = in_processes(__name__, share, workers, lambda records: advance(len(records)))
     return [record for records in done for record in records]
 
 
-def _in_processes(jobs: list[PatientJob], workers: int, advance: Callable[[int], object]) -> list[list[dict]]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "dino_oct.data.phantom_worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(workers)
-    ]
-
-    def follow(number: int) -> list[list[dict]]:
-        process, share = processes[number], jobs[number::workers]
-        process.stdin.write(json.dumps([asdict(job) for job in share]))
-        process.stdin.close()
-        records = []
-        for line in process.stdout:
-            records.append(json.loads(line))
-            advance(len(records[-1]))
-        if process.wait() or len(records) != len(share):
-            raise RuntimeError(f"drawing phantoms failed in a worker process (exit status {process.returncode})")
-        return records
-
-    done: list[list[dict]] = [[] for _ in jobs]
-    try:
-        with ThreadPoolExecutor(workers) as threads:
-            try:
-                for number, records in enumerate(threads.map(follow, range(workers))):
-                    done[number::workers] = records
-            except BaseException:
-                for process in processes:  # lets the threads end, which the executor waits for
-                    process.kill()
-                raise
-    finally:
-        for process in processes:
-            process.stdout.close()
-            process.wait()
-    return done
-
-
 if __name__ == "__main__":
-    for settings in json.load(sys.stdin):
-        print(json.dumps(write_patient(PatientJob(**settings))), flush=True)
+    work(lambda settings: write_patient(PatientJob(**settings)))

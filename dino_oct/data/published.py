@@ -1,5 +1,6 @@
-"""Published sets of OCT scans whose folders do not say all that is known, and the names of those whose folders do.
+"""Sets of OCT scans whose folders do not say all that is known, and the names of those whose folders do.
 
+- A folder that ``dino_oct/data/export.py`` wrote: its table.
 - OCTDL (Kulyabin et al. 2024): class folders, and a CSV file with patient and eye of each name.
 - OLIVES (Prabhushankar et al. 2022): trial/[arm/]patient/visit/eye/slice; Prime is diabetic retinopathy, TREX is DME.
 """
@@ -8,9 +9,9 @@ import re
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from dino_oct.data.columns import column_names, read_cells
+from dino_oct.data.columns import column_names, read_cells, read_table
 from dino_oct.data.layout import image_files, read_layout
-from dino_oct.data.rows import ScanRows, eye_of, number
+from dino_oct.data.rows import SIZES, ScanRows, eye_of, number
 from dino_oct.errors import InputError
 
 _OCTDL = {"file_name", "disease", "patient_id", "eye"}  # columns of its CSV file
@@ -31,6 +32,8 @@ def read_folder(folder: Path) -> ScanRows:
         InputError: as ``read_layout``.
     """
     if folder.is_dir():
+        if (exported := folder / "scans.csv").is_file() and {"volume", *SIZES[:2]} <= set(column_names(exported)):
+            return read_table(exported, folder, ())
         if names := _olives(folder):
             return names
         rows = read_layout(folder)

@@ -4,8 +4,10 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-FACTS = ("eye", "visit", "volume", "slice", "device", "group", "mask", "severity")
+SIZES = ("axial_um", "lateral_um", "position_um")
+FACTS = ("eye", "visit", "volume", "slice", "device", "group", "mask", "severity", *SIZES)
 COLUMNS = ("file", "label", "patient", *FACTS[:5], "split", *FACTS[5:])
 """Of a table of scans, in the order in which it is written."""
 EYES = {
@@ -17,6 +19,7 @@ SPLIT_NAMES = {
     **dict.fromkeys(("val", "valid", "validate", "validation", "valset", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "testset"), "test"),
 }
+_SLICE = re.compile(r"#(\d+-)?\d+$")
 
 
 @dataclass
@@ -25,19 +28,26 @@ class ScanRows:
 
     Attributes:
         columns: name of ``COLUMNS`` → values, all of one length. ``file``: POSIX path below the folder, or absolute.
-            ``split``: train, val, test. ``eye``: R, L. ``slice``: digits. ``severity``: a number.
+            ``split``: train, val, test. ``eye``: R, L. ``slice``: digits. ``severity``: a number. ``axial_um``,
+            ``lateral_um``: height and width of a pixel, ``position_um``: from the fovea across the slices; micrometres.
+        stored: file → where its pixels are, where that is not the file.
         how: one line, how the rows came about.
         splits_from: what says the splits, in words.
         is_told: someone wrote the patients down; nothing was concluded from names.
         notes: one line each, what a user should know.
+        about_people: the same, of how patients were told.
+        mislabelled: files whose name says another class than their label.
         left_out: (file, reason) of images that are no scans of this set.
     """
 
     columns: dict[str, list[str]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
+    stored: dict[str, Path] = field(default_factory=dict)
     how: str = ""
     splits_from: str = "the folders train/val/test"
     is_told: bool = False
     notes: list[str] = field(default_factory=list)
+    about_people: list[str] = field(default_factory=list)
+    mislabelled: list[str] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -59,6 +69,11 @@ class ScanRows:
         for reason, names in by_reason.items():
             images = f"{len(names):,} image{'' if len(names) == 1 else 's'}"
             self.notes.append(f"{images} left out, {reason}: {examples(names)}")
+
+
+def holder(file: str) -> str:
+    """The file that holds a scan: the volume of a B-scan ``eye.vol#0012`` (or ``eye.e2e#1-0012``, of its volume 1)."""
+    return _SLICE.sub("", file)
 
 
 def split_of(name: str) -> str:
@@ -85,7 +100,7 @@ def read_value(column: str, text: str) -> str:
                 f"'{text[:50]}' is not {'train, val or test' if column == 'split' else 'R or L (OD or OS)'}"
             )
         return value
-    if column == "severity" and text:
+    if column in ("severity", *SIZES) and text:
         if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.I):
             raise ValueError(f"'{text[:50]}' is no number")
         return text

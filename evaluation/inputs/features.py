@@ -8,7 +8,7 @@ from typing import TypedDict
 import numpy as np
 from torch import nn
 
-from dino_oct.data.cache import cache_root
+from dino_oct.data.index import cache_root
 from dino_oct.features import unit
 from dino_oct.models.frozen import Weights
 from dino_oct.scan_data import ScanData

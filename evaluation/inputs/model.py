@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from scipy.special import softmax
 from torch import nn
 
-from dino_oct.data.cache import cache_root
+from dino_oct.data.index import cache_root
 from dino_oct.errors import InputError
 from dino_oct.features import extract, resize
 from dino_oct.models.backbone import check_size, patch_size, random_twin

@@ -11,7 +11,8 @@ from dino_oct.data.borders import find_borders, neutralise
 from dino_oct.data.brightness import INVERTED, are_inverted, brightness_features
 from dino_oct.data.cache import recorded_grey_range
 from dino_oct.data.decode import REMARKS, BadScan, GreyRange, Levels, choose_range, decode, given_range, measure_levels
-from dino_oct.data.index import DatasetConfig, index_scans, patient_of
+from dino_oct.data.index import DatasetConfig, index_scans
+from dino_oct.data.people import patient_of
 from dino_oct.errors import InputError
 from dino_oct.files import short_name
 from dino_oct.scan_data import DataSummary, ScanData

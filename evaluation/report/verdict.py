@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from dino_oct.data.cache import cache_root
+from dino_oct.data.index import cache_root
 from dino_oct.knn import knn_votes
 from dino_oct.scores.bootstrap import Interval, Scale
 from dino_oct.scores.class_summary import Majority, majority, never_recognised, summary_of_counts

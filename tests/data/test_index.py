@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dino_oct.data.index import UNLABELLED, DatasetConfig, assert_patients_disjoint, index_scans, patient_of
+from dino_oct.data.index import UNLABELLED, DatasetConfig, assert_patients_disjoint, index_scans
+from dino_oct.data.people import patient_of
 from dino_oct.data.splits import split_patients
 from dino_oct.errors import InputError
 
@@ -300,11 +301,11 @@ def test_numbers_that_begin_anew_in_each_class_are_said(tmp_path):
 
 
 def test_files_of_types_that_are_not_read_are_said(tmp_path):
-    touch(tmp_path, *numbered(8), "CNV/a.dcm", "CNV/b.dcm", "c.webp", "readme.txt")
+    touch(tmp_path, *numbered(8), "CNV/a.mp4", "CNV/b.mp4", "c.webp", "readme.txt")
     (note,) = (note for note in index_scans(tmp_path).notes if "not read" in note)
-    assert "3 files of types that are not read (.dcm 2, .webp 1)" in note
-    touch(tmp_path / "only", "a.dcm")
-    with pytest.raises(InputError, match=r"\.dcm 1"):
+    assert "3 files of types that are not read (.mp4 2, .webp 1)" in note
+    touch(tmp_path / "only", "a.mp4")
+    with pytest.raises(InputError, match=r"\.mp4 1"):
         index_scans(tmp_path / "only")
 
 

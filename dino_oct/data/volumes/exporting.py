@@ -4,7 +4,6 @@ import csv
 import io
 import math
 import os
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,15 +18,13 @@ from dino_oct.data.decode import BadScan, Levels, choose_range, limits_of
 from dino_oct.data.identity import pseudonym
 from dino_oct.data.volumes.dicom import group_series
 from dino_oct.data.volumes.reading import holds_volume, owned_files, read_volumes
+from dino_oct.data.volumes.unpacking import device_name
 from dino_oct.data.volumes.volume import Volume
 from dino_oct.errors import InputError
 from dino_oct.files import naming, scratch_folder
 
 COLUMNS = ("file", "patient", "eye", "visit", "volume", "slice", "device", "axial_um", "lateral_um", "spacing_um")
 TABLE = "scans.csv"
-
-_LONGEST_DEVICE = 60
-_NO_DEVICE = re.compile(r"[^\w .,/()-]+")  # nothing that a spreadsheet would run
 
 
 @dataclass(frozen=True)
@@ -122,10 +119,9 @@ def _counted(number: int, thing: str) -> str:
 
 
 def _write(folder: Path, volume: Volume, scans: np.ndarray, patient: str, number: int) -> _Written:
-    device = _NO_DEVICE.sub(" ", volume.device).strip(" -.,")[:_LONGEST_DEVICE]
     day = volume.acquired.toordinal() if volume.acquired else None
     sizes = (*volume.pixel_um, volume.spacing_um)
-    written = _Written(patient, number, len(scans), volume.eye, device, sizes, day)
+    written = _Written(patient, number, len(scans), volume.eye, device_name(volume), sizes, day)
     (folder / patient).mkdir(exist_ok=True)
     for position, scan in enumerate(scans):
         Image.fromarray(scan).save(folder / written.file(position), "PNG")
