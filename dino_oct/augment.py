@@ -120,7 +120,12 @@ class MultiCrop(_Cropper):
 
     @torch.no_grad()
     def __call__(
-        self, scans: Sequence[np.ndarray], tissue: np.ndarray | None, samples: Sequence[int], epoch: int
+        self,
+        scans: Sequence[np.ndarray],
+        tissue: np.ndarray | None,
+        samples: Sequence[int],
+        epoch: int,
+        partners: tuple[Sequence[np.ndarray], np.ndarray | None] | None = None,
     ) -> Views:
         """Make the views.
 
@@ -130,14 +135,21 @@ class MultiCrop(_Cropper):
                 None takes boxes anywhere.
             samples: the scans' numbers in the data set, which key their random draws.
             epoch: 0 or more.
+            partners: scans and tissue of the second global views; None: they are of the same scans.
 
         Raises:
             ValueError: scans of another shape or type, or counts that differ.
         """
         config = self.config
         draws = draw_uniform(self.seed, epoch, samples, 2 + config.n_local)
+        size, scale = config.global_size, config.global_scale
+        if partners is None:
+            globals_ = self._views(scans, tissue, draws, range(2), size, scale)
+        else:
+            first = self._views(scans, tissue, draws, range(1), size, scale)
+            globals_ = torch.cat([first, self._views(*partners, draws, range(1, 2), size, scale)])
         return Views(
-            self._views(scans, tissue, draws, range(2), config.global_size, config.global_scale),
+            globals_,
             self._views(scans, tissue, draws, range(2, 2 + config.n_local), config.local_size, config.local_scale),
         )
 

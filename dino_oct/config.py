@@ -92,6 +92,9 @@ class ViewConfig:
     """Probability of 1 to 3 shadows."""
 
 
+Pair = Literal["none", "slice", "visit", "eye", "patient"]
+
+
 @dataclass
 class AugmentConfig(ViewConfig):
     """Views of a scan for DINO and how they vary. A strength or probability of 0 switches a change off."""
@@ -106,6 +109,11 @@ class AugmentConfig(ViewConfig):
     """Range of a global view's area as a fraction of the scan."""
     local_scale: Scale = (0.05, 0.4)
     """Range of a local view's area as a fraction of the scan."""
+    pair: Pair = "none"
+    """Scan of the second global view: none: the same scan; slice: a neighbouring slice of the volume; visit: the fellow
+    slice of another visit of the eye; eye, patient: another scan of the same eye or patient."""
+    pair_distance: Annotated[int, Range(0, 1000)] = 1
+    """Slices that a partner may be away (slice, visit)."""
 
 
 @dataclass

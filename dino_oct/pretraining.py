@@ -15,6 +15,7 @@ from dino_oct.ahead import Ahead
 from dino_oct.augment import MultiCrop
 from dino_oct.config import TrainConfig
 from dino_oct.data.load import find_scans, load_scans, scan_settings
+from dino_oct.data.partners import Partners
 from dino_oct.data.sampler import StepSampler, TrainingScans, shares, steps_per_epoch
 from dino_oct.errors import InputError
 from dino_oct.learner import Learner, NotFiniteError, Schedules, StepMetrics
@@ -172,15 +173,23 @@ def _train(
         len(train_index), config.optim.batch_size, config.optim.accumulate, config.seed, progress.position,
         schedules.steps, accelerator.process_index,
     )  # fmt: skip
-    loader = step_loader(TrainingScans(scans, train_index), sampler, config.run.workers)
+    partners = None
+    if config.augment.pair != "none":
+        partners = Partners(index, train_index, config.augment.pair, config.augment.pair_distance, config.seed)
+        say(f"pairs: {partners.count:,} of {len(train_index):,} training scans have a partner ({config.augment.pair})")
+    training_scans = TrainingScans(scans, train_index, partners)
+    loader = step_loader(training_scans, sampler, config.run.workers)
+
+    def groups_of(items: list[tuple]) -> list[torch.Tensor]:
+        pixels, tissue, samples, epochs, *of_partners = zip(*items, strict=True)
+        partners = (of_partners[0], np.stack(of_partners[1])) if of_partners else None
+        return [g for g in augment(pixels, np.stack(tissue), samples, epochs[0], partners) if len(g)]
 
     def views_of(items: list[tuple]) -> list[torch.Tensor]:
-        pixels, tissue, samples, epochs = zip(*items, strict=True)
-        groups = augment(pixels, np.stack(tissue), samples, epochs[0])
-        return [normalise_views(group, learner.student.backbone) for group in groups if len(group)]
+        return [normalise_views(group, learner.student.backbone) for group in groups_of(items)]
 
     def masks_of(items: list[tuple]) -> torch.Tensor:
-        _, _, samples, epochs = zip(*items, strict=True)
+        _, _, samples, epochs, *_ = zip(*items, strict=True)
         rows = config.augment.global_size // patch_size(learner.student.backbone)
         masks = block_masks(
             (rows, rows), samples, epochs[0], config.seed, config.loss.mask_share, config.loss.mask_ratio
@@ -200,7 +209,7 @@ def _train(
     best = BestCheckpoint(judged_by, monitor.no_choice_because)
     best.value = best_value
     log = RunLog(run, progress.step if progress.step or is_judged else None, main_process)
-    fixed = [TrainingScans(scans, train_index)[(VIEWS_EPOCH, i)] for i in range(min(32, len(train_index)))]
+    fixed = [training_scans[(VIEWS_EPOCH, i)] for i in range(min(32, len(train_index)))]
     recent: collections.deque[float] = collections.deque(maxlen=50)
     last_step, start_is_lost = progress.last_step, False
 
@@ -276,9 +285,7 @@ def _train(
         f"{share} · lr {schedules.lr.max():.2e} · {device.type}, {'bf16' if bf16 else 'fp32'}"
     )
     if progress.step == 0 and main_process:
-        pixels, tissue, samples, _ = zip(*fixed[:4], strict=True)
-        groups = augment(pixels, np.stack(tissue), samples, VIEWS_EPOCH)
-        log.images("views", {"first scans": draw_views([g for g in groups if len(g)])}, 0)
+        log.images("views", {"first scans": draw_views(groups_of(fixed[:4]))}, 0)
     evaluate_every = max(round(config.monitor.every_epochs * n_steps_per_epoch), 1)
     batches = iter(loader)
 

@@ -1,18 +1,20 @@
-"""Scans decoded once to grey uint8, in one memory-mapped file that all processes of a run share."""
+"""Scans decoded once to grey uint8, in memory-mapped files that all processes of a run share.
+
+What is decoded is kept in parts (``segment``) of up to ``_SEGMENT`` files. New files come into new parts, and a build
+that was killed goes on behind its last whole part.
+"""
 
 import contextlib
 import errno
 import hashlib
-import json
 import os
 import shutil
 import sys
-from collections import defaultdict
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -34,55 +36,45 @@ from dino_oct.data.decode import (
     open_image,
 )
 from dino_oct.data.index import DatasetConfig, ScanIndex, cache_root
+from dino_oct.data.segment import KINDS, VERSION, Segment, SegmentWriter, deep_row
 from dino_oct.data.tissue import tissue_map, tissue_mask
 from dino_oct.errors import InputError
 from dino_oct.files import (
-    check_regular,
     is_full,
     lock_later,
     lock_now,
     naming,
     open_lock,
     private_folder,
-    read_json,
     remove,
     scratch_folder,
     share_as,
 )
 from dino_oct.limits import check_settings
 
-CACHE_VERSION = 4  # raise it when decoding, borders or tissue maps change: older caches are then built anew
-
-_TABLES = {
-    "sizes": "i8",
-    "original_sizes": "i8",
-    "border": "f4",
-    "brightness": "f4",
-    "tissue": "f4",
-    "digests": "S32",
-    "file_digests": "S32",
-}
+_SEGMENT = 4096  # files of a part: what a killed build loses at most
 _CHUNK = 512  # scans decoded before they are written; bounds the memory of a build
-_PROBED = 1 << 26  # bytes of pixels that are checked against their digests when a cache is opened
 _HEADERS = 256  # file headers read to estimate the size of a build
 _LARGE = 1 << 30  # bytes; larger builds are announced
 _FAR = 8  # a file that alone would take a range so many times smaller than its folder's is named
+_TOLD_EVERY = 60  # seconds, where there is no terminal for a bar
+_REMARKS = tuple(REMARKS)  # by the bit that a table has for each
 
 
 class ScanCache:
-    """Read-only decoded scans; ``cache[i]`` is an (H, W) uint8 view into the memory-mapped file.
+    """Read-only decoded scans; ``cache[i]`` is an (H, W) uint8 view into a memory-mapped file.
 
-    Pickling keeps only the folder, so worker processes map the same file and share its pages.
+    Pickling keeps folders and positions alone, so worker processes map the same files and share their pages.
 
     Attributes:
-        folder: the cache's folder.
+        folder: the folder of its (first) part.
         sizes: (N, 2) int64, height and width of each cached scan.
-        original_sizes: (N, 2) int64, the same of the upright image in the file (different only where ``max_side``
-            applied).
+        original_sizes: (N, 2) int64, the same of the upright image in the file (different only where ``max_side`` or
+            ``pixel_um`` applied).
         border: (N, 9) float32, the white border found in the file before any neutralising, as ``border_features`` gives
             it (column 0 is the fraction of the scan's pixels).
         brightness: (N, 9) float32, grey levels outside that border; columns ``brightness.FEATURES``.
-        tissue: (N, 16, 16) float32, fraction of tissue in each cell of a grid over the scan.
+        tissue: (N, 16, 16) float32, fraction of tissue in each cell of a grid over the scan; ``tissue[i]`` reads it.
         digests: (N,) S32, hash of shape and pixels: equal for scans that are equal to the pixel.
         file_digests: (N,) S32, hash of each file's bytes, however it is decoded.
         skipped: (file, reason) of every file left out.
@@ -90,71 +82,100 @@ class ScanCache:
         notes: one line each, what a user should know about how the files were read.
     """
 
-    def __init__(self, folder: str | Path):
-        """Map a built cache.
+    def __init__(self, segments: Sequence[Segment], of: np.ndarray, rows: np.ndarray):
+        """Scans of parts.
 
-        Raises:
-            ValueError: the folder is not a complete, undamaged cache (``open_cache`` then rebuilds it).
+        Args:
+            of: (N,) position of each scan's part in ``segments``.
+            rows: (N,) its position there.
         """
-        self.folder = Path(folder)
-        try:
-            about = read_json(self.folder / "cache.json")
-            tables = {name: _read_table(self.folder, name) for name in _TABLES}
-            self._pixels = np.memmap(check_regular(self.folder / "scans.bin"), dtype=np.uint8, mode="r")
-            if about["version"] != CACHE_VERSION or about["checksum"] != _checksum(about, tables):
-                raise ValueError("the checksum of its tables does not agree")
-            self.skipped: list[tuple[str, str]] = [(file, reason) for file, reason in about["skipped"]]
-            self.grey_range = GreyRange(**about["grey_range"]) if about["grey_range"] else None
-            self.notes: tuple[str, ...] = tuple(about["notes"])
-        except Exception as error:  # damaged headers make numpy raise almost anything
-            raise ValueError(f"{self.folder}: {' '.join(str(error).split())}") from error
-        self.sizes, self.original_sizes = np.array(tables["sizes"]), np.array(tables["original_sizes"])
-        self.border, self.brightness = tables["border"], tables["brightness"]
-        self.tissue, self.digests, self.file_digests = tables["tissue"], tables["digests"], tables["file_digests"]
-        self._starts = np.concatenate([[0], self.sizes.prod(axis=1).cumsum()]).astype(np.int64)
-        if len(self._pixels) != self._starts[-1]:
-            raise ValueError(f"{self.folder}: scans.bin holds {len(self._pixels)} bytes, expected {self._starts[-1]}")
-        probes = int(min(len(self), max(_PROBED // max(self.nbytes // len(self), 1), 16)))
-        for i in np.unique(np.linspace(0, len(self) - 1, probes).astype(int)).tolist():
-            if _digest(self[i]) != self.digests[i]:
-                raise ValueError(f"{self.folder}: scan {i} does not match its digest")
+        self._segments, self._of, self._rows = segments, of, rows
+        self.folder = segments[0].folder
+        self.skipped: list[tuple[str, str]] = []
+        self.grey_range: GreyRange | None = None
+        self.notes: tuple[str, ...] = ()
+        self.sizes, self.original_sizes = self._table("sizes"), self._table("original_sizes")
+        self.border, self.brightness = self._table("border"), self._table("brightness")
+        self.digests, self.file_digests = self._table("digests"), self._table("file_digests")
+        self.tissue = segments[0].tables["tissue"] if self._is_whole else _Gathered(segments, of, rows, "tissue")
+
+    @property
+    def _is_whole(self) -> bool:
+        """Whether it is one part, in order."""
+        is_one = len(self._segments) == 1 and len(self._rows) == len(self._segments[0])
+        return is_one and np.array_equal(self._rows, np.arange(len(self._rows)))
+
+    def _table(self, name: str) -> np.ndarray:
+        return np.array(_Gathered(self._segments, self._of, self._rows, name))
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self._rows)
 
     def __getitem__(self, i: int) -> np.ndarray:
         i = range(len(self))[i]
-        return self._pixels[self._starts[i] : self._starts[i + 1]].reshape(self.sizes[i])
+        return self._segments[self._of[i]][self._rows[i]]
 
     def __getstate__(self) -> dict:
-        return {"folder": self.folder}
+        places = None if self._is_whole else (self._of, self._rows)
+        return {"folders": [segment.folder for segment in self._segments], "places": places}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(state["folder"])
+        segments = [Segment(folder, verify=False) for folder in state["folders"]]
+        rows = np.arange(len(segments[0]))
+        self.__init__(segments, *(state["places"] or (np.zeros_like(rows), rows)))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all cached scans."""
-        return int(self._starts[-1])
+        return int(self.sizes.prod(axis=1).sum())
 
     def summary(self) -> str:
         """One line: scans, size, folder, and how many files were left out, by reason."""
-        line = f"{len(self):,} scans cached ({_readable(self.nbytes)} in {self.folder}), {len(self.skipped):,} left out"
+        more = len(self._segments) - 1
+        place = f"{self.folder}{f' and {more} more' if more else ''}"
+        line = f"{len(self):,} scans cached ({_readable(self.nbytes)} in {place}), {len(self.skipped):,} left out"
         examples = "; ".join(f"{file}: {reason}" for file, reason in self.skipped[:3])
         more = f"; and {len(self.skipped) - 3:,} more" if len(self.skipped) > 3 else ""
         return line + (f": {examples}{more}" if examples else "")
 
 
-def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -> tuple[ScanIndex, ScanCache]:
-    """Open the cache of an index, building it first where it is missing, outdated or damaged.
+class _Gathered:
+    """A table over several parts, read where it is asked for."""
 
-    The cache is keyed by the files (path, size, times of change) and the settings that alter pixels. It is built in a
-    temporary folder and renamed when complete; other processes that want the same cache wait for it.
+    def __init__(self, segments: Sequence[Segment], of: np.ndarray, rows: np.ndarray, name: str):
+        self._tables, self._of, self._rows = [segment.tables[name] for segment in segments], of, rows
+        self.shape = (len(rows), *self._tables[0].shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, i: int | np.ndarray | slice) -> np.ndarray:
+        if np.ndim(i) == 0 and not isinstance(i, slice):
+            return self._tables[self._of[i]][self._rows[i]]
+        of, rows = self._of[i], self._rows[i]
+        values = np.empty((len(rows), *self.shape[1:]), dtype=self._tables[0].dtype)
+        order = np.argsort(of, kind="stable")
+        for part, at in zip(*np.unique(of[order], return_index=True), strict=True):
+            positions = order[at : at + np.count_nonzero(of == part)]
+            values[positions] = self._tables[part][rows[positions]]
+        return values
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return self[:] if dtype is None else self[:].astype(dtype)
+
+
+def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -> tuple[ScanIndex, ScanCache]:
+    """Open the cache of an index; files that are not in it, or have changed, or whose part is damaged, are decoded.
+
+    A file is known by folder, name, size and times of change, and by the settings that alter pixels. Parts are built in
+    a temporary folder and renamed when complete; other processes that want the same ones wait.
 
     Args:
         index: from ``index_scans``.
-        config: the same settings; ``cache_dir``, ``max_side``, ``neutralise_borders`` and ``grey_range`` are used.
-        progress: show a progress bar and the announcement of a large build on stderr.
+        config: the same settings; ``cache_dir``, ``max_side``, ``pixel_um``, ``neutralise_borders`` and ``grey_range``
+            are used.
+        progress: show a progress bar, or a line a minute where there is no terminal, and the announcement of a large
+            build on stderr.
 
     Returns:
         The index without the files left out and with the notes of the cache behind its own, and the cache, aligned with
@@ -165,14 +186,18 @@ def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -
             out of range.
     """
     check_settings(config, "dataset.")
-    root = cache_root(config)
-    folder = root / f"scans-{_key(index, config)}"
-    cache = _open_built(folder, announce=False)  # under the lock another process may already be mending it
-    if cache is None:
+    root, stamps = cache_root(config), _stamps(index, config)
+    prefix = _prefix(index, config)
+    found = _find(_segments(root, prefix), stamps, config)
+    if found.missing.size:
         try:
             private_folder(root)
-            with naming(root), _locked(root / f".{folder.name}.lock", progress):
-                cache = _open_built(folder) or _build(index, config, folder, progress)
+            with naming(root), _locked(root / f".{prefix}.lock", progress):
+                found = _find(_segments(root, prefix, mend=True), stamps, config)
+                for _ in range(3):  # twice where new files change the grey range of old ones
+                    if found.missing.size:
+                        reasons = _build(index, config, stamps, found, root / prefix, progress)
+                        found = _find(_segments(root, prefix), stamps, config, reasons)
         except OSError as error:
             if is_full(error):
                 raise
@@ -180,27 +205,141 @@ def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -
                 f"cannot write the scan cache in {root}: {error.strerror or error}; name another folder with cache_dir "
                 "or $DINO_OCT_CACHE"
             ) from error
-    left_out = {file for file, _ in cache.skipped}
-    keep = np.array([file not in left_out for file in index.files], dtype=bool)
+    keep = found.of >= 0
+    skipped = [(index.files[i], found.reasons[i]) for i in np.flatnonzero(~keep).tolist()]
+    if not keep.any():
+        file, reason = skipped[0]
+        raise InputError(f"{index.root}: none of the {len(skipped):,} images can be used; first: {file}: {reason}")
     index = index.subset(keep)
+    used, of = np.unique(found.of[keep], return_inverse=True)
+    cache = ScanCache([found.segments[i] for i in used], of, found.rows[keep])
+    cache.skipped, cache.grey_range = skipped, found.grey_range
+    cache.notes = _notes(index, config, cache, [found.levels.get(i) for i in np.flatnonzero(keep).tolist()])
     return replace(index, notes=(*index.notes, *cache.notes)), cache
 
 
 def recorded_grey_range(index: ScanIndex, config: DatasetConfig) -> GreyRange | None:
     """The grey range by which deep images of an index were read; None where its cache is missing or has none."""
-    cache = _open_built(cache_root(config) / f"scans-{_key(index, config)}", announce=False)
-    return cache.grey_range if cache else None
+    return _find(_segments(cache_root(config), _prefix(index, config)), _stamps(index, config), config).grey_range
+
+
+# ---- what there is ---------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Found:
+    """Where the scans of an index are.
+
+    Attributes:
+        of: (N,) position in ``segments``; -1 where a scan is in none.
+        rows: (N,) position in that part.
+        reasons: position in the index → why a file cannot be used.
+        levels: position → of deep images, whatever range they were read by.
+        grey_range: of the deep images; None where there are none.
+    """
+
+    segments: list[Segment]
+    of: np.ndarray
+    rows: np.ndarray
+    reasons: dict[int, str]
+    levels: dict[int, Levels] = field(default_factory=dict)
+    grey_range: GreyRange | None = None
+
+    @property
+    def missing(self) -> np.ndarray:
+        """Positions of the files that are to be decoded."""
+        missing = np.flatnonzero(self.of < 0)
+        return missing[[i not in self.reasons for i in missing.tolist()]] if self.reasons else missing
+
+
+def _segments(root: Path, prefix: str, mend: bool = False) -> list[Segment]:
+    """The sound parts of a cache; ``mend``: say once that one is damaged, and remove it."""
+    segments, damage = [], None
+    for place in sorted(root.glob(f"{prefix}-*")):
+        try:
+            segments.append(Segment(place))
+        except ValueError as error:
+            damage = error
+            if mend:
+                with contextlib.suppress(OSError):  # another user's
+                    remove(place)
+    if damage and mend:
+        print(f"scan cache damaged, decoding again: {damage}", file=sys.stderr, flush=True)
+    return segments
+
+
+def _find(
+    segments: list[Segment], stamps: np.ndarray, config: DatasetConfig, reasons: dict[bytes, str] | None = None
+) -> _Found:
+    """Where files with these stamps are; of deep images, read by one range for all of them.
+
+    Args:
+        reasons: stamp → why a file cannot be used, beside what the parts say.
+    """
+    reasons = dict(reasons or {})
+    for segment in segments:
+        reasons |= segment.skipped
+    known = {i: reasons[stamp] for i, stamp in enumerate(stamps.tolist()) if stamp in reasons} if reasons else {}
+    found = _Found(segments, np.full(len(stamps), -1), np.zeros(len(stamps), dtype=np.int64), known)
+    if not segments:
+        return found
+    all_stamps = np.concatenate([segment.tables["stamps"] for segment in segments])
+    of = np.concatenate([np.full(len(segment), s) for s, segment in enumerate(segments)])
+    rows = np.concatenate([np.arange(len(segment)) for segment in segments])
+    order = np.argsort(all_stamps, kind="stable")
+    first = np.searchsorted(all_stamps, stamps, "left", sorter=order)
+    last = np.searchsorted(all_stamps, stamps, "right", sorter=order)
+    there = np.flatnonzero(last > first)
+    at = order[first[there]]
+    found.of[there], found.rows[there] = of[at], rows[at]
+    kinds = np.concatenate([segment.tables["deep"]["kind"] for segment in segments])
+    deep = there[kinds[at] > 0].tolist()
+    if not deep:
+        return found
+    found.levels = {i: segments[found.of[i]].levels(found.rows[i]) for i in deep}
+    found.grey_range = given_range(config.grey_range) or choose_range(found.levels.values())
+    whites = np.concatenate([segment.tables["deep"]["white"] for segment in segments])
+    for i in deep:  # a file may be there several times, each read by another range
+        versions = order[first[i] : last[i]]
+        right = versions[whites[versions] == getattr(found.grey_range, KINDS[kinds[versions[0]]])]
+        found.of[i], found.rows[i] = (of[right[0]], rows[right[0]]) if len(right) else (-1, 0)
+    return found
+
+
+def _prefix(index: ScanIndex, config: DatasetConfig) -> str:
+    """Of the folders of all parts with the scans of a folder under the settings that alter pixels."""
+    content = hashlib.sha256()
+    grey_range = given_range(config.grey_range)  # 4095 and 4095.0 are one
+    content.update(repr((VERSION, config.neutralise_borders, config.max_side, grey_range)).encode())
+    # The root belongs to the key: archives unpacked with fixed times can agree in name, size and time.
+    content.update(os.fsencode(index.root.resolve()))
+    return f"scans-{content.hexdigest()[:16]}"
+
+
+def _stamps(index: ScanIndex, config: DatasetConfig) -> np.ndarray:
+    """(N,) S20 of each file as it is now, and of what is done to it alone."""
+    stretches = index.stretches(config.pixel_um).tolist()
+    stamps = []
+    for i, file in enumerate(index.files):
+        try:
+            status = os.stat(index.path(i))
+            # An edit may keep size and time of modification; the time of the change of status cannot be set.
+            stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        except OSError:
+            stamp = (-1, -1, -1)
+        content = b"\0".join((os.fsencode(file), repr(stamp).encode(), repr(stretches[i]).encode()))
+        stamps.append(hashlib.blake2b(content, digest_size=10).hexdigest())
+    return np.array(stamps, dtype="S20")
+
+
+# ---- decoding --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Decoded:
     scan: np.ndarray
-    original_size: tuple[int, int]
-    border: np.ndarray
-    brightness: np.ndarray
-    tissue: np.ndarray
-    file_digest: bytes
     remarks: frozenset[Remark]
+    row: dict[str, np.ndarray | bytes | tuple[int, int]]
 
 
 def _decode(
@@ -219,176 +358,121 @@ def _decode(
     tissue = tissue_mask(scan, borders)
     if config.neutralise_borders:
         scan = neutralise(scan, borders, tissue)
-    return _Decoded(
-        np.ascontiguousarray(scan),
-        original_size,
-        border_features(borders),
-        brightness,
-        tissue_map(tissue),
-        file_digest,
-        remarks,
-    )
+    row = {
+        "original_sizes": original_size,
+        "border": border_features(borders),
+        "brightness": brightness,
+        "tissue": tissue_map(tissue),
+        "file_digests": file_digest,
+        "remarks": sum(1 << bit for bit, remark in enumerate(_REMARKS) if remark in remarks),
+    }
+    return _Decoded(np.ascontiguousarray(scan), remarks, row)
 
 
-def _open_built(folder: Path, announce: bool = True) -> ScanCache | None:
-    damage = None
-    for place in _places(folder):
-        if not os.path.lexists(place):
-            continue
-        try:
-            return ScanCache(place)
-        except ValueError as error:
-            damage = error
-    if announce and damage:
-        print(f"scan cache damaged, decoding again: {damage}", file=sys.stderr, flush=True)
-    return None
+def _build(
+    index: ScanIndex, config: DatasetConfig, stamps: np.ndarray, found: _Found, prefix: Path, progress: bool
+) -> dict[bytes, str]:
+    """Decode the missing files into new parts.
+
+    Returns:
+        Stamp → reason of the files that cannot be used.
+    """
+    missing = found.missing.tolist()
+    _check_space(index, config, missing, prefix.parent, progress)
+    stretches = index.stretches(config.pixel_um).tolist()
+    grey_range, levels = given_range(config.grey_range), dict(found.levels)
+    reasons: dict[bytes, str] = {}
+
+    def read(chunk: list[int]) -> list[_Decoded | str | None]:
+        return list(pool.map(lambda i: _decode(index.path(i), config, grey_range, tuple(stretches[i])), chunk))
+
+    # Threads suffice: decoding, filtering and array arithmetic release the interpreter lock.
+    with ThreadPoolExecutor(min(32, usable_cores())) as pool, _Progress(len(missing), progress) as told:
+        for start in range(0, len(missing), _SEGMENT):
+            block = missing[start : start + _SEGMENT]
+            with scratch_folder(prefix) as building, contextlib.closing(SegmentWriter(building)) as writer:
+                for at in range(0, len(block), _CHUNK):
+                    chunk = block[at : at + _CHUNK]
+                    results = read(chunk)
+                    if None in results:
+                        # The first deep images: all that are left are measured, so that one range is for the whole.
+                        left = [i for i in missing[start + at :] if i not in levels]
+                        measured = pool.map(lambda i: measure_levels(index.path(i)), left)
+                        levels |= {i: of_file for i, of_file in zip(left, measured, strict=True) if of_file is not None}
+                        grey_range = choose_range(levels.values())
+                        results = read(chunk)
+                    for i, decoded in zip(chunk, results, strict=True):
+                        if isinstance(decoded, str):
+                            reasons[stamps[i]] = decoded
+                            writer.skip(stamps[i], decoded)
+                            continue
+                        kind = next((kind for kind in KINDS[1:] if kind in decoded.remarks), "")
+                        white = getattr(grey_range, kind) if kind else 0.0
+                        deep = deep_row(kind, white, levels.get(i))
+                        writer.add(decoded.scan, stamps=stamps[i], deep=deep, **decoded.row)
+                    told.advance(len(chunk))
+                if len(writer):
+                    writer.finish()
+                    share_as(building, prefix.parent)
+                    _put_in_place(building, prefix.with_name(f"{prefix.name}-{writer.key()}"))
+    return reasons
 
 
-def _places(folder: Path) -> tuple[Path, ...]:
-    """Where a cache may be; the second is for where another user's stands in the first, closed or damaged."""
-    return (folder, folder.with_name(f"{folder.name}-user{os.getuid()}")) if hasattr(os, "getuid") else (folder,)
+class _Progress:
+    """A bar on a terminal; elsewhere a line a minute."""
+
+    def __init__(self, total: int, show: bool):
+        self._bar = tqdm(total=total, desc="decoding scans", unit="scan", disable=None if show else True, leave=False)
+        self._tells = show and self._bar.disable
+        self._total, self._done, self._began = total, 0, time.monotonic()
+        self._told = self._began
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def advance(self, count: int) -> None:
+        """Some more files are done."""
+        self._bar.update(count)
+        self._done += count
+        now = time.monotonic()
+        if self._tells and now - self._told > _TOLD_EVERY:
+            self._told = now
+            rate = self._done / (now - self._began)
+            left = (self._total - self._done) / rate / 60
+            print(
+                f"decoding scans: {self._done:,} of {self._total:,} · {rate:.0f} scans/s · {left:.0f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
-def _build(index: ScanIndex, config: DatasetConfig, folder: Path, progress: bool) -> ScanCache:
-    with scratch_folder(folder) as building:
-        _check_space(index, config, folder.parent, progress)
-        _write(index, config, building, progress)
-        share_as(building, folder.parent)
-        return _put_in_place(building, folder)
-
-
-def _put_in_place(building: Path, folder: Path) -> ScanCache:
-    """Rename a finished build: over a damaged cache, but not over a sound one of another process."""
-    for place in _places(folder):
-        with contextlib.suppress(ValueError):
-            return ScanCache(place)  # another process was first, where locks do not work; the content is the same
-        remove(place)
-        with contextlib.suppress(OSError):  # another process was first, just now, or another user's cannot be removed
-            building.rename(place)
-            return ScanCache(place)
-        with contextlib.suppress(ValueError):
-            return ScanCache(place)
+def _put_in_place(building: Path, folder: Path) -> None:
+    """Rename a finished part: over a damaged one, but not over a sound one of another process."""
+    is_posix = hasattr(os, "getuid")  # the second place: where another user's stands in the first, closed or damaged
+    for place in (folder, folder.with_name(f"{folder.name}-user{os.getuid()}")) if is_posix else (folder,):
+        for attempt in range(2):
+            with contextlib.suppress(ValueError):
+                Segment(place)  # another process was first, where locks do not work; the content is the same
+                return
+            if attempt == 0:
+                remove(place)
+                with contextlib.suppress(OSError):  # another process was first, or another user's stands there
+                    building.rename(place)
+                    return
     raise PermissionError(errno.EACCES, "what stands in its place cannot be removed", str(folder))
 
 
-def _write(index: ScanIndex, config: DatasetConfig, building: Path, progress: bool) -> None:
-    rows: dict[str, list] = {name: [] for name in _TABLES}
-    skipped: list[tuple[str, str]] = []
-    remarked: dict[Remark, list[str]] = defaultdict(list)
-    grey_range, measured = given_range(config.grey_range), {}
-    stretches = index.stretches(config.pixel_um).tolist()
-
-    def read(pool: ThreadPoolExecutor, chunk: range, grey_range: GreyRange | None) -> list[_Decoded | str | None]:
-        return list(pool.map(lambda i: _decode(index.path(i), config, grey_range, tuple(stretches[i])), chunk))
-
-    bar = tqdm(total=len(index), desc="decoding scans", unit="scan", disable=None if progress else True, leave=False)
-    # Threads suffice: decoding, filtering and array arithmetic release the interpreter lock.
-    with ThreadPoolExecutor(min(32, usable_cores())) as pool, (building / "scans.bin").open("wb") as pixels, bar:
-        for start in range(0, len(index), _CHUNK):
-            chunk = range(start, min(start + _CHUNK, len(index)))
-            results = read(pool, chunk, grey_range)
-            if None in results:
-                # The first deep images: all that are left are measured, so that one range is for the whole folder.
-                left = range(start, len(index))
-                levels = pool.map(lambda i: measure_levels(index.path(i)), left)
-                measured = {index.files[i]: level for i, level in zip(left, levels, strict=True) if level is not None}
-                grey_range = choose_range(measured.values())
-                results = read(pool, chunk, grey_range)
-            for i, decoded in zip(chunk, results, strict=True):
-                if isinstance(decoded, str):
-                    skipped.append((index.files[i], decoded))
-                else:
-                    pixels.write(decoded.scan.data)
-                    rows["sizes"].append(decoded.scan.shape)
-                    rows["original_sizes"].append(decoded.original_size)
-                    rows["border"].append(decoded.border)
-                    rows["brightness"].append(decoded.brightness)
-                    rows["tissue"].append(decoded.tissue)
-                    rows["digests"].append(_digest(decoded.scan))
-                    rows["file_digests"].append(decoded.file_digest)
-                    for remark in decoded.remarks:
-                        remarked[remark].append(index.files[i])
-                bar.update()
-    if not rows["sizes"]:
-        file, reason = skipped[0]
-        raise InputError(f"{index.root}: none of the {len(skipped):,} images can be used; first: {file}: {reason}")
-    for name, dtype in _TABLES.items():
-        np.save(building / f"{name}.npy", np.array(rows[name], dtype=dtype))
-    left_out = {file for file, _ in skipped}
-    kept = np.array([file for file in index.files if file not in left_out])
-    inverted = kept[are_inverted(np.array(rows["brightness"]))].tolist()
-    is_deep = bool(remarked["integers"] or remarked["floats"])
-    about: dict[str, Any] = {
-        "version": CACHE_VERSION,
-        "scans": len(rows["sizes"]),
-        "skipped": skipped,
-        "grey_range": asdict(grey_range) if is_deep else None,
-        "notes": [
-            *(_range_notes(grey_range, config, remarked, measured) if is_deep else []),
-            *(_counted(remarked[remark], text) for remark, text in REMARKS.items() if remarked[remark]),
-            *([_counted(inverted, INVERTED)] if inverted else []),
-        ],
-    }
-    about["checksum"] = _checksum(about, {name: _read_table(building, name) for name in _TABLES})
-    (building / "cache.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-
-
-def _read_table(folder: Path, name: str) -> np.ndarray:
-    table = np.load(check_regular(folder / f"{name}.npy"), mmap_mode="r", allow_pickle=False)
-    if table.dtype != np.dtype(_TABLES[name]):
-        raise ValueError(f"{name}.npy holds {table.dtype}, expected {_TABLES[name]}")
-    return table
-
-
-def _checksum(about: dict[str, Any], tables: dict[str, np.ndarray]) -> str:
-    """Of what a cache says about itself and of its tables; the pixels have digests of their own."""
-    content = hashlib.blake2b(digest_size=16)
-    entries = {name: value for name, value in about.items() if name != "checksum"}
-    content.update(json.dumps(entries, sort_keys=True).encode())
-    for name, table in sorted(tables.items()):
-        content.update(f"{name} {table.dtype} {table.shape}".encode())
-        content.update(np.ascontiguousarray(table))
-    return content.hexdigest()
-
-
-def _range_notes(
-    grey_range: GreyRange, config: DatasetConfig, remarked: dict[Remark, list[str]], measured: dict[str, Levels]
-) -> list[str]:
-    """The grey range of deep images in one line, and the files that fit it badly."""
-    parts = [
-        f"0 to {getattr(grey_range, kind):g} for {len(remarked[kind]):,} files of {kind}"
-        for kind in ("integers", "floats")
-        if remarked[kind]
-    ]
-    why = "decided over all of them; dataset.grey_range sets another"
-    if config.grey_range != "auto":
-        why = "as dataset.grey_range says"
-    notes = [f"grey range of deep images (16-bit, 32-bit, float): {', '.join(parts)} ({why})"]
-    darker = [
-        file
-        for file, levels in measured.items()
-        if getattr(choose_range([levels]), levels.kind) * _FAR < getattr(grey_range, levels.kind)
-    ]
-    if darker:
-        text = f"are more than {_FAR} times darker than the grey range: from another device, or saved with fewer bits?"
-        notes.append(_counted(darker, text))
-    return notes
-
-
-def _counted(files: Sequence[str], text: str) -> str:
-    """A remark with the number of its files and some of them."""
-    examples = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
-    return f"{len(files):,} {'scans' if len(files) > 1 else 'scan'}: {text} ({examples})"
-
-
-def _check_space(index: ScanIndex, config: DatasetConfig, folder: Path, progress: bool) -> None:
+def _check_space(index: ScanIndex, config: DatasetConfig, positions: list[int], folder: Path, progress: bool) -> None:
     """Estimate a large build from the headers of some files; refuse it where the disk is too full."""
     pixels = []
-    for i in np.unique(np.linspace(0, len(index) - 1, _HEADERS).astype(int)).tolist():
-        with contextlib.suppress(BadScan), open_image(index.path(i)) as image:  # bad files take no space
+    for k in np.unique(np.linspace(0, len(positions) - 1, _HEADERS).astype(int)).tolist():
+        with contextlib.suppress(BadScan), open_image(index.path(positions[k])) as image:  # bad files take no space
             shrink = min(1.0, config.max_side / max(image.size))
             pixels.append(image.size[0] * image.size[1] * shrink**2)
-    needed = int(np.mean(pixels) * len(index)) if pixels else 0
+    needed = int(np.mean(pixels) * len(positions)) if pixels else 0
     if needed < _LARGE:
         return
     free = shutil.disk_usage(folder).free
@@ -398,7 +482,11 @@ def _check_space(index: ScanIndex, config: DatasetConfig, folder: Path, progress
             "name another folder with cache_dir or $DINO_OCT_CACHE, or lower max_side"
         )
     if progress:
-        print(f"decoding {len(index):,} scans once: about {_readable(needed)} in {folder}", file=sys.stderr, flush=True)
+        print(
+            f"decoding {len(positions):,} scans once: about {_readable(needed)} in {folder}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 @contextlib.contextmanager
@@ -419,23 +507,52 @@ def _locked(file: Path, progress: bool) -> Iterator[None]:
         yield
 
 
-def _key(index: ScanIndex, config: DatasetConfig) -> str:
-    content = hashlib.sha256()
-    grey_range = given_range(config.grey_range)  # 4095 and 4095.0 are one
-    content.update(repr((CACHE_VERSION, config.neutralise_borders, config.max_side, grey_range)).encode())
-    # The root belongs to the key: archives unpacked with fixed times can agree in name, size and time.
-    content.update(os.fsencode(index.root.resolve()))
-    if config.pixel_um:
-        content.update(index.stretches(config.pixel_um))
-    for i, file in enumerate(index.files):
-        try:
-            status = os.stat(index.path(i))
-            # An edit may keep size and time of modification; the time of the change of status cannot be set.
-            stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        except OSError:
-            stamp = (-1, -1, -1)
-        content.update(b"\0" + os.fsencode(file) + repr(stamp).encode())
-    return content.hexdigest()[:20]
+# ---- what to say -----------------------------------------------------------------------------------------------------
+
+
+def _notes(
+    index: ScanIndex, config: DatasetConfig, cache: ScanCache, levels: Sequence[Levels | None]
+) -> tuple[str, ...]:
+    """What a user should know about how the files were read."""
+    bits = cache._table("remarks")
+    remarked = {
+        remark: [index.files[i] for i in np.flatnonzero(bits & (1 << bit)).tolist()]
+        for bit, remark in enumerate(_REMARKS)
+    }
+    kinds = cache._table("deep")["kind"]
+    deep = {kind: np.flatnonzero(kinds == k).tolist() for k, kind in enumerate(KINDS) if k}
+    notes = []
+    if cache.grey_range:
+        parts = [
+            f"0 to {getattr(cache.grey_range, kind):g} for {len(positions):,} files of {kind}"
+            for kind, positions in deep.items()
+            if positions
+        ]
+        why = "decided over all of them; dataset.grey_range sets another"
+        if config.grey_range != "auto":
+            why = "as dataset.grey_range says"
+        notes.append(f"grey range of deep images (16-bit, 32-bit, float): {', '.join(parts)} ({why})")
+        if config.grey_range == "auto":
+            darker = [
+                index.files[i]
+                for kind, positions in deep.items()
+                for i in positions
+                if getattr(choose_range([levels[i]]), kind) * _FAR < getattr(cache.grey_range, kind)
+            ]
+            if darker:
+                text = (
+                    f"are more than {_FAR} times darker than the grey range: from another device, or saved with fewer"
+                )
+                notes.append(_counted(sorted(darker), f"{text} bits?"))
+    notes += [_counted(remarked[remark], text) for remark, text in REMARKS.items() if remarked[remark]]
+    inverted = [index.files[i] for i in np.flatnonzero(are_inverted(cache.brightness)).tolist()]
+    return (*notes, *([_counted(inverted, INVERTED)] if inverted else []))
+
+
+def _counted(files: Sequence[str], text: str) -> str:
+    """A remark with the number of its files and some of them."""
+    examples = ", ".join(files[:3]) + (", …" if len(files) > 3 else "")
+    return f"{len(files):,} {'scans' if len(files) > 1 else 'scan'}: {text} ({examples})"
 
 
 def _digest_file(path: Path) -> bytes:
@@ -444,10 +561,6 @@ def _digest_file(path: Path) -> bytes:
         while block := stream.read(1 << 20):
             content.update(block)
     return content.hexdigest().encode()
-
-
-def _digest(scan: np.ndarray) -> bytes:
-    return hashlib.blake2b(scan.data, digest_size=16, salt=np.uint32(scan.shape).tobytes()).hexdigest().encode()
 
 
 def _readable(count: float) -> str:

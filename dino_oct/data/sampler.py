@@ -16,6 +16,7 @@ from dino_oct.streams import generator
 
 if TYPE_CHECKING:
     from dino_oct.data.cache import ScanCache
+    from dino_oct.data.partners import Partners
 
 
 _PR_SET_PDEATHSIG = 1  # of prctl(2)
@@ -98,20 +99,25 @@ class TrainingScans(Dataset):
 
     Items are asked for as (epoch, sample) and given as arrays (pixels (H, W) uint8, tissue map, sample, epoch);
     ``sample`` is the position in the training set, which seeds the sample's views. Arrays, not tensors: a tensor from a
-    loader process holds a file descriptor, and a large batch would run out of them.
+    loader process holds a file descriptor, and a large batch would run out of them. With partners, two more arrays
+    follow: pixels and tissue map of the sample's partner.
     """
 
-    def __init__(self, scans: "ScanCache", positions: np.ndarray):
-        self.scans, self.positions = scans, positions
+    def __init__(self, scans: "ScanCache", positions: np.ndarray, partners: "Partners | None" = None):
+        self.scans, self.positions, self.partners = scans, positions, partners
 
     def __len__(self) -> int:
         return len(self.positions)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, int, int]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[np.ndarray | int, ...]:
         epoch, sample = key
+        item = (*self._arrays(sample), sample, epoch)
+        return item if self.partners is None else (*item, *self._arrays(self.partners.partner(sample, epoch)))
+
+    def _arrays(self, sample: int) -> tuple[np.ndarray, np.ndarray]:
         position = self.positions[sample]
         # Copies: an item must not keep the whole memory map alive in the process it is sent to.
-        return np.array(self.scans[position]), np.array(self.scans.tissue[position]), sample, epoch
+        return np.array(self.scans[position]), np.array(self.scans.tissue[position])
 
 
 def belong_to_trainer(_worker: int) -> None:

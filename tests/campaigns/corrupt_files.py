@@ -34,6 +34,7 @@ from conftest import FEW_PHANTOMS, REPOSITORY, TINY_FIT, TINY_RUN, with_signal
 
 from dino_oct import config as pretraining
 from dino_oct.cli import parse_options, run_command
+from dino_oct.data import segment
 from dino_oct.learner import Learner
 from dino_oct.limits import Range, Seed
 from dino_oct.models import official
@@ -198,7 +199,7 @@ FILES = [
     File("space.yaml", (go_on_searching,), "yaml", ("search", "space.yaml")),
     File("preset.yaml", (use_preset,), "yaml", ("preset.yaml",)),
     *(File(f"cache/scans-*/{name}.npy", (judge_after_decoding,), "npy", (RUN,), True)
-      for name in ("sizes", "original_sizes", "border", "brightness", "tissue", "digests", "file_digests")),
+      for name in segment.TABLES),
     File("cache/scans-*/cache.json", (judge_after_decoding, resume), "json", (RUN,), True),
     File("cache/scans-*/scans.bin", (judge_after_decoding, resume), "bytes", (RUN,), True),
     File("cache/.scans-*.lock", (judge_without_caches,), "text", (RUN,), True),

@@ -98,9 +98,9 @@ def test_second_opening_decodes_nothing(scans, config, monkeypatch):
 @pytest.mark.parametrize(
     "change", ["content", "edited in place", "added", "removed", "max_side", "neutralise_borders", "grey_range"]
 )
-def test_whatever_changes_pixels_changes_the_cache(scans, config, change):
+def test_whatever_changes_pixels_is_decoded_again_and_nothing_else(scans, config, change, monkeypatch):
     Image.open(scans / "CNV-2-1.png").save(scans / "CNV-2-1.bmp")
-    _, before = opened(scans, config)
+    opened(scans, config)
     if change == "content":
         Image.fromarray(np.full((50, 50), 9, np.uint8) + np.eye(50, dtype=np.uint8)).save(scans / "CNV-2-1.png")
     elif change == "added":
@@ -117,8 +117,13 @@ def test_whatever_changes_pixels_changes_the_cache(scans, config, change):
     else:
         given = {"max_side": 64, "neutralise_borders": False, "grey_range": 1023}
         config = dataclasses.replace(config, **{change: given[change]})
-    index, after = opened(scans, config)
-    assert after.folder != before.folder
+    decoded = []
+    monkeypatch.setattr(cache_module, "decode", lambda path, *a, **b: decoded.append(path) or decode(path, *a, **b))
+    index, _ = opened(scans, config)
+    assert len(decoded) == {"content": 1, "edited in place": 1, "added": 1, "removed": 0}.get(change, 13)
+    before = len(decoded)
+    _, after = opened(scans, config)
+    assert len(decoded) == before
     for i in range(len(index)):
         np.testing.assert_array_equal(after[i], decode(index.path(i), config.max_side).scan)
 
@@ -263,6 +268,54 @@ def test_cache_folder_follows_setting_then_environment(monkeypatch, tmp_path):
     assert cache_root(DatasetConfig(cache_dir=str(tmp_path / "own"))) == tmp_path / "own"
 
 
+def test_a_killed_build_goes_on(tmp_path, config, monkeypatch):
+    write_scans(tmp_path / "scans", count=20)
+    monkeypatch.setattr(cache_module, "_SEGMENT", 4)
+    monkeypatch.setattr(cache_module, "usable_cores", lambda: 1)
+    decoded = []
+
+    def dying(path, *args, **more):
+        decoded.append(path)
+        if len(decoded) == 11:
+            raise KeyboardInterrupt
+        return decode(path, *args, **more)
+
+    monkeypatch.setattr(cache_module, "decode", dying)
+    with pytest.raises(KeyboardInterrupt):
+        opened(tmp_path / "scans", config)
+    decoded = [None] * 100
+    index, cache = opened(tmp_path / "scans", config)
+    assert len(decoded) == 100 + 12  # two parts of four were whole
+    copy = pickle.loads(pickle.dumps(cache))
+    for i in range(20):
+        np.testing.assert_array_equal(cache[i], decode(index.path(i)).scan)
+        np.testing.assert_array_equal(copy[i], cache[i])
+        np.testing.assert_array_equal(cache.tissue[i], np.asarray(cache.tissue)[i])
+    np.testing.assert_array_equal(cache.tissue[np.array([7, 0, 19])], np.asarray(cache.tissue)[[7, 0, 19]])
+
+
+def test_one_damaged_part_is_decoded_again_alone(tmp_path, config, monkeypatch, capsys):
+    write_scans(tmp_path / "scans", count=12)
+    monkeypatch.setattr(cache_module, "_SEGMENT", 4)
+    _, cache = opened(tmp_path / "scans", config)
+    expected = [scan.copy() for scan in cache]
+    next((tmp_path / "cache").glob("scans-*/scans.bin")).write_bytes(b"x")
+    decoded = []
+    monkeypatch.setattr(cache_module, "decode", lambda path, *a, **b: decoded.append(path) or decode(path, *a, **b))
+    for _ in range(2):
+        _, cache = opened(tmp_path / "scans", config)
+        assert len(decoded) == 4
+    assert capsys.readouterr().err.count("decoding again") == 1
+    for scan, before in zip(cache, expected, strict=True):
+        np.testing.assert_array_equal(scan, before)
+
+
+def test_progress_is_told_where_there_is_no_terminal(scans, config, monkeypatch, capsys):
+    monkeypatch.setattr(cache_module, "_TOLD_EVERY", -1)
+    open_cache(index_scans(scans, config), config)
+    assert "decoding scans: 12 of 12 · " in capsys.readouterr().err
+
+
 # deep images
 
 
@@ -330,6 +383,23 @@ def test_a_range_is_decided_over_all_chunks(tmp_path, config, monkeypatch):
         kind = file[0]
         assert np.abs(cache[i] - ramp(int(file[2]), peak[kind]) / full[kind] * 255).max() <= 1
     assert "0 to 16383 for 8 files of integers, 0 to 1 for 4 files of floats" in cache.notes[0]
+
+
+def test_new_files_that_change_the_range_change_old_ones(tmp_path, config):
+    for i in range(3):
+        write_deep(tmp_path / "scans", ramp(i, 250).astype(np.uint16), f"A-{i}-1.png")
+    assert opened(tmp_path / "scans", config)[1].grey_range.integers == 255
+    for i in range(3):
+        write_deep(tmp_path / "scans", ramp(i, 4000).astype(np.uint16), f"B-{i}-1.png")
+    index, cache = opened(tmp_path / "scans", config)
+    assert cache.grey_range.integers == 4095
+    for i, file in enumerate(index.files):
+        full = {"A": 250, "B": 4000}[file[0]]
+        assert np.abs(cache[i] - ramp(int(file[2]), full) / 4095 * 255).max() <= 1
+    for i in range(3):
+        (tmp_path / "scans" / f"B-{i}-1.png").unlink()
+    assert opened(tmp_path / "scans", config)[1].grey_range.integers == 255
+    assert len(list((tmp_path / "cache").glob("scans-*"))) == 3
 
 
 def test_folders_of_8_bits_have_no_range(scans, config):
