@@ -32,7 +32,8 @@ class LesionMasks:
     """Where the masks of an index of scans are, and what their values mean.
 
     A scan ``SPLIT/CLASS/NAME.jpeg`` has its mask in ``SPLIT/CLASS/NAME.png``, ``CLASS/NAME.png`` or ``NAME.png`` of the
-    folder, in the size of the scan's file. A place that several scans would share is refused.
+    folder, in the size of the scan's file. A place that several scans would share is refused. Without a given folder,
+    the column ``mask`` of a table says each scan's file, beside the scans or absolute; scans without one have none.
 
     Unset values mean what ``MaskOptions`` says; a retina without values is estimated by ``data.tissue``.
 
@@ -43,11 +44,12 @@ class LesionMasks:
 
     def __init__(self, data: ScanData, options: MaskOptions):
         self.data = data
-        self.folder = Path(options.masks or Path(data.index.root) / "masks")
+        self._named = None if options.masks else data.index.facts.get("mask")
+        self.folder = Path(options.masks or Path(data.index.root) / ("" if self._named is not None else "masks"))
         if not self.folder.is_dir():
             raise InputError(
                 f"{self.folder}: no such folder of lesion masks; give one with --masks DIR (DIR/SPLIT/CLASS/NAME.png), "
-                "or use phantoms, which have them (--data phantom)"
+                "a column 'mask' in a table of scans, or use phantoms, which have them (--data phantom)"
             )
         if both := set(options.lesion_values) & set(options.retina_values):
             raise InputError(f"mask value {both.pop()} is given for the lesion and for the retina; give it once")
@@ -62,6 +64,12 @@ class LesionMasks:
 
     def file(self, i: int) -> Path | None:
         """The mask file of scan ``i``, None where there is none; InputError if it would be another scan's as well."""
+        if self._named is not None:
+            if not self._named[i]:
+                return None
+            if not (file := self.folder / self._named[i]).is_file():
+                raise InputError(f"{file}: no such mask, which the table names for {self.data.index.files[i]}")
+            return file
         place = next((place for place in _places(self.data.index.files[i]) if (self.folder / place).is_file()), None)
         if place is None:
             return None
@@ -155,6 +163,11 @@ class LesionMasks:
                 ", or more patients"
             )
         return np.array(with_lesion, dtype=np.int64)
+
+
+def has_masks(data: ScanData) -> bool:
+    """Whether there are masks without being given: a column of a table, or a folder beside the scans."""
+    return "mask" in data.index.facts or (Path(data.index.root) / "masks").is_dir()
 
 
 def read_values(file: Path) -> np.ndarray:

@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from evaluation.config import ATTENTION, SideBySideOptions
-from evaluation.inputs.masks import LesionMasks, Mask
+from evaluation.inputs.masks import LesionMasks, Mask, has_masks
 from evaluation.inputs.model import Answer
 from evaluation.inputs.selection import Chosen
 from evaluation.maps.methods import candidates, make_maps
@@ -29,7 +28,7 @@ def run(options: SideBySideOptions) -> None:
     def prepare(subjects: Subjects) -> Explainer:
         makers = map_makers(list(subjects.models.values()), options)
         data = subjects.data
-        are_there = data is not None and (options.are_masks_given or (Path(data.index.root) / "masks").is_dir())
+        are_there = data is not None and (options.are_masks_given or has_masks(data))
         masks = LesionMasks(data, options) if are_there else None
         return Explainer(
             name="side_by_side",

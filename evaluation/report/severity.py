@@ -21,7 +21,7 @@ from evaluation.report.steps import Setting
 
 NEIGHBOURS = 10
 UNDEFINED = Interval(math.nan)
-PHANTOM, SHARE = "phantom severity", "share of the scan in the lesion mask"
+PHANTOM, SHARE, TOLD = "phantom severity", "share of the scan in the lesion mask", "severity in the table of scans"
 _HELP = (
     "Spearman's rank correlation (1: the same order, 0: none) of the lesion load of test scans that show a lesion with "
     "two predictors from the frozen features: from_normal, 1 − cosine to the mean unit feature of normal training "
@@ -78,11 +78,15 @@ def lesion_loads(data: ScanData, positions: np.ndarray, masks: LesionMasks | Non
     """What is known about how much lesion some scans show: the measure's name, and (N,) ≥ 0, NaN where unknown.
 
     Args:
-        masks: given masks; None: those beside the scans, if there are any.
+        masks: given masks; None: the column ``severity`` of a table (a grade, a volume, a thickness: more is worse),
+            else the masks beside the scans, if there are any.
 
     Raises:
         InputError: neither severities nor masks.
     """
+    told = data.index.facts.get("severity")
+    if told is not None and masks is None:
+        return TOLD, np.array([float(value) if value else np.nan for value in told[positions].tolist()])
     about = Path(data.index.root) / "phantom.json"
     if about.is_file() and masks is None:
         try:

@@ -34,6 +34,7 @@ from evaluation.maps.methods import MapSettings
 from evaluation.maps.rows import Case, MapMaker, RawMaps, Row
 from evaluation.protocols.localization import order_by_median
 from evaluation.protocols.localization_text import Area, Localization, ModelFacts, paired, statements
+from evaluation.report.severity import lesion_loads
 from evaluation.scores.lesions import CONTROLS, control_maps, layer_densities, lesion_over_retina, with_mean
 
 
@@ -220,6 +221,26 @@ def test_masks_of_several_labels(folder, monkeypatch, cache_root):
     for file in (folder / "masks").rglob("*.png"):
         file.rename(flat / file.name)
     assert LesionMasks(data, MaskOptions(str(flat))).with_lesion("test").tolist() == [i]
+
+
+def test_a_table_names_masks_and_severities(folder, monkeypatch, cache_root):
+    scans = folder / "scans"
+    files = sorted(path.relative_to(scans).as_posix() for path in scans.rglob("*.png"))
+    (mask, *_) = sorted((folder / "masks").rglob("*.png"))
+    rows = [f"{file},{file.split('/')[0]},{file.split('/')[1]},,{i}" for i, file in enumerate(files)]
+    rows[0] = rows[0].replace(",,0", f",{mask},")
+    (scans / "scans.csv").write_text("\n".join(["file,split,label,mask,severity", *rows]))
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    data = open_data(None, DataOptions(data=str(scans / "scans.csv"), dataset=DatasetOptions()), lambda text: None)
+    masks = LesionMasks(data, MaskOptions())
+    assert [masks.file(i) for i in range(len(files))] == [mask] + [None] * (len(files) - 1)
+    measure, loads = lesion_loads(data, np.arange(len(files)), None)
+    assert "table" in measure
+    np.testing.assert_array_equal(loads, [np.nan, *range(1, len(files))])
+    (scans / "scans.csv").write_text("\n".join(["file,mask", f"{files[0]},nowhere.png"]))
+    data = open_data(None, DataOptions(data=str(scans / "scans.csv"), dataset=DatasetOptions()), lambda text: None)
+    with pytest.raises(InputError, match=r"nowhere\.png: no such mask, which the table names for"):
+        LesionMasks(data, MaskOptions()).file(0)
 
 
 @pytest.mark.parametrize(
