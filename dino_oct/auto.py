@@ -15,8 +15,8 @@ from dino_oct.config import AugmentConfig, LossConfig, MonitorConfig, TrainConfi
 MANY = 20_000  # training scans from which the published recipes' batches and epochs are meant
 LONG = 5_000  # optimiser steps from which their stochastic depth, weight decay and warm-ups are
 _GENTLE_LR = 2e-5  # of a step, for pretrained weights
-_GENTLE_STEPS, _SCRATCH_STEPS = 100, 1_600  # that a training of few scans is given at least
-_OWN_HALF = 2.2  # teacher momentum 1 - 2.2 / steps: the teacher's memory is a share of the training, .98 at 110 steps
+_GENTLE_STEPS, _SCRATCH_STEPS = 200, 1_600  # that a training of few scans is given at least
+_OWN_HALF = 4.4  # teacher momentum 1 - 4.4 / steps: the teacher's memory is a share of the training, .98 at 220 steps
 _LAYER_DECAY = 1.0  # none: the measured recipe had none
 _NARROW = 256  # channels under which a network is initialised and headed as the quickstart's
 
@@ -263,9 +263,9 @@ class _Chooser:
         batch = self.pick("optim.batch_size", batch, why)
         per_epoch = max(n // batch, 1)
         least = _SCRATCH_STEPS if self.is_random else _GENTLE_STEPS
-        once = 20 if self.is_random else 2
+        once = 20 if self.is_random else 4
         if n >= MANY:
-            epochs = (100 if self.is_random else 10) if is_gpu else once
+            epochs = (100 if self.is_random else 10) if is_gpu else (20 if self.is_random else 2)
             why = "as published" if is_gpu else f"a CPU; on a GPU {100 if self.is_random else 10}"
         else:
             epochs = max(once, math.ceil(least / per_epoch))
@@ -338,7 +338,7 @@ class _Chooser:
         if self.is_narrow:
             self.pick("optim.min_lr", 1e-5, "a narrow network")
         self.pick("optim.layer_decay", _LAYER_DECAY, "all blocks at one rate, as it was measured")
-        share = 0.1 if self.is_random else 0.15
+        share = 0.1 if self.is_random else 0.075
         warmup = plan.in_epochs(share, 10_000 if self.is_random else 500)
         self.pick("optim.warmup_epochs", warmup, f"{warmup * plan.steps_per_epoch:,.0f} of {plan.steps:,} steps")
         decay, why = (0.4, "as published") if plan.is_long and not self.is_narrow else (0.04, plan.length)
@@ -358,7 +358,7 @@ class _Chooser:
         last_layer, why = (1.0, "as published") if self.is_random and plan.is_long else (0.0, plan.length)
         self.pick("optim.freeze_last_layer_epochs", last_layer, why if self.is_random else "the head may learn at once")
         if self.facts.source == "backbone":
-            frozen = plan.in_epochs(0.25, 500)
+            frozen = plan.in_epochs(0.125, 500)
             why = f"the new head learns alone for {frozen * plan.steps_per_epoch:.0f} steps"
         else:
             frozen, why = 0.0, "the head is as old as the backbone"
