@@ -13,7 +13,9 @@ from dino_oct.data.shortcut import check_shortcuts
 from dino_oct.errors import InputError
 from dino_oct.provenance import TRAINED_ON, TrainedPatients, trained_on, trained_patients
 from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.paired import ScanSet
 from dino_oct.scores.text import PHANTOM_NOTICE
+from dino_oct.scores.units import Groupings, group, keys_of, units_to_report
 
 
 class ScanCounts(TypedDict, total=False):
@@ -83,11 +85,30 @@ class ScanData:
             raise InputError(
                 f"{root}: needs at least two class folders, found {classes}; give labelled scans with --data"
             )
-        positions = self.index.positions(split)
-        positions = positions[self.index.labels[positions] != UNLABELLED]
+        positions = self._labelled(split)
         if not len(positions):
             raise InputError(f"{root}: no labelled scans in the {split} split; give more patients or another split")
         return positions
+
+    def _labelled(self, split: str) -> np.ndarray:
+        positions = self.index.positions(split)
+        return positions[self.index.labels[positions] != UNLABELLED]
+
+    def groupings(self, split: str) -> Groupings:
+        """Labelled scans grouped to the units that are worth reporting of a split, whose scans are the queries.
+
+        Training and validation scans are grouped beside them, unless they are the queries or there are none.
+        """
+        index = self.index
+        positions = {"queries": self.labelled(split)}
+        positions |= {name: self._labelled(name) for name in ("train", "val") if name != split}
+        keys = keys_of(index.patients, index.files, {name: index.fact(name) for name in ("eye", "visit", "volume")})
+        reported = units_to_report({unit: of_scans[positions["queries"]] for unit, of_scans in keys.items()})
+        sets = {name: ScanSet(index.labels[rows], index.patients[rows]) for name, rows in positions.items()}
+        return {
+            unit: {name: group(keys[unit][rows], sets[name]) for name, rows in positions.items() if len(rows)}
+            for unit in reported
+        }
 
     def counts(self, positions: np.ndarray) -> ScanCounts:
         """Scans and patients, in all and of each class."""

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from dino_oct.scores.text import (
     majority_row,
     show,
     table,
+    unit_lines,
 )
+from dino_oct.scores.units import BySet, ByUnit, compare_units
 
 NAME = "classifier"
 _RESAMPLES = 1000
@@ -65,11 +67,13 @@ class TestResult(ResultByClass):
 
 @dataclass(frozen=True, kw_only=True)
 class FinalResult(Evaluation):
-    """What ``test.json`` holds; verdicts: classes that are never recognised."""
+    """What ``test.json`` holds; by_unit: the same on volumes, eyes and patients, where these hold several scans;
+    verdicts: classes that are never recognised."""
 
     evaluation: str = "supervised"
     units: str = "per cent; each number with its 95 % interval by patient, or the reason why it has none"
     rows: dict[str, TestResult]
+    by_unit: dict[str, ByUnit] = field(default_factory=dict, metadata={"may_be_empty": True})
     majority: Majority
     verdicts: list[str]
 
@@ -77,7 +81,7 @@ class FinalResult(Evaluation):
 def final_result(
     data: ScanData,
     positions: np.ndarray,
-    probabilities: np.ndarray,
+    probabilities: BySet,
     weights: Weights,
     settings: dict[str, Any],
     seed: int = 0,
@@ -85,15 +89,19 @@ def final_result(
     """Every metric with its patient-bootstrap interval.
 
     Args:
-        positions: of the classified scans in ``data``; probabilities: (N, C) of them.
+        positions: of the classified scans in ``data``.
+        probabilities: "queries" → (N, C) of them; "val" → those of the labelled validation scans, which choose how
+            slices are joined to units, where there are units.
         weights: what identifies the weights.
     """
     index = data.index
     labels, patients, names = index.labels[positions], index.patients[positions], index.class_names
     trained = data.labelled("train")
     sets = [ScanSet(index.labels[p], index.patients[p]) for p in (trained, positions)]
-    compared = compare_scores({NAME: {"test": probabilities}}, *sets, names, bootstrap=_RESAMPLES, seed=seed)
-    (error,) = calibration_error(np.ones((1, len(labels))), labels, probabilities)
+    resampling = {"bootstrap": _RESAMPLES, "seed": seed}
+    compared = compare_scores({NAME: {"test": probabilities["queries"]}}, *sets, names, **resampling)
+    by_unit = compare_units({NAME: {"test": probabilities}}, data.groupings("test"), sets[0], names, **resampling)
+    (error,) = calibration_error(np.ones((1, len(labels))), labels, probabilities["queries"])
     row = TestResult(
         **vars(compared.rows[NAME]["test"]),
         calibration_error=Interval(float(error), reason=NO_CALIBRATION_INTERVAL),
@@ -116,6 +124,7 @@ def final_result(
         },
         settings={**settings, "bootstrap": {"unit": "patient", "resamples": _RESAMPLES, "seed": seed}},
         rows={NAME: row},
+        by_unit={unit: of_unit.of("test") for unit, of_unit in by_unit.items()},
         majority=compared.majority,
         verdicts=never_recognised([(NAME, row.never_recognised)]),
         notes=[*data.notes, *notes],
@@ -167,5 +176,6 @@ def result_text(result: FinalResult) -> str:
             ],
         ),
         f"[95 % interval, {result.settings['bootstrap']['resamples']} resamples of patients]",
+        *unit_lines(result, result.settings["bootstrap"]["resamples"]),
     ]
     return "\n".join([*lines, *closing(result, result.verdicts)])

@@ -372,11 +372,13 @@ def test(config: SupervisedConfig, data: ScanData, run: Path, device: torch.devi
 
     Every process must call it.
     """
-    positions = labelled(data.index, "test")
-    if not len(positions):
+    positions = {"queries": labelled(data.index, "test")}
+    if not len(positions["queries"]):
         return None
+    if data.groupings("test"):
+        positions["val"] = labelled(data.index, "val")
     network = load_frozen(str(run / "export"), device, num_classes=None)
     size = tuple(network.pretrained_cfg["input_size"][-2:])
-    probabilities = predict_scans(network, data.scans, positions, size, device)
+    probabilities = {name: predict_scans(network, data.scans, p, size, device) for name, p in positions.items()}
     settings = {"model": config.model, "init": config.init, "image_size": size}
-    return final_result(data, positions, probabilities, network.weights, settings, config.seed)
+    return final_result(data, positions["queries"], probabilities, network.weights, settings, config.seed)

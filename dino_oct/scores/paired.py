@@ -85,11 +85,13 @@ def compare_scores(
     *,
     bootstrap: int = 1000,
     seed: int = 0,
+    noun: str = "scan",
 ) -> Compared[Setting]:
     """Metrics of several classifiers on the same scans, with paired differences of the first to each other one.
 
     Args:
         scores: row name → setting (k, say; the same ones in every row) → class scores (M, C) of the queries.
+        noun: what a query is, in notes.
 
     Raises:
         InputError: no query.
@@ -125,7 +127,7 @@ def compare_scores(
         }
         for other in others
     }
-    notes = resampled.notes() + _class_notes(reference, queries, class_names)
+    notes = resampled.notes() + _class_notes(reference, queries, class_names, noun)
     return Compared(rows, differences, majority(queries.labels, class_names), notes)
 
 
@@ -162,12 +164,12 @@ def classes_of_one_patient(queries: ScanSet, class_names: tuple[str, ...]) -> li
     return [name for name, count in zip(class_names, counts, strict=True) if count == 1]
 
 
-def _class_notes(reference: ScanSet, queries: ScanSet, class_names: tuple[str, ...]) -> list[str]:
+def _class_notes(reference: ScanSet, queries: ScanSet, class_names: tuple[str, ...], noun: str) -> list[str]:
     notes = []
     absent = [name for c, name in enumerate(class_names) if not (queries.labels == c).any()]
     if absent:
         notes.append(
-            f"no scan to classify of {', '.join(absent)}: balanced accuracy and AUROC are over the other classes"
+            f"no {noun} to classify of {', '.join(absent)}: balanced accuracy and AUROC are over the other classes"
         )
     if alone := classes_of_one_patient(queries, class_names):
         notes.append(f"one patient only of {', '.join(alone)}: no intervals for balanced accuracy and AUROC")
@@ -175,7 +177,7 @@ def _class_notes(reference: ScanSet, queries: ScanSet, class_names: tuple[str, .
     if unknown:
         notes.append(f"no training scan of {', '.join(unknown)}: such scans cannot be classified right")
     if len(set(queries.labels.tolist())) < 2:
-        notes.append("AUROC is undefined: all scans to classify are of one class")
+        notes.append(f"AUROC is undefined: all {noun}s to classify are of one class")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ class LinearClassifier:
         return (features @ self.weight.T + self.bias).double().softmax(dim=1).cpu().numpy()
 
 
+Candidate = TypeVar("Candidate", float, str)
 Fit = Callable[[Tensor, np.ndarray, int], Iterator[tuple[float, LinearClassifier]]]
 
 
@@ -44,12 +46,14 @@ class Choice:
         classifier: its weights.
         accuracies: balanced accuracy of every candidate by setting on the scans that chose, per cent.
         by: what chose it.
+        probabilities: (N, C) that it gives the scans that chose; None where none did.
     """
 
     setting: float
     classifier: LinearClassifier
     accuracies: dict[float, float]
     by: str
+    probabilities: np.ndarray | None = None
 
 
 def choose(candidates: Iterator[tuple[float, LinearClassifier]], features: Tensor, labels: np.ndarray) -> Choice:
@@ -63,16 +67,30 @@ def choose(candidates: Iterator[tuple[float, LinearClassifier]], features: Tenso
     return _best(classifiers, probabilities, labels, ON_VALIDATION)
 
 
+def best_candidate(
+    probabilities: dict[Candidate, np.ndarray], labels: np.ndarray
+) -> tuple[Candidate, dict[Candidate, float]]:
+    """The candidate of highest balanced accuracy; ties: lower log-loss, then the earlier.
+
+    Args:
+        probabilities: candidate → (N, C); labels: (N,).
+
+    Returns:
+        Its name, and the balanced accuracy of every candidate in per cent.
+    """
+    accuracies, likelihoods = {}, {}
+    for candidate, of_scans in probabilities.items():
+        correct = of_scans.argmax(axis=1) == labels
+        accuracies[candidate] = 100 * float(np.mean([correct[labels == c].mean() for c in np.unique(labels)]))
+        likelihoods[candidate] = np.log(np.maximum(of_scans[np.arange(len(labels)), labels], 1e-12)).mean()
+    return max(accuracies, key=lambda candidate: (accuracies[candidate], likelihoods[candidate])), accuracies
+
+
 def _best(
     classifiers: dict[float, LinearClassifier], probabilities: dict[float, np.ndarray], labels: np.ndarray, by: str
 ) -> Choice:
-    accuracies, likelihoods = {}, {}
-    for setting, of_scans in probabilities.items():
-        correct = of_scans.argmax(axis=1) == labels
-        accuracies[setting] = 100 * float(np.mean([correct[labels == c].mean() for c in np.unique(labels)]))
-        likelihoods[setting] = np.log(np.maximum(of_scans[np.arange(len(labels)), labels], 1e-12)).mean()
-    setting = max(accuracies, key=lambda setting: (accuracies[setting], likelihoods[setting]))
-    return Choice(setting, classifiers[setting], accuracies, by)
+    setting, accuracies = best_candidate(probabilities, labels)
+    return Choice(setting, classifiers[setting], accuracies, by, probabilities[setting])
 
 
 def choose_within(

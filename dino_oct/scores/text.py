@@ -17,6 +17,7 @@ from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import Majority
 from dino_oct.scores.classification import METRICS
 from dino_oct.scores.paired import Metrics, Result
+from dino_oct.scores.units import ByUnit
 
 PHANTOM_NOTICE = "PHANTOMS: synthetic scans"
 # The order of a JSON file: what was evaluated, its numbers, what they say.
@@ -94,6 +95,71 @@ def majority_row(always: Majority, counts: dict[str, dict[str, int]]) -> list[st
     return [f"always {always.name}", f"{always.share:.1f}", f"{100 / classes:.1f}", *rest]
 
 
+def unit_lines(result: Any, resamples: int, setting: str = "") -> list[str]:
+    """Tables of each unit, in 80 columns: the rule and the metrics of each row, then the differences; and notes.
+
+    Args:
+        result: with ``by_unit``, and ``notes``, which are not said twice.
+        setting: title of the column of settings where there are several.
+    """
+    lines, by_unit = [], result.by_unit
+    for unit, of_unit in by_unit.items():
+        notes = [f"note: by {unit}: {note}" for note in of_unit.notes if note not in result.notes]
+        lines += ["", *_unit_tables(unit, of_unit, setting), *notes]
+    if any(of_unit.rows for of_unit in by_unit.values()) and resamples:
+        lines += [f"[95 % interval, ends rounded outwards, {resamples} resamples of patients]"]
+    return lines
+
+
+def _unit_tables(unit: str, of_unit: ByUnit, setting: str) -> Iterator[str]:
+    if not of_unit.rows:
+        return
+    of_patients = "" if unit == "patient" else f" of {counted(of_unit.patients, 'patient')}"
+    yield f"by {unit}: {counted(of_unit.units, unit)}{of_patients}"
+    if of_unit.val_units:
+        yield f"rule: chosen by balanced accuracy on {counted(of_unit.val_units, f'validation {unit}')}"
+    else:
+        yield f"rule: mean, not chosen: {of_unit.why_mean}"
+    columns = [setting] if setting else []
+    metrics = ACCURACY_HEADER[: len(METRICS)]
+    always, *cells = majority_row(of_unit.majority, {name: {"scans": n} for name, n in of_unit.classes.items()})
+    rows = [
+        [*key, name, row.rule, *(_narrow(getattr(row, metric)) for metric in METRICS)]
+        for key, name, row in _by_setting(of_unit.rows, setting)
+    ]
+    yield table([*columns, "", "rule", *metrics], [*rows, [*("" for _ in columns), always, "", *cells[: len(METRICS)]]])
+    differences = [
+        [*key, name.split(" − ", 1)[1], *(_narrow(getattr(row, metric), signed=True) for metric in METRICS)]
+        for key, name, row in _by_setting(of_unit.differences, setting)
+    ]
+    if differences:
+        first = next(iter(of_unit.rows))
+        yield ""
+        yield table([*columns, f"{first} minus", *metrics], differences)
+
+
+def _by_setting(rows: dict[str, Any], setting: str) -> list[tuple[list[str], str, Metrics]]:
+    """(cells of the setting, row, numbers), setting by setting."""
+    if not setting:
+        return [([], name, row) for name, row in rows.items()]
+    settings = next(iter(rows.values()), {})
+    return [([str(k)], name, by_k[k]) for k in settings for name, by_k in rows.items()]
+
+
+def _narrow(value: Interval, signed: bool = False) -> str:
+    """As ``show``, the ends as whole numbers, rounded outwards: units are few, and tables stay narrow."""
+    if value.low is None or value.high is None or not math.isfinite(value.point):
+        return show(value, signed=signed)
+    sign = "+" if signed else ""
+    low, high = math.floor(value.low + 1e-9), math.ceil(value.high - 1e-9)
+    return f"{value.point:{sign}.1f} [{low:{sign}d}, {high:{sign}d}]"
+
+
+def counted(n: int, noun: str) -> str:
+    """As ``12 eyes``."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def missing_intervals(result: Any) -> list[str]:
     """Why numbers of a result have no interval, each reason once, as notes."""
 
@@ -111,10 +177,10 @@ def missing_intervals(result: Any) -> list[str]:
 
 def plain(value: Any) -> Any:
     """A value as JSON takes it: arrays and tuples to lists, dataclasses to objects (``class_`` as "class", a field with
-    a ``key`` in its metadata as that), NaN and infinity to null."""
+    a ``key`` in its metadata as that, one with ``may_be_empty`` left out if it is), NaN and infinity to null."""
     if dataclasses.is_dataclass(value):
-        fields = {field.metadata.get("key", field.name.rstrip("_")): field.name for field in dataclasses.fields(value)}
-        return {key: plain(getattr(value, name)) for key, name in fields.items()}
+        fields = [f for f in dataclasses.fields(value) if not f.metadata.get("may_be_empty") or getattr(value, f.name)]
+        return {f.metadata.get("key", f.name.rstrip("_")): plain(getattr(value, f.name)) for f in fields}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray):

@@ -6,14 +6,24 @@ import numpy as np
 
 from dino_oct.knn import check_k, knn_votes
 from dino_oct.limits import check_settings
-from dino_oct.scores.paired import MODEL, Compared, Metrics, ResultByClass, ScanSet, compare_scores
-from dino_oct.scores.text import accuracy_cells, closing, difference_cells, heading, write_json
+from dino_oct.scores.paired import MODEL, Metrics, ResultByClass, ScanSet, compare_scores
+from dino_oct.scores.text import accuracy_cells, closing, difference_cells, heading, unit_lines, write_json
+from dino_oct.scores.units import compare_units
 from evaluation.config import KnnOptions
 from evaluation.inputs.features import extract_features
 from evaluation.inputs.model import open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import Source
-from evaluation.protocols.results import Classification, of_source, shared_patients, tables, verdicts, with_folders
+from evaluation.protocols.results import (
+    Classification,
+    of_source,
+    shared_patients,
+    shared_with_validation,
+    tables,
+    verdicts,
+    why_mean,
+    with_folders,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,30 +35,29 @@ class Knn(Classification):
     differences: dict[str, dict[int, Metrics]]
 
 
-def compare_features(
+def vote(
     features: dict[str, tuple[np.ndarray, np.ndarray]],
     reference: ScanSet,
     queries: ScanSet,
-    class_names: tuple[str, ...],
+    n_classes: int,
     options: KnnOptions,
-) -> Compared[int]:
+) -> dict[str, dict[int, np.ndarray]]:
     """k-NN of several feature sets on the same scans.
 
     Args:
         features: row name → features of the reference scans (N, D) and of the queries (M, D).
 
     Returns:
-        As ``compare_scores``, by k.
+        Row name → k → votes (M, n_classes).
 
     Raises:
-        InputError: k out of range, a temperature not above 0, or no query.
+        InputError: k out of range, or a temperature not above 0.
     """
     patients = (reference.patients, queries.patients) if options.exclude_same_patient else None
-    votes = {
-        name: knn_votes(train, reference.labels, test, options.k, len(class_names), options.temperature, patients)
+    return {
+        name: knn_votes(train, reference.labels, test, options.k, n_classes, options.temperature, patients)
         for name, (train, test) in features.items()
     }
-    return compare_scores(votes, reference, queries, class_names, bootstrap=options.bootstrap, seed=options.seed)
 
 
 def evaluate(source: Source, options: KnnOptions) -> Knn:
@@ -59,23 +68,41 @@ def evaluate(source: Source, options: KnnOptions) -> Knn:
     """
     check_settings(options)
     data = open_data(source, options)
-    index = data.index
+    index, names = data.index, data.index.class_names
     positions = {"reference": data.labelled("train"), "queries": data.labelled(options.split)}
-    reference, queries = (ScanSet(index.labels[p], index.patients[p]) for p in positions.values())
+    groupings = data.groupings(options.split)
+    val = {"val": data.labelled("val")} if any("val" in of_unit for of_unit in groupings.values()) else {}
+    sets = {name: ScanSet(index.labels[p], index.patients[p]) for name, p in (positions | val).items()}
+    reference, queries = sets["reference"], sets["queries"]
     check_k(options.k, len(reference.labels))
     model = open_model(source, MODEL, image_size=options.image_size, heads=options.heads)
-    extracted = extract_features(model, options, data, positions)
-    features = {row: tuple(of_set[row] for of_set in extracted.by_set.values()) for row in extracted.by_set["queries"]}
-    compared = compare_features(features, reference, queries, index.class_names, options)
+    extracted = extract_features(model, options, data, positions | val)
+    features = extracted.by_set
+    votes = {
+        name: vote(
+            {row: (features["reference"][row], of_row) for row, of_row in features[name].items()},
+            reference, sets[name], len(names), options,
+        )
+        for name in ("queries", *val)
+    }  # fmt: skip
+    resampling = {"bootstrap": options.bootstrap, "seed": options.seed}
+    compared = compare_scores(votes["queries"], reference, queries, names, **resampling)
+    by_set = {
+        row: {k: {name: of_set[row][k] for name, of_set in votes.items()} for k in by_k}
+        for row, by_k in votes["queries"].items()
+    }
+    by_unit = compare_units(by_set, groupings, reference, names, why_mean=why_mean(options.split), **resampling)
     notes = data.training_notes(positions["queries"])
     if not options.exclude_same_patient:
         way_out = "use --dataset.split patient or --exclude-same-patient True"
         notes += shared_patients(queries, reference, way_out)
+    if val:
+        notes += shared_with_validation(queries, sets["val"])
     return Knn(
         model=of_source(source),
         weights=extracted.weights,
         data={
-            **data.summary(**positions),
+            **data.summary(**positions, **val),
             "reference": "train",
             "queries": options.split,
             "shortcut": data.shortcuts(np.concatenate(list(positions.values()))),
@@ -89,6 +116,7 @@ def evaluate(source: Source, options: KnnOptions) -> Knn:
         },
         rows=compared.rows,
         differences=compared.differences,
+        by_unit=by_unit,
         majority=compared.majority,
         verdicts=verdicts(compared, lambda name, k: f"{name}, k={k}"),
         notes=notes + compared.notes + extracted.notes,
@@ -112,6 +140,7 @@ def report(result: Knn) -> str:
         rows += [[str(k), name, *difference_cells(by_k[k])] for name, by_k in result.differences.items()]
     recalls = {f"k={ks[0]}, {name}": by_k[ks[0]] for name, by_k in result.rows.items()}
     lines += tables(result, ["k", ""], rows, recalls)
+    lines += unit_lines(result, result.settings["bootstrap"]["resamples"], "k")
     return "\n".join([*lines, *closing(result, result.verdicts)])
 
 

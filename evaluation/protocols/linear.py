@@ -14,18 +14,28 @@ from dino_oct.errors import InputError
 from dino_oct.files import replacing
 from dino_oct.limits import check_settings
 from dino_oct.runtime import default_device
-from dino_oct.scores import probes
+from dino_oct.scores import pooling, probes
 from dino_oct.scores.classification import METRICS, score_all
 from dino_oct.scores.paired import MODEL, PIXELS, RANDOM, START, Metrics, ResultByClass, ScanSet, compare_scores
 from dino_oct.scores.probes import Choice
-from dino_oct.scores.text import accuracy_cells, closing, difference_cells, heading, table, write_json
+from dino_oct.scores.text import accuracy_cells, closing, difference_cells, heading, table, unit_lines, write_json
+from dino_oct.scores.units import Grouping, compare_units
 from dino_oct.streams import generator
 from evaluation.config import IMAGE_FEATURE, LinearOptions
 from evaluation.inputs.features import extract_features
 from evaluation.inputs.model import open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import Source
-from evaluation.protocols.results import Classification, of_source, shared_patients, tables, verdicts, with_folders
+from evaluation.protocols.results import (
+    Classification,
+    of_source,
+    shared_patients,
+    shared_with_validation,
+    tables,
+    verdicts,
+    why_mean,
+    with_folders,
+)
 
 PROBE = "linear probe"
 # At least one patient of each class makes small draws even between classes, whatever the test's shares: plain accuracy
@@ -150,6 +160,29 @@ def fit_probe(
     return choice, choice.classifier.probabilities(ready(features.queries))
 
 
+def pool_features(
+    features: Features, of_unit: dict[str, Grouping], n_classes: int, seed: int
+) -> dict[str, np.ndarray] | None:
+    """Class probabilities of units by attention pooling, fitted on the training units: of the validation units, which
+    end the training early, and of those to classify; None where the training units are of fewer than two classes.
+
+    Args:
+        of_unit: "train", "val" and "queries" → their scans grouped.
+    """
+    train, val = of_unit["train"].units.labels, of_unit["val"].units.labels
+    if len(np.unique(train)) < 2:
+        return None
+    mean, scale = probes.standardisation(features.train)
+    bags = {
+        name: pooling.Bags(
+            torch.from_numpy((getattr(features, name) - mean) / scale).to(default_device()), grouped.unit_of_scan
+        )
+        for name, grouped in of_unit.items()
+    }
+    model = pooling.fit(bags["train"], train, bags["val"], val, n_classes, seed)
+    return {name: pooling.probabilities(model, bags[name]) for name in ("val", "queries")}
+
+
 def _cs(options: LinearOptions) -> list[float]:
     return np.logspace(*np.log10(options.c_range), options.n_c).tolist()
 
@@ -196,6 +229,7 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
     data = open_data(source, options)
     names = data.index.class_names
     positions = {"train": data.labelled("train"), "val": data.labelled("val"), "queries": data.labelled(options.split)}
+    groupings = data.groupings(options.split)
     train, val, queries = (ScanSet(data.index.labels[p], data.index.patients[p]) for p in positions.values())
     if len(set(train.labels.tolist())) < 2:
         raise InputError(
@@ -215,8 +249,18 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
         return fit_probe(features[name], train, None if within else val, labelled, options, len(names), standardise)
 
     fitted = {name: fit_row(name, np.arange(len(train.labels))) for name in features}
+    resampling = {"bootstrap": options.bootstrap, "seed": options.seed}
     scores = {name: {PROBE: probabilities} for name, (_, probabilities) in fitted.items()}
-    compared = compare_scores(scores, train, queries, names, bootstrap=options.bootstrap, seed=options.seed)
+    compared = compare_scores(scores, train, queries, names, **resampling)
+
+    def pool(name: str, of_unit: dict[str, Grouping]) -> dict[str, np.ndarray] | None:
+        return pool_features(features[name], of_unit, len(names), options.seed)
+
+    by_set = {
+        name: {PROBE: {"queries": probabilities, "val": choice.probabilities}}
+        for name, (choice, probabilities) in fitted.items()
+    }
+    by_unit = compare_units(by_set, groupings, train, names, why_mean=why_mean(options.split), pool=pool, **resampling)
     rows = {
         name: ProbeResult(
             **vars(compared.rows[name][PROBE]),
@@ -227,11 +271,10 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
         for name, (choice, _) in fitted.items()
     }
     notes = data.training_notes(positions["queries"]) + shared_patients(queries, train)
-    tested = set(queries.patients.tolist())
     if options.split == "val":
         notes.append("chosen and judged on the same validation scans: too good; report --split test")
-    elif shared := len(tested & set(val.patients.tolist())):
-        notes.append(f"{shared} of {len(tested)} classified patients also have validation scans")
+    else:
+        notes += shared_with_validation(queries, val)
     tried = {"c": _cs(options)} if options.protocol == "fast" else {"epochs": options.epochs, "batch_size": SGD_BATCH}
     return Linear(
         model=of_source(source),
@@ -251,6 +294,7 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
         },
         rows=rows,
         differences={name: row[PROBE] for name, row in compared.differences.items()},
+        by_unit={unit: of_unit.of(PROBE) for unit, of_unit in by_unit.items()},
         majority=compared.majority,
         label_fractions=label_curves(fit_row, list(features), train, queries, options),
         verdicts=verdicts(compared, lambda name, _: name),
@@ -276,6 +320,7 @@ def report(result: Linear) -> str:
     drawn = [[name, *(_spread(getattr(point.rows[name], CURVE_METRIC)) for point in curve)] for name in result.rows]
     lines += [
         *tables(result, ["", what], rows, result.rows),
+        *unit_lines(result, settings["bootstrap"]["resamples"]),
         "",
         table(["balanced accuracy %", *shares], drawn),
         f"mean (lowest–highest) of {settings['draws']} draws of p. training patients; {what} chosen by: "

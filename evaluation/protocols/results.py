@@ -1,7 +1,7 @@
 """What the results of all evaluations have in common."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from dino_oct.scan_data import ScanData
 from dino_oct.scores.class_summary import Majority, never_recognised
 from dino_oct.scores.paired import MODEL, PIXELS, START, Compared, ResultByClass, ScanSet, Setting, verdict
 from dino_oct.scores.text import ACCURACY_HEADER, Evaluation, majority_row, show, table
+from dino_oct.scores.units import ByUnit
 from evaluation.config import EvaluationOptions, MapOptions, ScanOptions
 from evaluation.inputs.model import Model
 from evaluation.inputs.scans import open_data
@@ -27,6 +28,7 @@ class Classification(Evaluation):
 
     Attributes:
         differences: "model − row", in points.
+        by_unit: the same rows on volumes, eyes and patients, where these hold several scans.
         verdicts: what the numbers let one say.
     """
 
@@ -35,6 +37,7 @@ class Classification(Evaluation):
     )
     rows: dict[str, Any]
     differences: dict[str, Any]
+    by_unit: dict[str, ByUnit] = field(default_factory=dict, metadata={"may_be_empty": True})
     majority: Majority
     verdicts: list[str]
 
@@ -50,6 +53,18 @@ def shared_patients(queries: ScanSet, train: ScanSet, way_out: str = "use --data
     shared = len(tested & set(train.patients.tolist()))
     text = f"{shared} of {len(tested)} classified patients also have training scans, which flatters every row"
     return [f"{text}; {way_out}"] if shared else []
+
+
+def shared_with_validation(queries: ScanSet, val: ScanSet) -> list[str]:
+    """A note where classified patients also have validation scans."""
+    tested = set(queries.patients.tolist())
+    shared = len(tested & set(val.patients.tolist()))
+    return [f"{shared} of {len(tested)} classified patients also have validation scans"] if shared else []
+
+
+def why_mean(split: str) -> str:
+    """Why no rule is chosen for units of a split: its own scans may not choose."""
+    return f"the {'classified scans are those of validation' if split == 'val' else 'folder has no validation scans'}"
 
 
 def choose_scans(
