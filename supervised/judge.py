@@ -176,6 +176,6 @@ def result_text(result: FinalResult) -> str:
             ],
         ),
         f"[95 % interval, {result.settings['bootstrap']['resamples']} resamples of patients]",
-        *unit_lines(result, result.settings["bootstrap"]["resamples"]),
+        *unit_lines(result.by_unit, result.settings["bootstrap"]["resamples"], result.notes),
     ]
     return "\n".join([*lines, *closing(result, result.verdicts)])

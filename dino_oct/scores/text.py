@@ -95,16 +95,16 @@ def majority_row(always: Majority, counts: dict[str, dict[str, int]]) -> list[st
     return [f"always {always.name}", f"{always.share:.1f}", f"{100 / classes:.1f}", *rest]
 
 
-def unit_lines(result: Any, resamples: int, setting: str = "") -> list[str]:
+def unit_lines(by_unit: dict[str, ByUnit], resamples: int, said: Sequence[str] = (), setting: str = "") -> list[str]:
     """Tables of each unit, in 80 columns: the rule and the metrics of each row, then the differences; and notes.
 
     Args:
-        result: with ``by_unit``, and ``notes``, which are not said twice.
+        said: notes that are not said again.
         setting: title of the column of settings where there are several.
     """
-    lines, by_unit = [], result.by_unit
+    lines = []
     for unit, of_unit in by_unit.items():
-        notes = [f"note: by {unit}: {note}" for note in of_unit.notes if note not in result.notes]
+        notes = [f"note: by {unit}: {note}" for note in of_unit.notes if note not in said]
         lines += ["", *_unit_tables(unit, of_unit, setting), *notes]
     if any(of_unit.rows for of_unit in by_unit.values()) and resamples:
         lines += [f"[95 % interval, ends rounded outwards, {resamples} resamples of patients]"]
@@ -142,8 +142,8 @@ def _by_setting(rows: dict[str, Any], setting: str) -> list[tuple[list[str], str
     """(cells of the setting, row, numbers), setting by setting."""
     if not setting:
         return [([], name, row) for name, row in rows.items()]
-    settings = next(iter(rows.values()), {})
-    return [([str(k)], name, by_k[k]) for k in settings for name, by_k in rows.items()]
+    settings = dict.fromkeys(k for by_k in rows.values() for k in by_k)
+    return [([str(k)], name, by_k[k]) for k in settings for name, by_k in rows.items() if k in by_k]
 
 
 def _narrow(value: Interval, signed: bool = False) -> str:

@@ -140,7 +140,7 @@ def report(result: Knn) -> str:
         rows += [[str(k), name, *difference_cells(by_k[k])] for name, by_k in result.differences.items()]
     recalls = {f"k={ks[0]}, {name}": by_k[ks[0]] for name, by_k in result.rows.items()}
     lines += tables(result, ["k", ""], rows, recalls)
-    lines += unit_lines(result, result.settings["bootstrap"]["resamples"], "k")
+    lines += unit_lines(result.by_unit, result.settings["bootstrap"]["resamples"], result.notes, "k")
     return "\n".join([*lines, *closing(result, result.verdicts)])
 
 

@@ -320,7 +320,7 @@ def report(result: Linear) -> str:
     drawn = [[name, *(_spread(getattr(point.rows[name], CURVE_METRIC)) for point in curve)] for name in result.rows]
     lines += [
         *tables(result, ["", what], rows, result.rows),
-        *unit_lines(result, settings["bootstrap"]["resamples"]),
+        *unit_lines(result.by_unit, settings["bootstrap"]["resamples"], result.notes),
         "",
         table(["balanced accuracy %", *shares], drawn),
         f"mean (lowest–highest) of {settings['draws']} draws of p. training patients; {what} chosen by: "

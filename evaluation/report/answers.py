@@ -68,6 +68,7 @@ class Answers:
 
     Attributes:
         knn: k → votes (M, C) of the test scans.
+        on_validation: protocol, as in ``by_protocol`` → scores (V, C) of the validation scans.
         classifier: probabilities (M, C) of the classifier that maps explain (its own, or a probe in its place);
             classifier_validation: its per cent balanced accuracy on validation scans.
         values, results, reliability, confusion: as ``table.score`` fills them: column or metric → (1 + resamples,), row
@@ -77,6 +78,7 @@ class Answers:
 
     model: Candidate
     knn: dict[int, np.ndarray] = field(default_factory=dict)
+    on_validation: dict[str, np.ndarray] = field(default_factory=dict)
     probe: Probe | None = None
     classifier: np.ndarray | None = None
     classifier_validation: float | None = None
@@ -113,18 +115,22 @@ def ask(model: Candidate, shared: Setting) -> Answers:
     answers, ks, temperature = Answers(model), shared.options.k, shared.options.temperature
     try:
         votes = model.steps.arrays("knn", lambda: _knn(model, shared), k=list(ks), temperature=temperature)
-        answers.knn = {k: votes[str(k)] for k in ks}
+        answers.knn = {k: votes[f"test {k}"] for k in ks}
+        answers.on_validation |= {f"knn_{k}": votes[f"val {k}"] for k in ks}
     except InputError as reason:
         model.gaps[KNN] = str(reason)
     try:
         probe = model.steps.arrays("linear", lambda: _linear(model, shared))
         numbers = float(probe["setting"]), float(probe["validation"]), int(probe["features"])
-        answers.probe = Probe(probe["probabilities"], *numbers)
+        answers.probe = Probe(probe["test"], *numbers)
+        answers.on_validation["linear"] = probe["val"]
     except InputError as reason:
         model.gaps[LINEAR] = str(reason)
     try:
         probabilities = model.steps.arrays("classifier", lambda: _classify(model, shared))
         answers.classifier = probabilities["test"]
+        if model.has_own:
+            answers.on_validation["classifier"] = probabilities["val"]
         answers.facts = model.steps.json("facts", lambda: facts(model), Facts)
         labels = shared.set_of("val").labels
         (scores,) = score_all(np.ones((1, len(labels))), labels, probabilities["val"])
@@ -135,20 +141,28 @@ def ask(model: Candidate, shared: Setting) -> Answers:
 
 
 def _knn(model: Candidate, shared: Setting) -> Arrays:
-    train, test = model.features["train"], model.features["test"]
-    labels, n_classes = shared.set_of("train").labels, len(shared.class_names)
-    votes = knn_votes(train, labels, test, shared.options.k, n_classes, shared.options.temperature)
-    return {str(k): scores for k, scores in votes.items()}
+    train, labels, n_classes = model.features["train"], shared.set_of("train").labels, len(shared.class_names)
+    votes = {}
+    for split in ("val", "test"):
+        by_k = knn_votes(train, labels, model.features[split], shared.options.k, n_classes, shared.options.temperature)
+        votes |= {f"{split} {k}": scores for k, scores in by_k.items()}
+    return votes
+
+
+def features_of(model: Candidate) -> linear.Features:
+    """A model's features as the linear probe takes them."""
+    return linear.Features(*(model.features[split] for split in SPLITS))
 
 
 def _linear(model: Candidate, shared: Setting) -> Arrays:
     """The fast protocol of ``evaluation/linear.py`` with all labels."""
-    features = linear.Features(*(model.features[split] for split in SPLITS))
+    features = features_of(model)
     train, val = shared.set_of("train"), shared.set_of("val")
     every = np.arange(len(train.labels))
     choice, probabilities = linear.fit_probe(features, train, val, every, LinearOptions(), len(shared.class_names))
     return {
-        "probabilities": probabilities,
+        "test": probabilities,
+        "val": choice.probabilities,
         "setting": np.array(choice.setting),
         "validation": np.array(choice.accuracies[choice.setting]),
         "features": np.array(features.train.shape[1]),

@@ -18,7 +18,7 @@ from dino_oct.errors import InputError
 from dino_oct.files import private_folder, write_whole
 from dino_oct.knn import check_k
 from dino_oct.limits import check_settings
-from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table, write_json
+from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table, unit_lines, write_json
 from evaluation.config import ComparisonOptions
 from evaluation.inputs.masks import LesionMasks
 from evaluation.inputs.scans import open_data
@@ -39,6 +39,7 @@ from evaluation.report.scans import ShownScans
 from evaluation.report.severity import lesion_loads, severity
 from evaluation.report.steps import Setting, StepCache
 from evaluation.report.table import URGENT, Intervals, make_table, protocol_title, score
+from evaluation.report.units import judge_units
 from evaluation.report.verdict import best_on_validation, verdict
 
 _URGENT = ("urgent_sensitivity", "urgent_specificity")
@@ -151,6 +152,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         },
         intended_use=INTENDED_USE,
         evaluations={key: of_model.results for key, of_model in answers.items()},
+        by_unit=judge_units(answers, shared),
         scans=scans.columns(),
     )
     results = replace(results, limits=limits(results), methods=paragraphs(results, shared))
@@ -190,12 +192,29 @@ def report(results: Results) -> str:
         for key, row in results.table.rows.items()
         if all(row.get(name) for name in _URGENT)
     ]
+    units = unit_lines(
+        {
+            unit: replace(
+                of_unit,
+                rows={
+                    key: {protocol_title(name): row for name, row in by_protocol.items()}
+                    for key, by_protocol in of_unit.rows.items()
+                },
+                differences={},
+            )
+            for unit, of_unit in results.by_unit.items()
+        },
+        results.settings["bootstrap"]["resamples"],
+        said=[finding.text for finding in results.warnings],
+        setting="by",
+    )[1:]
     return "\n".join(
         [
             results.title + (f" · {results.notice}" if results.notice else ""),
             "",
             table(["model", "by", *ACCURACY_HEADER], [*rows, [always, "", *cells]]),
             "",
+            *([*units, ""] if units else []),
             *([table(["urgent against routine", "sensitivity %", "specificity %"], urgent), ""] if urgent else []),
             *(f"{key}: {model.loaded}" for key, model in results.models.items()),
             "",

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from dino_oct.scores.text import missing_intervals
+from dino_oct.scores.units import RULES
 from evaluation.config import ComparisonOptions
 from evaluation.maps.chefer import PATENT_NOTICE
 from evaluation.report.label_errors import FOLDS
@@ -90,6 +91,16 @@ def paragraphs(results: Results, shared: Setting) -> list[str]:
         "2017). Urgent against routine: CNV and DME against DRUSEN and NORMAL; a scan counts as called urgent where "
         "its most probable class is; AUROC of the summed probability of the urgent classes.",
     ]
+    if results.by_unit:
+        shares = ", ".join(f"{100 * share:g} %" for share in RULES.values() if 0 < share < 1)
+        texts.append(
+            f"By {', '.join(results.by_unit)}: class scores of slices become those of a unit as their mean, their "
+            f"maximum or the mean of the highest {shares} (one slice at least), each class by itself, scaled to a sum "
+            "of 1; for the linear probe also by gated attention pooling of the features (Ilse et al. 2018), trained on "
+            "the training units and stopped early on the validation units. Each row uses what has the highest balanced "
+            "accuracy on the validation units. Units whose scans have several classes are left out. Intervals are by "
+            "patient."
+        )
     if results.suspects:
         texts.append(
             f"Suspected label errors: {FOLDS}-fold cross-validation grouped by patient over all labelled scans of all "

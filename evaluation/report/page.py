@@ -19,9 +19,10 @@ from matplotlib import colormaps
 from dino_oct.errors import InputError
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import summary_of_counts
-from dino_oct.scores.text import plain
+from dino_oct.scores.text import counted, plain
 from evaluation import pages
 from evaluation.report.results import Media, Results
+from evaluation.report.table import protocol_title
 
 PAGE_LIMIT = 40_000_000  # bytes; what mail servers and browsers on a tablet still take
 SECTIONS = {
@@ -66,6 +67,8 @@ def render(results: Results, media: Media) -> str:
         across=_ACROSS,
         groups=[list(group) for _, group in itertools.groupby(results.table.columns, lambda column: column.group)],
         number=number,
+        counted_units=counted,
+        protocol_title=protocol_title,
         Footnotes=Footnotes,
         figures={name: (titles[name], _inline(svg, name, titles[name])) for name, svg in media.figures.items()},
         summary=lambda confusion: summary_of_counts(confusion.counts, [c.name for c in results.classes]).words,

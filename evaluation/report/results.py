@@ -7,6 +7,7 @@ import numpy as np
 
 from dino_oct.scores.classification import Reliability
 from dino_oct.scores.paired import Result
+from dino_oct.scores.units import ByUnit
 from evaluation.pages.embedding_figures import Mark
 from evaluation.report.answers import Confusion
 from evaluation.report.cases import Case, Pictures
@@ -82,7 +83,8 @@ class Results:
         models, confusions, answers: by model.
         reliability: model → protocol → its reliability diagram.
         gaps: "section: reason".
-        evaluations: model → protocol → what the single evaluation says.
+        evaluations: model → protocol → what the single evaluation says; by_unit: the same on volumes, eyes and
+            patients, where these hold several scans.
         leaderboard: of explanation maps; its key in ``results.json`` is an older word.
         limits, methods: sentences and paragraphs.
     """
@@ -112,6 +114,7 @@ class Results:
     settings: dict[str, Any]
     intended_use: str
     evaluations: dict[str, dict[str, Result]]
+    by_unit: dict[str, ByUnit] = field(metadata={"may_be_empty": True})
     scans: ScanColumns
     limits: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)

@@ -26,7 +26,7 @@ from evaluation.config import ComparisonOptions
 SPLITS = ("train", "val", "test")
 Arrays = dict[str, np.ndarray]
 _IDENTITY, _DIGEST = "__identity__", "__digest__"
-STEPS_VERSION = 3  # raise it when files, or a step's result, change: older entries are then not found
+STEPS_VERSION = 4  # raise it when files, or a step's result, change: older entries are then not found
 
 
 class StepCache:

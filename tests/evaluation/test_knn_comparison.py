@@ -5,9 +5,9 @@ import pytest
 
 from dino_oct.errors import InputError
 from dino_oct.knn import knn_votes
-from dino_oct.scores.paired import ScanSet, verdict
+from dino_oct.scores.paired import ScanSet, compare_scores, verdict
 from evaluation.config import KnnOptions
-from evaluation.protocols.knn import compare_features
+from evaluation.protocols.knn import vote
 
 CLASSES = ("CNV", "DME", "NORMAL")
 
@@ -23,6 +23,11 @@ def separable(rng, labels: np.ndarray) -> np.ndarray:
 
 def noise(rng, labels: np.ndarray) -> np.ndarray:
     return rng.normal(size=(len(labels), 8))
+
+
+def compare_features(features, reference, queries, class_names, options):
+    votes = vote(features, reference, queries, len(class_names), options)
+    return compare_scores(votes, reference, queries, class_names, bootstrap=options.bootstrap, seed=options.seed)
 
 
 def compare(model, pixels, reference=None, queries=None, ks=(1, 5), **settings):
