@@ -15,8 +15,9 @@ from dino_oct.errors import InputError
 from dino_oct.streams import seed_of
 
 WIDTH = 64  # of the attention's hidden layer
-LEARNING_RATE, WEIGHT_DECAY = 1e-3, 1e-2
-BATCH, EPOCHS, PATIENCE = 16, 200, 20  # bags; most epochs; epochs without a better validation
+LEARNING_RATE, WEIGHT_DECAY = 3e-3, 1e-2
+EPOCHS, PATIENCE = 100, 10  # at most; without a better validation
+SMALLEST_BATCH, MOST_STEPS = 16, 32  # bags; of an epoch
 
 
 class GatedAttention(nn.Module):
@@ -30,6 +31,10 @@ class GatedAttention(nn.Module):
         super().__init__()
         self.content, self.gate, self.weight = nn.Linear(dim, width), nn.Linear(dim, width), nn.Linear(width, 1)
         self.classifier = nn.Linear(dim, n_classes)
+        # It begins as the mean, undecided: random weights may turn the attention away from what tells, for good.
+        for layer in (self.weight, self.classifier):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def attention(self, features: Tensor, is_scan: Tensor) -> Tensor:
         """Share of each scan in its bag (B, S), rows sum to 1.
@@ -72,7 +77,9 @@ class Bags:
 
     def in_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All bags in their order."""
-        return (self.take(list(range(i, min(i + BATCH, len(self))))) for i in range(0, len(self), BATCH))
+        return (
+            self.take(list(range(i, min(i + SMALLEST_BATCH, len(self))))) for i in range(0, len(self), SMALLEST_BATCH)
+        )
 
 
 @torch.no_grad()
@@ -103,9 +110,10 @@ def fit(
     order = torch.Generator().manual_seed(seed_of("order of bags", seed))
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     target, val_target = (torch.from_numpy(part).to(device) for part in (labels, val_labels))
+    batch_size = max(SMALLEST_BATCH, -(-len(train) // MOST_STEPS))
     best, lowest, epoch_of_best = copy.deepcopy(model), np.inf, 0
     for epoch in range(EPOCHS):
-        for batch in torch.randperm(len(train), generator=order).split(BATCH):
+        for batch in torch.randperm(len(train), generator=order).split(batch_size):
             with torch.enable_grad():
                 loss = F.cross_entropy(model(*train.take(batch.tolist())), target[batch.to(device)])
             optimizer.zero_grad()
