@@ -1,7 +1,7 @@
 """Indexed and decoded scans, and what a reader must know about them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from dino_oct.data.cache import ScanCache
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex
-from dino_oct.data.shortcut import check_shortcuts
+from dino_oct.data.leaks import describe_leak, find_leak
+from dino_oct.data.shortcut import check_shortcuts, shortcut_features
 from dino_oct.errors import InputError
 from dino_oct.provenance import TRAINED_ON, TrainedPatients, trained_on, trained_patients
 from dino_oct.scores.bootstrap import Interval
@@ -127,6 +128,20 @@ class ScanData:
             notes += [f"{name}: {note}" for note in self._of_training(self.provenance_of(name), positions)]
         return notes
 
+    def leak_notes(self, positions: np.ndarray, split: str, with_patients: bool = True) -> list[str]:
+        """What train scans give away of these scans of a split, in one line; none where nothing leaks.
+
+        Phantoms of different patients are drawn apart, so their near-duplicates are not sought.
+
+        Args:
+            with_patients: patients in both count, beside copies and near-duplicates.
+        """
+        train = np.setdiff1d(self.index.positions("train"), positions)
+        leak = find_leak(self.index, self.scans, train, positions, has_near=not self.is_phantom)
+        if not with_patients:
+            leak = replace(leak, of_people=())
+        return describe_leak(leak, self.index, positions, split)
+
     def provenance_of(self, source: str) -> TrainedPatients | None:
         """What is known of these patients and the training of any SOURCE."""
         return trained_patients(self.index, self.scans.file_digests, trained_on(source))
@@ -149,7 +164,7 @@ class ScanData:
         return notes
 
     def shortcuts(self, positions: np.ndarray) -> list[Shortcut] | None:
-        """How well size, white border or brightness alone tell the classes of these scans (``data.shortcut``).
+        """How well the classes of these scans are told by what is no anatomy (``data.shortcut``).
 
         Balanced accuracy and its 95 % interval by patient, in per cent. None for phantoms, whose size and gain do
         not know the class, and where there are too few patients to say.
@@ -159,9 +174,7 @@ class ScanData:
         results, _ = check_shortcuts(
             self.index.labels[positions],
             self.index.patients[positions],
-            self.scans.original_sizes[positions],
-            np.asarray(self.scans.border[positions]),
-            np.asarray(self.scans.brightness[positions]),
+            {name: table[positions] for name, table in shortcut_features(self.index, self.scans).items()},
         )
         return [
             {

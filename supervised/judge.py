@@ -95,7 +95,7 @@ def final_result(
         weights: what identifies the weights.
     """
     index = data.index
-    labels, patients, names = index.labels[positions], index.patients[positions], index.class_names
+    labels, names = index.labels[positions], index.class_names
     trained = data.labelled("train")
     sets = [ScanSet(index.labels[p], index.patients[p]) for p in (trained, positions)]
     resampling = {"bootstrap": _RESAMPLES, "seed": seed}
@@ -106,14 +106,6 @@ def final_result(
         **vars(compared.rows[NAME]["test"]),
         calibration_error=Interval(float(error), reason=NO_CALIBRATION_INTERVAL),
     )
-    shared = len(set(patients.tolist()) & set(index.patients[trained].tolist()))
-    notes = compared.notes
-    if shared:
-        notes = [
-            f"{shared} of {len(set(patients.tolist()))} classified patients also have training scans, which flatters "
-            "the result; use --dataset.split patient",
-            *notes,
-        ]
     return FinalResult(
         model={"source": weights.source, "chosen": "weights of the best validation"},
         weights={NAME: weights},
@@ -127,7 +119,7 @@ def final_result(
         by_unit={unit: of_unit.of("test") for unit, of_unit in by_unit.items()},
         majority=compared.majority,
         verdicts=never_recognised([(NAME, row.never_recognised)]),
-        notes=[*data.notes, *notes],
+        notes=[*data.notes, *data.leak_notes(positions, "test"), *compared.notes],
     )
 
 

@@ -144,7 +144,7 @@ def test_settings_follow_the_machine():
 def test_given_settings_are_not_chosen_and_the_others_fit_them():
     values = chosen(SMALL, optim__epochs=20, optim__batch_size=16, augment__global_size=112)
     assert not {"optim.epochs", "optim.batch_size", "augment.global_size"} & values.keys()
-    assert values["optim.teacher_momentum"] > 0.998  # 2,220 steps
+    assert values["optim.teacher_momentum"] >= 0.998  # 2,220 steps
     assert values["augment.local_size"] == 56
     assert values["optim.lr"] * 16 / 256 == pytest.approx(1e-5)
     whole = chosen(BASE8, dataclasses.replace(GPU, memory=8 << 30), model__grad_checkpointing=False)

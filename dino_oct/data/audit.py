@@ -1,12 +1,15 @@
 """Audit of a folder of scans: what is in it, what is broken, and what would flatter a result.
 
     python dino_oct/data/audit.py DIR --json FILE
+    python dino_oct/data/audit.py DIR --fix DIR/fixed.csv
 
-Counts per class, patient and split, image sizes, files left out, exact and near duplicates, patients shared between
-splits or classes, and how well image size, white border or brightness alone predict the class.
+Counts per class, patient, eye, visit, volume, device and split, image sizes, files left out, labels that differ within
+an eye, exact copies, near-duplicates across patients, patients shared between splits or classes, and how well the class
+is told by what is no anatomy. ``--fix`` writes a table without the leaks.
 """
 
 import json
+import sys
 from dataclasses import dataclass, field
 
 import tyro
@@ -19,20 +22,30 @@ from dino_oct.limits import Name, NewPath
 
 @dataclass
 class AuditOptions:
-    """Check a folder of scans: counts, bad files, duplicates, patient leaks, shortcuts."""
+    """Check a folder of scans: counts, bad files, duplicates, leaks between splits, shortcuts."""
 
     folder: tyro.conf.Positional[Name]
-    """OCT2017-style tree, or any folder of images."""
+    """OCT2017-style tree, any folder of images, or a table of scans."""
     json: NewPath | None = None
     """Also write all numbers and lists to this file."""
+    fix: NewPath | None = None
+    """Also write a table (.csv, .tsv or .parquet) in which nobody is in two splits: people with copies of each other
+    are one patient. Give it with --data FILE."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 
 
 def main(options: AuditOptions) -> None:
-    """Print the report and, if asked, write it as JSON."""
-    from dino_oct.data.checks import audit, render
+    """Print the report and, if asked, write it as JSON and write the corrected table."""
+    from dino_oct.data.cache import open_cache
+    from dino_oct.data.checks import audit_scans, render
+    from dino_oct.data.fix import fixed_table
+    from dino_oct.data.index import index_scans
+    from dino_oct.data.table import check_suffix, write_table
 
-    report = audit(options.folder, options.dataset)
+    if options.fix:
+        check_suffix(options.fix, "--fix")
+    index, cache = open_cache(index_scans(options.folder, options.dataset), options.dataset)
+    report = {**audit_scans(index, cache, options.dataset), "folder": str(options.folder)}
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_whole(options.json, json.dumps(report, indent=1))
@@ -40,6 +53,13 @@ def main(options: AuditOptions) -> None:
     print(render(report).encode(errors="backslashreplace").decode())
     if options.json:
         print(f"\nall numbers: {options.json}")
+    if options.fix:
+        fixed = fixed_table(index, cache, options.fix.parent, progress=True)
+        write_table(options.fix, fixed.columns)
+        for file, reason in fixed.left_out:
+            print(f"left out: {file}: {reason}".encode(errors="backslashreplace").decode(), file=sys.stderr)
+        print("", *(fixed.changes or ("nothing to correct",)), sep="\n")
+        print(f"{options.fix}: {len(fixed.columns['file']):,} scans; use it with --data {options.fix}")
 
 
 if __name__ == "__main__":

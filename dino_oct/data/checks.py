@@ -10,45 +10,65 @@ import numpy as np
 from dino_oct.data.borders import find_borders
 from dino_oct.data.brightness import are_inverted
 from dino_oct.data.cache import ScanCache, open_cache
-from dino_oct.data.duplicates import exact_groups, near_pairs
+from dino_oct.data.duplicates import exact_groups, near_pairs, people_of
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scans, shared_patients
-from dino_oct.data.shortcut import as_numbers, check_shortcuts
+from dino_oct.data.shortcut import as_numbers, check_shortcuts, shortcut_features
 from dino_oct.data.splits import SPLITS
 
 _SHOWN = 10  # examples printed of each finding; --json holds all
 _PAIRED = 50  # scans of a group of equal ones up to which every pair is listed
 _LOOKED_AT = 2000  # cached scans searched for borders that neutralising left
+_GIVES_AWAY = {
+    "brightness": "Brightness alone (mean, contrast and percentiles of a scan) gives the class away: a model could "
+    "read the device or the exposure of each class. Lesions and swelling change it, too.",
+    "noise": "Noise alone gives the class away: another device or averaging for each class. Compression counts, too.",
+    "device": "The device alone gives the class away: judge each device apart.",
+    "position": "The slice's number alone gives the class away: classes were taken from other places of the eye.",
+}
 
 
 def audit(folder: str | Path, config: DatasetConfig | None = None, progress: bool = True) -> dict[str, Any]:
-    """Check a folder of scans.
+    """Check a folder of scans, or those of a table.
 
     Returns:
-        JSON-ready findings: ``scans``, ``left_out``, ``notes``, ``mislabelled``, ``splits`` (published and used),
-        ``sizes``, ``borders``, ``inverted``, ``patients``, ``duplicates`` and ``shortcut``.
+        As ``audit_scans``.
 
     Raises:
         InputError: missing or empty folder, or none of its images can be read.
     """
     config = config or DatasetConfig()
-    listed = index_scans(folder, config)
-    index, cache = open_cache(listed, config, progress)
+    index, cache = open_cache(index_scans(folder, config), config, progress)
+    return {**audit_scans(index, cache, config, progress), "folder": str(folder)}
+
+
+def audit_scans(index: ScanIndex, cache: ScanCache, config: DatasetConfig, progress: bool = True) -> dict[str, Any]:
+    """Check scans that are indexed and decoded.
+
+    Returns:
+        JSON-ready findings: ``folder``, ``scans``, ``left_out``, ``notes``, ``mislabelled``, ``classes``, ``splits``
+        (published and used), ``units`` (patients, eyes, visits, volumes and devices, where known), ``devices`` (of each
+        class, where several are known), ``sizes``, ``borders``, ``inverted``, ``patients``, ``eyes`` (labels that
+        differ within one), ``duplicates`` and ``shortcut``.
+    """
     splits = {"used": index.splits}
     if np.any(index.folder_splits != ""):
         splits = {"published": index.folder_splits, **splits}
     return {
-        "folder": str(folder),
-        "scans": {"found": len(listed), "usable": len(index), "summary": cache.summary()},
+        "folder": str(index.root),
+        "scans": {"found": len(index) + len(cache.skipped), "usable": len(index), "summary": cache.summary()},
         "left_out": [{"file": file, "reason": reason} for file, reason in (*index.left_out, *cache.skipped)],
         "notes": list(index.notes),
         "mislabelled": list(index.mislabelled),
         "classes": list(index.class_names),
         "splits": {name: _count(index, split) for name, split in splits.items()},
+        "units": _units(index),
+        "devices": _devices(index),
         "sizes": _sizes(index, cache),
         "borders": _borders(index, cache, config),
         "inverted": [index.files[i] for i in np.flatnonzero(are_inverted(cache.brightness))],
         "patients": _patients(index, splits),
-        "duplicates": _duplicates(index, cache, splits),
+        "eyes": _differing_labels(index),
+        "duplicates": _duplicates(index, cache, splits, progress),
         "shortcut": _shortcut(index, cache),
     }
 
@@ -68,6 +88,76 @@ def _count(index: ScanIndex, split: np.ndarray) -> dict[str, dict[str, dict[str,
     return {
         name: {**{part: tally(mask & (split == part)) for part in SPLITS}, "all": tally(mask)}
         for name, mask in rows.items()
+    }
+
+
+def _units(index: ScanIndex) -> dict[str, dict[str, Any]]:
+    """Patients, and eyes, visits, volumes and devices where any is known: how many, their scans, how many per split."""
+    units = {"patients": index.patients}
+    for fact in ("eye", "visit", "volume", "device"):
+        if fact in index.facts:
+            units[f"{fact}s"] = index.fact(fact)
+    counts = {}
+    for name, values in units.items():
+        known = np.flatnonzero(values != "")
+        # Names of eyes, visits and volumes are those of a patient; a device serves many.
+        keys = [(values[i], "" if name == "devices" else index.patients[i]) for i in known]
+        scans = np.array(list(Counter(keys).values()))
+        counts[name] = {
+            "count": len(scans),
+            "of_scans": len(known),
+            "scans_each": {"least": int(scans.min()), "median": float(np.median(scans)), "most": int(scans.max())},
+            "splits": {
+                part: len({key for key, split in zip(keys, index.splits[known], strict=True) if split == part})
+                for part in SPLITS
+            },
+        }
+    return counts
+
+
+def _devices(index: ScanIndex) -> dict[str, dict[str, dict[str, int]]]:
+    """Class → device → scans and patients; empty where fewer than two are known. "" stands for unknown ones."""
+    devices = index.fact("device")
+    names = [name for name, _ in Counter(devices.tolist()).most_common()]
+    if len({*names} - {""}) < 2:
+        return {}
+    return {
+        label: {
+            name: {"scans": int(rows.sum()), "patients": len(set(index.patients[rows].tolist()))}
+            for name in names
+            for rows in [mask & (devices == name)]
+        }
+        for label, mask in _class_rows(index).items()
+    }
+
+
+def _differing_labels(index: ScanIndex) -> dict[str, list[dict[str, Any]]]:
+    """Eyes whose scans have several labels: at one visit, or only over visits (or where visits are not known)."""
+    eyes, visits = index.fact("eye"), index.fact("visit")
+    of_visit: dict[tuple[str, str, str], list[int]] = {}
+    for i in np.flatnonzero((eyes != "") & (index.labels != UNLABELLED)).tolist():
+        of_visit.setdefault((index.patients[i], eyes[i], visits[i]), []).append(i)
+    of_eye: dict[tuple[str, str], list[int]] = {}
+    for (patient, eye, _), scans in of_visit.items():
+        of_eye.setdefault((patient, eye), []).extend(scans)
+
+    def entry(scans: list[int], **where: str) -> dict[str, Any]:
+        labels = [index.class_names[index.labels[i]] for i in scans]
+        files = {label: index.files[i] for label, i in reversed(list(zip(labels, scans, strict=True)))}
+        return {**where, "labels": dict(Counter(labels).most_common()), "files": files}
+
+    def differ(scans: list[int]) -> bool:
+        return len(set(index.labels[scans].tolist())) > 1
+
+    at_one = {key: scans for key, scans in of_visit.items() if key[2] and differ(scans)}
+    contradicted = {key[:2] for key in at_one}
+    return {
+        "at_one_visit": [entry(scans, patient=p, eye=e, visit=v) for (p, e, v), scans in at_one.items()],
+        "over_visits": [
+            entry(scans, patient=patient, eye=eye)
+            for (patient, eye), scans in of_eye.items()
+            if differ(scans) and (patient, eye) not in contradicted
+        ],
     }
 
 
@@ -112,9 +202,9 @@ def _patients(index: ScanIndex, splits: dict[str, np.ndarray]) -> dict[str, Any]
     }
 
 
-def _duplicates(index: ScanIndex, cache: ScanCache, splits: dict[str, np.ndarray]) -> dict[str, Any]:
+def _duplicates(index: ScanIndex, cache: ScanCache, splits: dict[str, np.ndarray], progress: bool) -> dict[str, Any]:
     groups = exact_groups(cache)
-    near = near_pairs(cache)
+    near = sorted(near_pairs(cache, people_of(index), progress), key=lambda pair: -pair[2])
     return {
         "exact": {
             "groups": [[index.files[i] for i in group] for group in groups],
@@ -149,9 +239,7 @@ def _relations(index: ScanIndex, pairs: list[tuple[int, int]], splits: dict[str,
 
 
 def _shortcut(index: ScanIndex, cache: ScanCache) -> dict[str, Any]:
-    results, left_out = check_shortcuts(
-        index.labels, index.patients, cache.original_sizes, np.asarray(cache.border), np.asarray(cache.brightness)
-    )
+    results, left_out = check_shortcuts(index.labels, index.patients, shortcut_features(index, cache))
     return {"results": as_numbers(results), "classes_left_out": [index.class_names[label] for label in left_out]}
 
 
@@ -173,7 +261,9 @@ def render(report: dict[str, Any]) -> str:
         _size_table(report["sizes"]),
         _border_table(report["borders"]),
         _listed("seem inverted (bright background, dark retina)", report["inverted"]),
-        _patient_lines(report["patients"]),
+        _patient_lines(report["units"], report["patients"]),
+        _device_table(report["devices"]),
+        _eye_lines(report["eyes"]),
         _duplicate_lines(report["duplicates"]),
         _shortcut_lines(report["shortcut"], report["borders"]),
     ]
@@ -234,13 +324,17 @@ def _border_table(borders: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _patient_lines(patients: dict[str, Any]) -> list[str]:
-    per, several = patients["scans_per_patient"], patients["in_several_classes"]
-    spread = f"{per['least']:,} to {per['most']:,} scans each (median {per['median']:g})"
-    lines = [
-        f"patients: {patients['count']:,}, with {spread}",
-        f"  in more than one class: {len(several):,}{_some(several)}",
-    ]
+def _patient_lines(units: dict[str, Any], patients: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, counts in units.items():
+        each = counts["scans_each"]
+        some = f", known of {counts['of_scans']:,} scans" if counts["of_scans"] < units["patients"]["of_scans"] else ""
+        lines.append(
+            f"{name}: {counts['count']:,}, with {each['least']:,} to {each['most']:,} scans each (median "
+            f"{each['median']:g}){some}; " + ", ".join(f"{part} {count:,}" for part, count in counts["splits"].items())
+        )
+    several = patients["in_several_classes"]
+    lines.append(f"  patients in more than one class: {len(several):,}{_some(several)}")
     for where, shared in patients["shared_between_splits"].items():
         count = len(shared["patients"])
         scans = ", ".join(f"{n:,} {part}" for part, n in shared["scans"].items())
@@ -248,6 +342,34 @@ def _patient_lines(patients: dict[str, Any]) -> list[str]:
             f"  shared, {where}: {count:,}" + (f", with {scans} scans{_some(shared['patients'])}" if count else "")
         )
     return lines
+
+
+def _device_table(devices: dict[str, dict[str, dict[str, int]]]) -> list[str]:
+    if not devices:
+        return []
+    names = list(next(iter(devices.values())))
+    rows = [
+        [label, *(f"{counts[name]['scans']:,} ({counts[name]['patients']:,})" for name in names)]
+        for label, counts in devices.items()
+    ]
+    return ["scans (patients) of each device", *_table(["", *(name or "not known" for name in names)], rows)]
+
+
+def _eye_lines(eyes: dict[str, list[dict[str, Any]]]) -> list[str]:
+    lines = []
+    for key, title in (
+        ("at_one_visit", "labels differ within an eye at one visit"),
+        ("over_visits", "labels differ within an eye over visits, as disease may"),
+    ):
+        if eyes[key]:
+            lines += _listed(title, [_eye_line(entry) for entry in eyes[key]])
+    return lines
+
+
+def _eye_line(entry: dict[str, Any]) -> str:
+    visit = f", visit {entry['visit']}" if "visit" in entry else ""
+    labels = ", ".join(f"{label} {n:,} ({entry['files'][label]})" for label, n in entry["labels"].items())
+    return f"patient {entry['patient']}, {entry['eye']}{visit}: {labels}"
 
 
 def _some(names: list[str], most: int = 5) -> str:
@@ -258,8 +380,11 @@ def _duplicate_lines(duplicates: dict[str, Any]) -> list[str]:
     exact, near = duplicates["exact"], duplicates["near"]
     lines = [f"exact duplicates: {len(exact['groups']):,} groups, {exact['surplus_scans']:,} scans too many"]
     lines += _relation_lines(exact)
-    lines.append(f"near duplicates (copies, or one place imaged twice): {len(near['pairs']):,} pairs")
-    return lines + _relation_lines(near)
+    lines += _listed(
+        "near-duplicates of different patients (one place of one eye), pairs",
+        [f"{first}  =  {second}  {correlation:.2f}" for first, second, correlation in near["pairs"]],
+    )
+    return lines + _relation_lines({name: pairs for name, pairs in near.items() if name != "across_patients"})
 
 
 def _relation_lines(relations: dict[str, Any]) -> list[str]:
@@ -298,11 +423,8 @@ def _shortcut_lines(shortcut: dict[str, Any], borders: dict[str, Any]) -> list[s
         )
     if usable == {"size + border"}:
         lines.append("  Only size and border together give the class away.")
-    if "brightness" in usable:
-        lines.append(
-            "  Brightness alone (mean, contrast, percentiles and noise of a scan) gives the class away: a model could "
-            "read the device or the exposure of each class. Lesions and swelling change it, too."
-        )
+    lines += [f"  {_GIVES_AWAY[name]}" for name in _GIVES_AWAY if name in usable]
     if not usable:
-        lines.append("  Neither size nor border nor brightness predicts the class better than chance.")
+        names = [r["features"] for r in shortcut["results"] if "+" not in r["features"]]
+        lines.append(f"  None predicts the class better than chance: {', '.join(names)}.")
     return lines

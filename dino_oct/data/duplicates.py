@@ -1,27 +1,54 @@
 """Exact and near duplicates among cached scans.
 
-A near duplicate is one acquisition saved twice (compressed again, rescaled, brightened, with another border) or the
-very same line of the retina imaged again. Other scans of one eye look alike too, but not down to the speckle, so
-candidates that look alike at a coarse scale (perceptual hash) are confirmed by the correlation of their fine detail.
+A near duplicate shows the same place of the same eye under another patient's name: one acquisition saved twice
+(compressed again, rescaled, stretched, brightened, cropped above or below, with another border), or one line imaged
+twice. Scans that look alike at a coarse scale are found by FAISS (HNSW graph, Malkov and Yashunin 2020), so time grows
+as scans × log(scans). Each candidate is confirmed by its fine detail along the rows, which layers do not share.
+
+Decision: only scans of different people are compared. Slices of one volume and scans of one eye are no duplicates,
+however much they look alike: they are of one person, who is in one split.
 """
 
+import hashlib
+import sys
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from typing import TypeVar
 
 import faiss
 import numpy as np
 from PIL import Image
 from scipy import fft, ndimage
+from tqdm import tqdm
 
 from dino_oct.data.cache import ScanCache
+from dino_oct.data.cores import usable_cores
+from dino_oct.data.index import ScanIndex, is_own_patient
+from dino_oct.files import check_regular, replacing, share_as
 
-HASH_BITS = 256
-HASH_DISTANCE = 64  # of 256 bits; unrelated scans differ in about half
-DETAIL_CORRELATION = 0.6  # other scans of an OCT2017 patient stay below 0.5, copies at half the size above 0.85
+NEAR_VERSION = 1  # raise it when the search changes: kept pairs are then sought anew
+CORRELATION = 0.18  # in OCT2017 no two of 367 patients exceed 0.07; in OCTDL all above are one eye, none below 0.17 is
 
-_CANDIDATES = 16  # nearest hashes looked at for each scan
-_DETAIL_SIZE = (256, 128)  # width, height
-_DETAIL_SIGMA = 1.5  # pixels at that size: coarser structure, which scans of one eye share, is taken out
+_SIMILARITY = 0.72  # of descriptors; the least of the pairs that were confirmed by eye is 0.77
+_NEAREST = 4  # people's scans compared with each scan
+_MOST = 256  # neighbours searched where a scan's nearest are all of its own patient
+_GRAPH_LINKS, _GRAPH_EFFORT = 16, 64  # of HNSW: M and efSearch
+_THUMBNAIL = (64, 32)  # width, height
+_COARSE, _FINE = 6.0, 3.0  # sigma, pixels of the thumbnail and of the detail: what is wider along a row is taken out
+_SIDE = 256  # pixels; width of the detail
+_LOCAL = 8.0  # sigma, pixels: detail is relative to its contrast in this neighbourhood
+_NOISE = 2.0  # grey levels: fainter detail counts less
+_ROWS = 4096  # descriptors searched at a time
+_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+
+
+def people_of(index: ScanIndex) -> np.ndarray:
+    """(N,) str: who each scan is of. The patient; where that is not known the volume; else the file alone."""
+    volumes = index.fact("volume")
+    told = is_own_patient(index) & (volumes != "")
+    return np.where(told, np.char.add("volume ", volumes), index.patients)
 
 
 def exact_groups(cache: ScanCache) -> list[list[int]]:
@@ -32,44 +59,129 @@ def exact_groups(cache: ScanCache) -> list[list[int]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def near_pairs(cache: ScanCache) -> list[tuple[int, int, float]]:
-    """Pairs (i < j, correlation of fine detail) whose fine detail agrees, but which are not equal to the pixel.
+def near_pairs(cache: ScanCache, people: np.ndarray, progress: bool = False) -> list[tuple[int, int, float]]:
+    """Scans of different people that show the same place of an eye, but are not equal to the pixel.
 
-    Each scan is compared with its 16 nearest by perceptual hash, so of a large group of copies not every pair is
-    listed. Mirrored or re-cropped copies are not found.
+    They are kept in the cache's folder, so that only the first call with these people seeks them. Of copies that are
+    equal to the pixel the first stands for all. Each scan is compared with the four most similar ones of other people,
+    so of a large group of copies not every pair is listed. Not found: mirrored copies, and those cropped at the sides.
+
+    Args:
+        people: (N,) as ``people_of`` gives them.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        (i, j, correlation of fine detail), i < j.
     """
-    if len(cache) < 2:
-        return []
-    hashes = np.stack([perceptual_hash(cache[i]) for i in range(len(cache))])
-    search = faiss.IndexBinaryFlat(HASH_BITS)
-    search.add(hashes)
-    distances, neighbours = search.search(hashes, min(_CANDIDATES + 1, len(cache)))
-    candidates = {
-        (min(i, j), max(i, j))
-        for i, row in enumerate(neighbours.tolist())
-        for j, distance in zip(row, distances[i].tolist(), strict=True)
-        if j not in (i, -1) and distance <= HASH_DISTANCE
-    }
-    detail = lru_cache(maxsize=512)(lambda i: fine_detail(cache[i]))
-    pairs = []
-    for i, j in sorted(candidates):
-        if cache.digests[i] != cache.digests[j]:
-            correlation = float(np.vdot(detail(i), detail(j)))
-            if correlation >= DETAIL_CORRELATION:
-                pairs.append((i, j, correlation))
+    _, codes = np.unique(people, return_inverse=True)
+    key = hashlib.sha256(np.ascontiguousarray(codes, dtype=np.int64)).hexdigest()[:16]
+    file = cache.folder / f"near-{NEAR_VERSION}-{key}.npy"
+    try:
+        kept = np.load(check_regular(file), allow_pickle=False)
+        return [(int(i), int(j), float(correlation)) for i, j, correlation in kept]
+    except Exception:  # not there or damaged: numpy raises almost anything
+        pairs = _seek(cache, codes, progress)
+    try:
+        with replacing(file) as partial, partial.open("wb") as stream:
+            np.save(stream, np.array(pairs, dtype=np.float64).reshape(-1, 3))
+        share_as(file, file.parent)
+    except OSError:  # another user's cache, or a full disk: sought again next time
+        print(f"near-duplicates not kept in {file.parent}", file=sys.stderr, flush=True)
     return pairs
 
 
-def perceptual_hash(scan: np.ndarray) -> np.ndarray:
-    """(32,) uint8: the signs of the 16 x 16 lowest cosine frequencies of a 32 x 32 thumbnail, against their median."""
-    thumbnail = np.asarray(Image.fromarray(scan).resize((32, 32), Image.Resampling.BOX), dtype=np.float32)
-    low = fft.dctn(thumbnail, norm="ortho")[:16, :16]
-    low[0, 0] = 0  # overall brightness
-    return np.packbits(low > np.median(low))
+def _seek(cache: ScanCache, codes: np.ndarray, progress: bool) -> list[tuple[int, int, float]]:
+    _, first = np.unique(cache.digests, return_index=True)
+    first = np.sort(first)
+    if len(np.unique(codes[first])) < 2:
+        return []
+
+    def each(work: Callable[[_Item], _Result], items: list[_Item], title: str) -> list[_Result]:
+        bar = tqdm(total=len(items), desc=title, disable=None if progress else True, leave=False)
+        with ThreadPoolExecutor(usable_cores()) as pool, bar:
+            return [bar.update() or result for result in pool.map(work, items)]
+
+    descriptors = np.stack(each(lambda i: descriptor(cache[i]), first.tolist(), "looking at scans"))
+    pairs = [(int(first[i]), int(first[j])) for i, j in _candidates(descriptors, codes[first])]
+    detail = lru_cache(maxsize=1024)(lambda i, stretched: fine_detail(cache[i], stretched))
+
+    def correlation(pair: tuple[int, int]) -> float:
+        i, j = pair
+        # A picture may be cropped, or stretched: of scans with another aspect both are tried.
+        shapes = (False,) if _height(cache[i]) == _height(cache[j]) else (False, True)
+        return max(aligned_correlation(detail(i, shape), detail(j, shape)) for shape in shapes)
+
+    found = zip(pairs, each(correlation, pairs, "comparing scans"), strict=True)
+    return [(*pair, value) for pair, value in found if value >= CORRELATION]
 
 
-def fine_detail(scan: np.ndarray) -> np.ndarray:
-    """(128, 256) float32 of unit norm: speckle and edges, without coarse structure and brightness."""
-    small = np.asarray(Image.fromarray(scan).resize(_DETAIL_SIZE, Image.Resampling.BOX), dtype=np.float32)
-    detail = small - ndimage.gaussian_filter(small, _DETAIL_SIGMA)
+def _candidates(descriptors: np.ndarray, codes: np.ndarray) -> list[tuple[int, int]]:
+    """Pairs (i < j, sorted) of different people whose descriptors are similar, the nearest of each scan."""
+    graph = faiss.IndexHNSWFlat(descriptors.shape[1], _GRAPH_LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efSearch = _GRAPH_EFFORT
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # else the graph depends on which thread is first
+    try:
+        graph.add(descriptors)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    pairs: set[tuple[int, int]] = set()
+    left, k = np.arange(len(descriptors)), 1 + 2 * _NEAREST
+    while len(left):
+        k = min(k, len(descriptors))
+        unfinished = []
+        for rows in np.split(left, range(_ROWS, len(left), _ROWS)):
+            similarity, position = graph.search(descriptors[rows], k)
+            is_near = (similarity >= _SIMILARITY) & (position >= 0)
+            is_other = is_near & (codes[position] != codes[rows, None])
+            is_other &= np.cumsum(is_other, axis=1) <= _NEAREST
+            row, column = np.nonzero(is_other)
+            both = np.sort(np.stack([rows[row], position[row, column]], axis=1), axis=1)
+            pairs.update(map(tuple, both.tolist()))
+            # All near ones are its own patient's: another may be behind them.
+            unfinished.append(rows[is_near.all(axis=1) & (is_other.sum(axis=1) < _NEAREST)])
+        left = np.concatenate(unfinished)
+        if k >= min(_MOST, len(descriptors)):
+            break
+        k *= 4
+    return sorted(pairs)
+
+
+def descriptor(scan: np.ndarray) -> np.ndarray:
+    """(512,) float32 of unit norm: a thumbnail without what is even along the rows, centred on the tissue's height."""
+    small = np.asarray(Image.fromarray(scan).resize(_THUMBNAIL, Image.Resampling.BOX), dtype=np.float32)
+    small = np.maximum(small - np.median(small), 0)  # the background is most of a scan
+    height, mass = len(small), small.sum(axis=1)
+    middle = (mass @ np.arange(height)) / max(float(mass.sum()), 1e-6)
+    centred = np.sqrt(ndimage.shift(small, (height / 2 - middle, 0), order=1))
+    detail = centred - ndimage.gaussian_filter1d(centred, _COARSE, axis=1)
+    detail = detail.reshape(height // 2, 2, -1, 2).mean(axis=(1, 3)).ravel()
     return detail / max(float(np.linalg.norm(detail)), 1e-6)
+
+
+def fine_detail(scan: np.ndarray, stretched: bool = False) -> np.ndarray:
+    """(256, 129) complex64, the spectrum of a scan's detail along its rows, relative to the local contrast.
+
+    Speckle, shadows of vessels and edges of lesions stay. Layers are smooth along the rows and do not; they agree
+    between any two eyes.
+
+    Args:
+        stretched: to one height, whatever the scan's aspect.
+    """
+    size = (_SIDE, _SIDE // 2 if stretched else _height(scan))
+    small = np.asarray(Image.fromarray(scan).resize(size, Image.Resampling.BOX), dtype=np.float32)
+    detail = small - ndimage.gaussian_filter1d(small, _FINE, axis=1)
+    detail /= np.sqrt(ndimage.gaussian_filter(detail**2, _LOCAL) + _NOISE**2)
+    canvas = np.zeros((_SIDE, _SIDE), dtype=np.float32)
+    canvas[2 : size[1] - 2, 2:-2] = detail[2:-2, 2:-2]  # edges of a picture are no detail of it
+    return fft.rfft2(canvas) / max(float(np.linalg.norm(canvas)), 1e-6)
+
+
+def aligned_correlation(spectrum: np.ndarray, other: np.ndarray) -> float:
+    """The largest correlation of two ``fine_detail`` over all shifts, -1 to 1."""
+    return float(fft.irfft2(spectrum * np.conj(other), (_SIDE, _SIDE)).max())
+
+
+def _height(scan: np.ndarray) -> int:
+    """Rows of a scan that is ``_SIDE`` wide."""
+    return min(max(round(_SIDE * scan.shape[0] / scan.shape[1]), 8), _SIDE)

@@ -1,4 +1,5 @@
-"""How well can the class be told without looking at the retina? From image size, white borders or brightness alone."""
+"""How well can the class be told without looking at the retina? From image size, white borders, brightness, noise, the
+device or the slice's place in its volume, each alone."""
 
 from dataclasses import asdict, dataclass
 
@@ -6,6 +7,9 @@ import numpy as np
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.model_selection import StratifiedGroupKFold
 
+from dino_oct.data.brightness import FEATURES
+from dino_oct.data.cache import ScanCache
+from dino_oct.data.index import ScanIndex
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale
 from dino_oct.streams import short_seed_of
 
@@ -33,45 +37,55 @@ class Shortcut:
         return self.low is not None and self.low > self.chance
 
 
+def shortcut_features(index: ScanIndex, cache: ScanCache) -> dict[str, np.ndarray]:
+    """Name → (N, columns) float64 of what is no anatomy; rows of NaN where it is not known.
+
+    Always "size", "border", "size + border", "brightness" and "noise"; "device" where two or more are known, "position"
+    where the number of the slice is. Size and border are those of the files. Noise is the mean absolute mixed
+    difference of neighbouring pixels, as of Immerkær 1996 with a mask of 2 x 2, which edges hardly change.
+    """
+    height, width = cache.original_sizes.T.astype(np.float64)
+    size, border = np.stack([width, height, width / height], axis=1), cache.border.astype(np.float64)
+    brightness, noise = cache.brightness.astype(np.float64), FEATURES.index("noise")
+    features = {
+        "size": size,
+        "border": border,
+        "size + border": np.concatenate([size, border], axis=1),
+        "brightness": np.delete(brightness, noise, axis=1),
+        "noise": brightness[:, [noise]],
+    }
+    devices, slices = index.fact("device"), index.fact("slice")
+    names = sorted({*devices.tolist()} - {""})
+    if len(names) > 1:
+        features["device"] = np.where(devices[:, None] == "", np.nan, devices[:, None] == names)
+    if len({*slices.tolist()} - {""}) > 1:
+        features["position"] = np.array([[float(number or "nan")] for number in slices.tolist()])
+    return features
+
+
 def check_shortcuts(
-    labels: np.ndarray,
-    patients: np.ndarray,
-    sizes: np.ndarray,
-    border: np.ndarray,
-    brightness: np.ndarray,
-    seed: int = 0,
+    labels: np.ndarray, patients: np.ndarray, features: dict[str, np.ndarray], seed: int = 0
 ) -> tuple[list[Shortcut], list[int]]:
-    """Predict the class from size alone, from border alone, from both, and from brightness alone.
+    """Predict the class from each kind of features alone.
 
     Args:
         labels: (N,) int; negative labels are ignored.
         patients: (N,) str.
-        sizes: (N, 2) height and width in pixels, of the files.
-        border: (N, 9) features of ``borders.border_features``, before neutralising.
-        brightness: (N, 9) features of ``brightness.brightness_features``.
+        features: name → (N, columns), as ``shortcut_features`` gives them.
 
     Returns:
-        One result each for "size", "border", "size + border" and "brightness" (none where fewer than two classes have
-        five patients), and the labels left out because they have fewer than five patients.
+        One result for each name, over the scans where it is known; none where there are not two classes of five
+        patients each among these. And the labels left out because they have fewer than five patients.
     """
-    patients_of = {label: len(set(patients[labels == label])) for label in np.unique(labels[labels >= 0]).tolist()}
-    used = [label for label, count in patients_of.items() if count >= _LEAST_PATIENTS]
-    left_out = [label for label in patients_of if label not in used]
-    if len(used) < 2:
-        return [], left_out
-    rows = np.isin(labels, used)
-    height, width = sizes[rows].T.astype(np.float64)
-    size = np.stack([width, height, width / height], axis=1)
-    edges = border[rows].astype(np.float64)
-    features = {
-        "size": size,
-        "border": edges,
-        "size + border": np.concatenate([size, edges], axis=1),
-        "brightness": brightness[rows].astype(np.float64),
-    }
+    left_out = _classes(labels, patients)[1]
     results = []
     for name, table in features.items():
-        predicted = _predict(table, labels[rows], patients[rows], seed)
+        known = np.flatnonzero(~np.isnan(table).any(axis=1))
+        used, _ = _classes(labels[known], patients[known])
+        rows = known[np.isin(labels[known], used)]
+        if len(used) < 2:
+            continue
+        predicted = _predict(table[rows], labels[rows], patients[rows], seed)
         accuracy = _balanced_accuracy(labels[rows], predicted, patients[rows], seed)
         results.append(Shortcut(name, accuracy.point, accuracy.low, accuracy.high, 1 / len(used)))
     return results, left_out
@@ -80,6 +94,13 @@ def check_shortcuts(
 def as_numbers(results: list[Shortcut]) -> list[dict]:
     """The results as JSON-ready dictionaries."""
     return [{**asdict(result), "better_than_chance": result.is_usable} for result in results]
+
+
+def _classes(labels: np.ndarray, patients: np.ndarray) -> tuple[list[int], list[int]]:
+    """Labels with enough patients, and the others."""
+    counts = {label: len(set(patients[labels == label])) for label in np.unique(labels[labels >= 0]).tolist()}
+    used = [label for label, count in counts.items() if count >= _LEAST_PATIENTS]
+    return used, [label for label in counts if label not in used]
 
 
 def _predict(table: np.ndarray, labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray:

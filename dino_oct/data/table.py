@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 
 from dino_oct.cli import run_command
+from dino_oct.data.columns import is_table
 from dino_oct.data.index import DatasetConfig, ScanIndex, index_scans, is_own_patient
 from dino_oct.data.rows import COLUMNS, FACTS
 from dino_oct.errors import InputError
@@ -46,25 +47,41 @@ def table_of(index: ScanIndex) -> dict[str, list[str]]:
     return {name: values[name] for name in COLUMNS}
 
 
-def main(options: TableOptions) -> None:
-    """Write the table; say how the folder was read and what is in it."""
+def write_table(file: Path, columns: dict[str, list[str]]) -> None:
+    """Write a table of scans, whole or not at all.
+
+    Args:
+        file: CSV, TSV or Parquet by its suffix (``check_suffix``).
+        columns: as ``table_of`` gives them.
+    """
     import pandas as pd
 
-    suffix = options.out.suffix.lower()
-    if suffix not in (".csv", ".tsv", ".parquet"):
-        raise InputError(f"--out {options.out}: a table ends in .csv, .tsv or .parquet")
-    index = index_scans(options.folder, options.dataset)
-    frame = pd.DataFrame(table_of(index))
+    frame, suffix = pd.DataFrame(columns), file.suffix.lower()
     if suffix == ".parquet":
         content = frame.to_parquet(index=False)
     else:
         content = frame.to_csv(index=False, sep="\t" if suffix == ".tsv" else ",", lineterminator="\n")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out, content)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, content)
+
+
+def check_suffix(file: Path, option: str) -> None:
+    """Raise InputError unless a file is named as a table."""
+    if not is_table(file):
+        raise InputError(f"{option} {file}: a table ends in .csv, .tsv or .parquet")
+
+
+def main(options: TableOptions) -> None:
+    """Write the table; say how the folder was read and what is in it."""
+    check_suffix(options.out, "--out")
+    index = index_scans(options.folder, options.dataset)
+    columns = table_of(index)
+    write_table(options.out, columns)
     print(f"layout: {index.how}")
     for note in index.notes:
         print(f"note: {note}".encode(errors="backslashreplace").decode())
-    known = ", ".join(f"{name} {int((frame[name] != '').sum()):,}" for name in COLUMNS if (frame[name] != "").any())
+    counts = {name: sum(map(bool, values)) for name, values in columns.items()}
+    known = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
     print(f"{options.out}: {len(index):,} scans; known of: {known}")
 
 

@@ -17,7 +17,6 @@ from evaluation.inputs.sources import Source
 from evaluation.protocols.results import (
     Classification,
     of_source,
-    shared_patients,
     shared_with_validation,
     tables,
     verdicts,
@@ -93,9 +92,7 @@ def evaluate(source: Source, options: KnnOptions) -> Knn:
     }
     by_unit = compare_units(by_set, groupings, reference, names, why_mean=why_mean(options.split), **resampling)
     notes = data.training_notes(positions["queries"])
-    if not options.exclude_same_patient:
-        way_out = "use --dataset.split patient or --exclude-same-patient True"
-        notes += shared_patients(queries, reference, way_out)
+    notes += data.leak_notes(positions["queries"], options.split, with_patients=not options.exclude_same_patient)
     if val:
         notes += shared_with_validation(queries, sets["val"])
     return Knn(

@@ -29,7 +29,6 @@ from evaluation.inputs.sources import Source
 from evaluation.protocols.results import (
     Classification,
     of_source,
-    shared_patients,
     shared_with_validation,
     tables,
     verdicts,
@@ -270,7 +269,7 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
         )
         for name, (choice, _) in fitted.items()
     }
-    notes = data.training_notes(positions["queries"]) + shared_patients(queries, train)
+    notes = data.training_notes(positions["queries"]) + data.leak_notes(positions["queries"], options.split)
     if options.split == "val":
         notes.append("chosen and judged on the same validation scans: too good; report --split test")
     else:

@@ -47,14 +47,6 @@ def of_source(source: Source) -> dict[str, str | Path | None]:
     return {"source": source.name, "run": source.run, "chosen": source.chosen}
 
 
-def shared_patients(queries: ScanSet, train: ScanSet, way_out: str = "use --dataset.split patient") -> list[str]:
-    """A note where classified patients also have training scans."""
-    tested = set(queries.patients.tolist())
-    shared = len(tested & set(train.patients.tolist()))
-    text = f"{shared} of {len(tested)} classified patients also have training scans, which flatters every row"
-    return [f"{text}; {way_out}"] if shared else []
-
-
 def shared_with_validation(queries: ScanSet, val: ScanSet) -> list[str]:
     """A note where classified patients also have validation scans."""
     tested = set(queries.patients.tolist())

@@ -6,13 +6,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dino_oct.data.checks import audit
+from dino_oct.data.checks import audit_scans
 from dino_oct.scores.bootstrap import PatientBootstrap
 from evaluation.inputs.features import same_for_all
 from evaluation.report.models import Candidate
 from evaluation.report.steps import Setting
 
 _FEW_OF_CLASS = 5  # test patients
+_REASONS = {
+    "brightness": "another device or exposure for each class, or the lesions themselves",
+    "noise": "another device or averaging for each class, or the lesions themselves",
+    "position": "classes were taken from other slices of the volumes",
+}
 
 
 @dataclass(frozen=True)
@@ -26,9 +31,9 @@ class Finding:
 
 def warnings(models: dict[str, Candidate], shared: Setting) -> list[Finding]:
     """``results["warnings"]``: of the data, then of the patients, then of the models."""
-    root, dataset = shared.data.index.root, shared.data.dataset
-    identity = {"dataset": dataclasses.asdict(dataset), "folder": str(root.resolve())}
-    report = shared.steps.json("audit", lambda: audit(root, dataset, progress=False), **identity)
+    data = shared.data
+    identity = {"dataset": dataclasses.asdict(data.dataset), "folder": str(data.index.root.resolve())}
+    report = shared.steps.json("audit", lambda: audit_scans(data.index, data.scans, data.dataset, False), **identity)
     return [*of_data(report), *_of_patients(shared), *_of_models(models, shared), *_of_features(models)]
 
 
@@ -39,8 +44,8 @@ def of_data(report: dict[str, Any]) -> list[Finding]:
         return findings
     text = (
         f"data audit of {report['scans']['usable']:,} scans of {report['patients']['count']:,} patients: no patient in "
-        "two splits, no duplicates, nothing left out, and neither image size nor white border nor brightness tells the "
-        "class"
+        "two splits, no duplicates, nothing left out, and nothing beside the retina (size, border, brightness, noise) "
+        "tells the class"
     )
     return [Finding("other", False, text)]
 
@@ -54,6 +59,10 @@ def _leaks(report: dict[str, Any]) -> Iterator[Finding]:
             yield Finding("leak", "test" in pair, text)
     if several := report["patients"]["in_several_classes"]:
         yield Finding("leak", False, f"{len(several):,} patients have scans in more than one class")
+    if eyes := report["eyes"]["at_one_visit"]:
+        example = f"patient {eyes[0]['patient']}, {eyes[0]['eye']}, visit {eyes[0]['visit']}"
+        text = f"{len(eyes):,} eyes have scans of more than one class at one visit (e.g. {example})"
+        yield Finding("other", False, text)
 
 
 def _duplicates(report: dict[str, Any]) -> Iterator[Finding]:
@@ -61,17 +70,14 @@ def _duplicates(report: dict[str, Any]) -> Iterator[Finding]:
     if surplus := exact["surplus_scans"]:
         text = f"{surplus:,} scans are exact copies of others ({len(exact['groups']):,} groups)"
         yield Finding("duplicates", False, text)
-    if pairs := near["pairs"]:
-        text = f"{len(pairs):,} pairs of scans are nearly the same (copies, or one place imaged twice)"
-        yield Finding("duplicates", False, text)
-    for name, group in (("exact", exact), ("near", near)):
+    for name, group in (("exact copies", exact), ("near-duplicates", near)):
         for across, serious, meaning in (
             ("across_splits_used", True, "lie in different splits"),
             ("across_patients", False, "carry different patient numbers"),
-            ("across_classes", name == "exact", "carry different classes: at least one label is wrong"),
+            ("across_classes", name == "exact copies", "carry different classes: at least one label is wrong"),
         ):
             if pairs := group.get(across):
-                text = f"{len(pairs):,} pairs of {name} duplicates {meaning} (e.g. {pairs[0][0]} and {pairs[0][1]})"
+                text = f"{len(pairs):,} pairs of {name} {meaning} (e.g. {pairs[0][0]} and {pairs[0][1]})"
                 yield Finding("duplicates", serious, text)
 
 
@@ -86,10 +92,10 @@ def _shortcuts(report: dict[str, Any]) -> Iterator[Finding]:
             f"{features} alone tells the class with {mean:.1f} % [{low:.1f}, {high:.1f}] balanced accuracy (chance "
             f"{chance:.1f} %)"
         )
-        if features == "brightness":
-            # Lesions change the brightness a little; another device for each class tells most scans.
+        if features in _REASONS:
+            # Lesions change these a little; another device for each class tells most scans.
             is_serious = low > (100 + chance) / 2
-            text += ": another device or exposure for each class, or the lesions themselves"
+            text += f": {_REASONS[features]}"
         else:
             is_serious = not (cured and features == "border")
             text += ", without looking at the retina"
@@ -134,10 +140,11 @@ def _of_patients(shared: Setting) -> Iterator[Finding]:
         text = f"no training scan of {', '.join(untrained)}: probes and k-NN cannot classify such scans right"
         yield Finding("size", True, text)
     tested = set(queries.patients.tolist())
-    for split in ("train", "val"):
-        if both := len(tested & set(shared.set_of(split).patients.tolist())):
-            text = f"{both} of {len(tested)} test patients also have labelled {split} scans, which flatters every model"
-            yield Finding("leak", split == "train", text)
+    for note in shared.data.leak_notes(shared.positions["test"], "test"):
+        yield Finding("leak", True, note)
+    if both := len(tested & set(shared.set_of("val").patients.tolist())):
+        text = f"{both} of {len(tested)} test patients also have labelled val scans, which flatters every model"
+        yield Finding("leak", False, text)
 
 
 def _of_models(models: dict[str, Candidate], shared: Setting) -> Iterator[Finding]:

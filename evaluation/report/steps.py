@@ -16,6 +16,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from dino_oct.data.rows import FACTS
 from dino_oct.files import check_regular, private_folder, remove, replacing
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import PatientBootstrap
@@ -172,7 +173,7 @@ def data_digest(data: ScanData) -> str:
     said about them."""
     index, scans = data.index, data.scans
     tables = (scans.digests, scans.sizes, scans.original_sizes, scans.border, scans.brightness, scans.tissue)
-    columns = (index.labels, index.patients, index.splits, index.folder_splits)
+    columns = (index.labels, index.patients, index.splits, index.folder_splits, *map(index.fact, FACTS))
     known = data.provenance
     provenance = known and (sorted(known.patients), known.is_home, known.unknown)
     layout = (index.files, index.class_names, index.mislabelled, index.left_out, index.split_rule, index.notes)

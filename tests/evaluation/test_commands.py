@@ -84,14 +84,15 @@ def test_knn_of_a_file_that_is_no_run_on_a_folder(command, tmp_path):
     ]  # fmt: skip
     finished = command(*args)
     assert finished.returncode == 0, finished.stderr
-    assert "2 of 4 classified patients also have training scans" in finished.stdout
+    assert "leak: 2 of 4 test scans are known from train scans" in finished.stdout
+    assert "2 scans of 2 patients in both (e.g. 0); use --dataset.split patient" in finished.stdout
     assert "PHANTOM" not in finished.stdout
     assert list(json.loads((tmp_path / "out" / "knn_test.json").read_text())["rows"]) == [
         "model", "random weights", "raw pixels",
     ]  # fmt: skip
     finished = command(*args, "--exclude-same-patient", "True")
     assert finished.returncode == 0, finished.stderr
-    assert "also have training scans" not in finished.stdout
+    assert "leak" not in finished.stdout
     failed(command(*args, "--k", 15, "--exclude-same-patient", "True"), "k = 15: must be from 1 to 14")
 
 

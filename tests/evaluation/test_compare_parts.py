@@ -218,6 +218,7 @@ def test_leaks_and_wrong_labels_are_serious():
             },
             "in_several_classes": [],
         },
+        "eyes": {"at_one_visit": [{"patient": "3", "eye": "R", "visit": "1"}], "over_visits": []},
         "duplicates": {
             "exact": {"groups": [["a", "b"]], "surplus_scans": 1, "across_classes": [["a", "b"]]},
             "near": {"pairs": []},
@@ -229,8 +230,9 @@ def test_leaks_and_wrong_labels_are_serious():
         "notes": [],
     }
     findings = of_data(report)
-    assert [finding.kind for finding in findings] == ["leak", "duplicates", "duplicates", "shortcut", "files"]
+    assert [finding.kind for finding in findings] == ["leak", "other", "duplicates", "duplicates", "shortcut", "files"]
     serious = [finding.text for finding in findings if finding.serious]
+    assert "(e.g. patient 3, R, visit 1)" in findings[1].text
     assert "1 patients have scans in train and test" in serious[0]
     assert "at least one label is wrong" in serious[1]
     assert len(serious) == 2
