@@ -98,8 +98,9 @@ def test_exact_duplicates_are_found_across_splits_classes_and_formats(planted, c
         lambda s: np.concatenate([np.full((12, s.shape[1]), 255, np.uint8), s[12:]]),
         lambda s: s[14:],
         lambda s: np.asarray(Image.fromarray(s).resize((s.shape[1], s.shape[0] * 5 // 4), Image.Resampling.BICUBIC)),
+        lambda s: np.asarray(Image.fromarray(s).rotate(0.5, Image.Resampling.BICUBIC)),
     ],
-    ids=["compressed", "rescaled", "brightened", "border", "cropped", "stretched"],
+    ids=["compressed", "rescaled", "brightened", "border", "cropped", "stretched", "tilted"],
 )
 def test_altered_copies_are_near_duplicates(planted, config, alter):
     save(planted, "test/CNV/CNV-900-1.png", alter(eye(2, 0)))
