@@ -247,7 +247,27 @@ class KnnOptions(FeatureOptions):
 
 
 @dataclass
-class LinearOptions(FeatureOptions):
+class ExternalOptions:
+    """Scans from elsewhere that judge as well."""
+
+    external: Name | None = None
+    """Folder or table of labelled scans from elsewhere: they are judged as well, by what was fitted to the training
+    scans. All of them count, whatever split they have."""
+    external_classes: Annotated[tuple[str, ...], Items(distinct=True)] = ()
+    """OWN=THEIRS for each class that is judged, such as NORMAL=NO DME=DME; unset: the classes of equal names."""
+
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        for entry in self.external_classes:
+            if not all(entry.partition("=")):
+                return "external_classes", f"'{entry}': write OWN=THEIRS, for example NORMAL=NO"
+        if self.external_classes and self.external is None:
+            return "external_classes", "they are classes of --external, which is not given"
+        return None
+
+
+@dataclass
+class LinearOptions(FeatureOptions, ExternalOptions):
     """Linear probe on frozen features, with patient-bootstrap intervals, controls and label-fraction curves."""
 
     protocol: Literal["fast", "dino"] = "fast"

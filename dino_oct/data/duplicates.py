@@ -26,6 +26,7 @@ from tqdm import tqdm
 from dino_oct.data.cache import ScanCache
 from dino_oct.data.cores import usable_cores
 from dino_oct.data.index import ScanIndex, is_own_patient
+from dino_oct.data.rows import holder
 from dino_oct.files import check_regular, replacing, share_as
 
 NEAR_VERSION = 1  # raise it when the search changes: kept pairs are then sought anew
@@ -50,7 +51,8 @@ _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 def people_of(index: ScanIndex) -> np.ndarray:
     """(N,) str: who each scan is of. The patient; where that is not known the volume; else the file alone."""
     volumes = index.fact("volume")
-    told = is_own_patient(index) & (volumes != "")
+    is_picture = np.array([holder(file) == file for file in index.files])  # a volume's file is its patient already
+    told = is_own_patient(index) & (volumes != "") & is_picture
     return np.where(told, np.char.add("volume ", volumes), index.patients)
 
 
@@ -78,7 +80,8 @@ def near_pairs(cache: ScanCache, people: np.ndarray, progress: bool = False) -> 
         (i, j, correlation of fine detail), i < j.
     """
     _, codes = np.unique(people, return_inverse=True)
-    key = hashlib.sha256(np.ascontiguousarray(codes, dtype=np.int64)).hexdigest()[:16]
+    content = np.ascontiguousarray(codes, dtype=np.int64).tobytes() + cache.digests.tobytes()
+    key = hashlib.sha256(content).hexdigest()[:16]
     file = cache.folder / f"near-{NEAR_VERSION}-{key}.npy"
     try:
         kept = np.load(check_regular(file), allow_pickle=False)

@@ -2,8 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
 
 from dino_oct.data.index import DatasetConfig
 from dino_oct.data.load import load_scans
@@ -13,9 +16,11 @@ from dino_oct.errors import InputError
 from dino_oct.files import is_same_path
 from dino_oct.provenance import TABLE, trained_on, trained_patients
 from dino_oct.scan_data import ScanData
-from evaluation.config import DataOptions, DatasetOptions, PhantomOptions
+from dino_oct.scores.paired import ScanSet
+from evaluation.config import DataOptions, DatasetOptions, ExternalOptions, PhantomOptions
 from evaluation.inputs.sources import Source
 
+_READING = {"table": "", "columns": [], "pattern": "", "layout": "auto"}  # what is said of one folder alone
 _SPLITTING = ("split", "split_seed", "val_fraction", "test_fraction")
 Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 
@@ -35,7 +40,7 @@ def open_data(source: Source | None, options: DataOptions, say: Callable[[str], 
         name = source.name if source else "the model"
         without = ": there is no config.yaml" if source and Path(name).is_dir() else ""
         raise InputError(f"{name} is not a run{without}, so it brings no data; give --data DIR or --data phantom")
-    if data is None and config.data != "phantom" and not Path(config.data).is_dir():
+    if data is None and config.data != "phantom" and not Path(config.data).exists():
         raise InputError(f"{source.run}/config.yaml: its data are not at {config.data} any more; give --data DIR")
     data = data or config.data
     trained_dataset = config.dataset if config else DatasetConfig()
@@ -46,8 +51,9 @@ def open_data(source: Source | None, options: DataOptions, say: Callable[[str], 
     )
     own &= data != "phantom" or chosen_phantom == trained_phantom
     # Unlabelled folders are not evaluated, but with them the cache that training made serves as it is.
-    further = [folder for folder in trained_dataset.unlabelled if own and Path(folder).is_dir()]
-    settings = dataclasses.replace(changed(trained_dataset, options.dataset), unlabelled=further)
+    further = [folder for folder in trained_dataset.unlabelled if own and Path(folder).exists()]
+    trained = trained_dataset if own else dataclasses.replace(trained_dataset, **_READING)
+    settings = dataclasses.replace(changed(trained, options.dataset), unlabelled=further)
     split_as_run = all(getattr(settings, name) == getattr(trained_dataset, name) for name in _SPLITTING)
     has_table = own and split_as_run and (source.run / TABLE).is_file()
     table = read_rows(source.run / TABLE) if has_table else None
@@ -59,6 +65,54 @@ def open_data(source: Source | None, options: DataOptions, say: Callable[[str], 
     if config is not None and provenance is not None and not provenance.is_home:
         notes.append("other data than the run was trained on: none of these scans is among its training scans")
     return ScanData(index, scans, settings, provenance, tuple(notes))
+
+
+@dataclass(frozen=True)
+class External:
+    """Labelled scans from elsewhere, for judging alone.
+
+    Attributes:
+        data: all that was read; positions: of the scans whose class is one of the model's.
+        scans: their classes, as positions in the model's class names, and patients.
+        classes: the model's class → its name there.
+    """
+
+    data: ScanData
+    positions: np.ndarray
+    scans: ScanSet
+    classes: dict[str, str]
+
+
+def open_external(
+    source: Source | None, options: ExternalOptions, own: ScanData, say: Callable[[str], None] = print
+) -> External | None:
+    """The scans of ``--external``, decoded as the model's own; None where it is not given.
+
+    Raises:
+        InputError: classes that there are not, none in common, or as ``load_scans``.
+    """
+    if options.external is None:
+        return None
+    settings = dataclasses.replace(own.dataset, **_READING, unlabelled=[], split="patient")
+    index, scans = load_scans(options.external, settings, PhantomConfig(), lambda text: say(f"external {text}"))
+    pairs = dict(entry.split("=", 1) for entry in options.external_classes)
+    for names, wanted, where in (
+        (own.index.class_names, pairs, own.index.root), (index.class_names, pairs.values(), index.root)
+    ):  # fmt: skip
+        if missing := [name for name in wanted if name not in names]:
+            raise InputError(f"--external-classes: {missing[0]} is no class of {where}; it has {', '.join(names)}")
+    classes = pairs or {name: name for name in own.index.class_names if name in index.class_names}
+    if not classes:
+        raise InputError(
+            f"{index.root}: no class has the name of one of {own.index.root} ({', '.join(index.class_names)}; "
+            f"{', '.join(own.index.class_names)}); say which are the same: --external-classes OWN=THEIRS"
+        )
+    of_theirs = {index.class_names.index(theirs): own.index.class_names.index(name) for name, theirs in classes.items()}
+    positions = np.flatnonzero(np.isin(index.labels, list(of_theirs)))
+    labels = np.array([of_theirs[label] for label in index.labels[positions].tolist()])
+    provenance = trained_patients(index, scans.file_digests, trained_on(source.name)) if source else None
+    data = ScanData(index, scans, settings, provenance, tuple(index.notes))
+    return External(data, positions, ScanSet(labels, index.patients[positions]), classes)
 
 
 def changed(settings: Settings, options: DatasetOptions | PhantomOptions) -> Settings:

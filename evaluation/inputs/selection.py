@@ -76,7 +76,7 @@ def _grey_range(files: Sequence[str], source: Source, given: DatasetOptions) -> 
         dataset, data = source.config.dataset, source.config.data
         if as_set := given_range(dataset.grey_range):
             return as_set, [f"grey range of deep images: 0 to {as_set.integers:g}, as the run's settings say"]
-        if Path(data).is_dir() and (recorded := recorded_grey_range(index_scans(data, dataset), dataset)):
+        if Path(data).exists() and (recorded := recorded_grey_range(index_scans(data, dataset), dataset)):
             return recorded, [f"grey range of deep images: as in the run's folder, {_values(recorded, measured)}"]
     own = choose_range(measured)
     text = f"grey range of deep images: {_values(own, measured)}, decided over these files"

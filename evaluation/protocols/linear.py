@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from dino_oct.streams import generator
 from evaluation.config import IMAGE_FEATURE, LinearOptions
 from evaluation.inputs.features import extract_features
 from evaluation.inputs.model import open_model
-from evaluation.inputs.scans import open_data
+from evaluation.inputs.scans import open_data, open_external
 from evaluation.inputs.sources import Source
+from evaluation.protocols.external import OnExternal, external_lines, judge_external
 from evaluation.protocols.results import (
     Classification,
     of_source,
@@ -108,13 +109,14 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Classification):
-    """What ``linear_PROTOCOL_SPLIT.json`` holds; label_fractions: ascending."""
+    """What ``linear_PROTOCOL_SPLIT.json`` holds; label_fractions: ascending; external: on ``--external``."""
 
     evaluation: str = "linear"
     units: str = f"{Classification.units}; label curves with mean, lowest and highest of the draws"
     rows: dict[str, ProbeResult]
     differences: dict[str, Metrics]
     label_fractions: list[CurvePoint]
+    external: OnExternal | None = None
 
 
 def fit_probe(
@@ -241,13 +243,25 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
         name: Features(*(of_set[name] for of_set in extracted.by_set.values())) for name in extracted.by_set["train"]
     }
 
+    external = open_external(source, options, data)
+    elsewhere = {name: np.empty((0, of_row.train.shape[1]), np.float32) for name, of_row in features.items()}
+    if external:
+        found = extract_features(model, options, external.data, {"external": external.positions}, default_kind)
+        elsewhere = found.by_set["external"]
+
     def fit_row(name: str, labelled: np.ndarray, within: bool = False) -> tuple[Choice, np.ndarray]:
+        choice, probabilities = fit_to(name, labelled, within)
+        return choice, probabilities[: len(queries.labels)]
+
+    def fit_to(name: str, labelled: np.ndarray, within: bool = False) -> tuple[Choice, np.ndarray]:
         # SGD's learning rate is made for a backbone's features as they are; grey values need scaling.
         standardise = options.protocol == "fast" or name == PIXELS
         # Validation labels beside a few training labels would make the few many.
-        return fit_probe(features[name], train, None if within else val, labelled, options, len(names), standardise)
+        of_row = replace(features[name], queries=np.concatenate([features[name].queries, elsewhere[name]]))
+        return fit_probe(of_row, train, None if within else val, labelled, options, len(names), standardise)
 
-    fitted = {name: fit_row(name, np.arange(len(train.labels))) for name in features}
+    everywhere = {name: fit_to(name, np.arange(len(train.labels))) for name in features}
+    fitted = {name: (choice, scores[: len(queries.labels)]) for name, (choice, scores) in everywhere.items()}
     resampling = {"bootstrap": options.bootstrap, "seed": options.seed}
     scores = {name: {PROBE: probabilities} for name, (_, probabilities) in fitted.items()}
     compared = compare_scores(scores, train, queries, names, **resampling)
@@ -296,9 +310,14 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
         by_unit={unit: of_unit.of(PROBE) for unit, of_unit in by_unit.items()},
         majority=compared.majority,
         label_fractions=label_curves(fit_row, list(features), train, queries, options),
+        external=external
+        and judge_external(
+            {name: scores[len(queries.labels) :] for name, (_, scores) in everywhere.items()},
+            external, data, train, options,
+        ),
         verdicts=verdicts(compared, lambda name, _: name),
         notes=notes + compared.notes + extracted.notes,
-    )
+    )  # fmt: skip
 
 
 def report(result: Linear) -> str:
@@ -320,6 +339,7 @@ def report(result: Linear) -> str:
     lines += [
         *tables(result, ["", what], rows, result.rows),
         *unit_lines(result.by_unit, settings["bootstrap"]["resamples"], result.notes),
+        *(external_lines(result.external) if result.external else ()),
         "",
         table(["balanced accuracy %", *shares], drawn),
         f"mean (lowest–highest) of {settings['draws']} draws of p. training patients; {what} chosen by: "

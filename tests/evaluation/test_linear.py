@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from dino_oct.cli import parse_options
+from dino_oct.data.phantom import phantom_folder
 from dino_oct.errors import InputError
 from dino_oct.scores.paired import ScanSet
 from dino_oct.scores.probes import (
@@ -24,6 +26,7 @@ from dino_oct.scores.probes import (
 )
 from evaluation import linear
 from evaluation.config import LinearOptions as Options
+from evaluation.inputs.sources import read_run
 from evaluation.protocols.linear import Features, fit_probe, label_curves
 
 CS = (1e-4, 1e-2, 1.0, 100.0)
@@ -244,6 +247,36 @@ def test_the_dino_protocol_in_place(trained, cache_root, monkeypatch, capsys):
     # A second evaluation finds all features on disk.
     monkeypatch.setattr("evaluation.inputs.feature_cache.extract_all", lambda *args: pytest.fail("extracted again"))
     linear.main(parse_options(Options, args))
+
+
+def test_scans_from_elsewhere_are_judged_and_not_fitted(trained, cache_root, monkeypatch, tmp_path, capsys):
+    """The same scans under other class names are judged as the same scans."""
+    monkeypatch.setenv("DINO_OCT_CACHE", str(cache_root))
+    scans = phantom_folder(read_run(trained).phantom, cache_root)
+    for name, theirs in (("NORMAL", "NO"), ("DME", "Oedema"), ("CNV", "CNV")):
+        shutil.copytree(scans / "test" / name, tmp_path / "other" / theirs)
+    args = ["--model", str(trained), "--bootstrap", "0", "--fractions", "1", "--controls", "False"]
+    args += ["--out", str(tmp_path / "out"), "--external", str(tmp_path / "other")]
+    linear.main(parse_options(Options, [*args, "--external-classes", "NORMAL=NO", "DME=Oedema"]))
+    result = json.loads((tmp_path / "out" / "linear_fast_test.json").read_text())
+    external, own = result["external"], result["rows"]["model"]
+    sets = result["data"]["sets"]["queries"]["classes"]
+    assert external["by_class"] == {name: sets[name]["scans"] for name in ("NORMAL", "DME")}
+    for name in ("NORMAL", "DME"):
+        assert external["rows"]["model"]["recall"][name]["point"] == own["recall"][name]["point"]
+    assert "on other, from elsewhere: 8 scans" in capsys.readouterr().out
+    for options, message in (
+        ([], None),
+        (["--external-classes", "NORMAL=NOPE"], "NOPE is no class of"),
+        (["--external-classes", "HEALTHY=NO"], "HEALTHY is no class of"),
+        (["--external-classes", "NORMAL"], "write OWN=THEIRS"),
+    ):
+        if message is None:  # classes of equal names
+            linear.main(parse_options(Options, args))
+            assert "(CNV " in capsys.readouterr().out.partition("from elsewhere")[2]
+            continue
+        with pytest.raises(InputError, match=message):
+            linear.main(parse_options(Options, [*args, *options]))
 
 
 def noise(file) -> None:

@@ -1,0 +1,82 @@
+"""Classifiers judged on labelled scans from elsewhere, to which nothing was fitted."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dino_oct.scan_data import ScanData
+from dino_oct.scores.paired import Metrics, ResultByClass, ScanSet, compare_scores
+from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, difference_cells, table
+from evaluation.config import DataOptions
+from evaluation.inputs.scans import External
+
+_ONLY = "scores"
+
+
+@dataclass(frozen=True)
+class OnExternal:
+    """Results on scans from elsewhere.
+
+    Attributes:
+        folder: their folder's name; classes: the model's class → its name there.
+        scans, patients: judged; by_class: scans of each of the model's classes.
+        rows, differences: as on the model's own test scans.
+        notes: what a reader must know about these scans.
+    """
+
+    folder: str
+    classes: dict[str, str]
+    scans: int
+    patients: int
+    by_class: dict[str, int]
+    rows: dict[str, ResultByClass]
+    differences: dict[str, Metrics]
+    notes: list[str]
+
+
+def judge_external(
+    scores: dict[str, np.ndarray], external: External, own: ScanData, train: ScanSet, options: DataOptions
+) -> OnExternal:
+    """Metrics of several classifiers on the same scans from elsewhere.
+
+    A scan that is called a class which is not judged there is wrong.
+
+    Args:
+        scores: row → class scores (M, C) over the model's own classes.
+    """
+    names, scans = own.index.class_names, external.scans
+    compared = compare_scores(
+        {name: {_ONLY: of_row} for name, of_row in scores.items()}, train, scans, names,
+        bootstrap=options.bootstrap, seed=options.seed,
+    )  # fmt: skip
+    notes = external.data.training_notes(external.positions)
+    if own.index.patients.dtype.kind == "U" and set(scans.patients.tolist()) & set(train.patients.tolist()):
+        notes.append("numbers of patients occur in both sets; they are taken for other people")
+    return OnExternal(
+        folder=Path(external.data.index.root).name,
+        classes=external.classes,
+        scans=len(scans.labels),
+        patients=len(set(scans.patients.tolist())),
+        by_class={name: int((scans.labels == names.index(name)).sum()) for name in external.classes},
+        rows={name: of_row[_ONLY] for name, of_row in compared.rows.items()},
+        differences={name: of_row[_ONLY] for name, of_row in compared.differences.items()},
+        notes=notes + [note for note in compared.notes if "no scans" not in note],
+    )
+
+
+def external_lines(result: OnExternal) -> list[str]:
+    """The result as text: one line about the scans, one table, notes."""
+    counts = ", ".join(
+        f"{name}{'' if theirs == name else f' ({theirs} there)'} {result.by_class[name]:,}"
+        for name, theirs in result.classes.items()
+    )
+    rows = [[name, *accuracy_cells(row)] for name, row in result.rows.items()]
+    rows += [[name, *difference_cells(row)] for name, row in result.differences.items()]
+    return [
+        "",
+        f"on {result.folder}, from elsewhere: {result.scans:,} scans of {result.patients:,} patients ({counts}); "
+        "nothing was fitted to them, and any other class is wrong",
+        table(["", *ACCURACY_HEADER], rows),
+        *(f"note: {result.folder}: {note}" for note in result.notes),
+    ]
