@@ -95,15 +95,19 @@ class ScanData:
         positions = self.index.positions(split)
         return positions[self.index.labels[positions] != UNLABELLED]
 
+    def unit_keys(self) -> dict[str, np.ndarray]:
+        """The volume, eye and patient that each scan belongs to; see ``keys_of``."""
+        facts = {name: self.index.fact(name) for name in ("eye", "visit", "volume")}
+        return keys_of(self.index.patients, self.index.files, facts)
+
     def groupings(self, split: str) -> Groupings:
         """Labelled scans grouped to the units that are worth reporting of a split, whose scans are the queries.
 
         Training and validation scans are grouped beside them, unless they are the queries or there are none.
         """
-        index = self.index
+        index, keys = self.index, self.unit_keys()
         positions = {"queries": self.labelled(split)}
         positions |= {name: self._labelled(name) for name in ("train", "val") if name != split}
-        keys = keys_of(index.patients, index.files, {name: index.fact(name) for name in ("eye", "visit", "volume")})
         reported = units_to_report({unit: of_scans[positions["queries"]] for unit, of_scans in keys.items()})
         sets = {name: ScanSet(index.labels[rows], index.patients[rows]) for name, rows in positions.items()}
         return {

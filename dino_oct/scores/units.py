@@ -119,6 +119,22 @@ def aggregate(scores: np.ndarray, unit_of_scan: np.ndarray, share: float) -> np.
     return means / means.sum(axis=1, keepdims=True)
 
 
+def unit_means(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means over the scans of each unit.
+
+    Args:
+        keys: (N,) of the scans' units, "" where not known; values: (N, R).
+
+    Returns:
+        Position of the first scan of each unit (U,), and the means (U, R).
+    """
+    known = np.flatnonzero(keys != "")
+    _, first, unit, counts = np.unique(keys[known], return_index=True, return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), values.shape[1]))
+    np.add.at(sums, unit, values[known])
+    return known[first], sums / counts[:, None]
+
+
 @dataclass(frozen=True, kw_only=True)
 class UnitResult(ResultByClass):
     """A classifier on units.

@@ -8,19 +8,20 @@ from dino_oct.errors import InputError
 from dino_oct.files import private_folder
 from dino_oct.limits import check_settings
 from dino_oct.scan_data import ScanData
-from dino_oct.scores.bootstrap import Scale
+from dino_oct.scores.bootstrap import PatientBootstrap, Scale
 from dino_oct.scores.text import missing_intervals
+from dino_oct.scores.units import unit_means, units_to_report
 from evaluation.config import ATTENTION, LocalizationOptions
 from evaluation.inputs.masks import LesionMasks, read_boundaries
 from evaluation.inputs.model import Model, open_classifiers, open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.selection import Chosen, chosen_scan, take_turns
 from evaluation.inputs.sources import Source, open_sources, starting_weights
-from evaluation.maps.leaderboard import rate, resamples
+from evaluation.maps.leaderboard import SCALES, rate, resamples
 from evaluation.maps.rows import Case, MapMaker
 from evaluation.pages.maps import FOOT, page_of_case
 from evaluation.pages.tiles import Page, write_pages
-from evaluation.protocols.localization_text import Area, Localization, ModelFacts, report, statements
+from evaluation.protocols.localization_text import Area, Localization, ModelFacts, UnitScores, report, statements
 from evaluation.protocols.results import map_makers, map_notes, of_source
 
 START = "start"
@@ -134,6 +135,12 @@ def evaluate(
             "chosen_on": "val",
             "bootstrap": options.intervals,
         },
+        by_unit=by_units(
+            {unit: keys[positions["test"]] for unit, keys in data.unit_keys().items()},
+            data.index.patients[positions["test"]],
+            dict(zip(leaderboard.rows, per_scan.T, strict=True)),
+            options,
+        ),
         area=Area(resampled.mean(lesion, Scale.SCORE), resampled.mean(retina, Scale.SCORE)),
         notes=[
             *resampled.notes(),
@@ -156,6 +163,23 @@ def evaluate(
         for i in median_first[: options.pages]
     ]
     return result, pages
+
+
+def by_units(
+    keys: dict[str, np.ndarray], patients: np.ndarray, scores: dict[str, np.ndarray], options: LocalizationOptions
+) -> dict[str, UnitScores]:
+    """The ranking score of volumes, eyes and patients: means of those of their scans.
+
+    Args:
+        keys: as ``keys_of`` gives them, of the N test scans; patients: (N,); scores: row → (N,).
+    """
+    results = {}
+    for unit in units_to_report(keys):
+        first, means = unit_means(keys[unit], np.stack(list(scores.values()), axis=1))
+        bootstrap = PatientBootstrap(patients[first], options.bootstrap, options.seed)
+        rows = {row: bootstrap.mean(means[:, r], SCALES[options.score]) for r, row in enumerate(scores)}
+        results[unit] = UnitScores(len(first), bootstrap.n_patients, rows)
+    return results
 
 
 def order_by_median(labels: Sequence[str], scores: np.ndarray) -> list[int]:

@@ -60,14 +60,26 @@ class Area:
     retina: Interval
 
 
+@dataclass(frozen=True)
+class UnitScores:
+    """Row → the ranking score, mean over units of the mean over their scans with a lesion; how many units, and of how
+    many patients."""
+
+    units: int
+    patients: int
+    rows: dict[str, Interval]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Localization(Evaluation, Leaderboard):
-    """What ``localization.json`` holds beside its scans: the leaderboard, and what it is of."""
+    """What ``localization.json`` holds beside its scans: the leaderboard, what it is of, and the ranking score
+    by volume, eye and patient, where these hold several of the scans."""
 
     evaluation: str = "localization"
     models: dict[str, ModelFacts]
     units: str = UNITS
     area: Area
+    by_unit: dict[str, UnitScores] = field(default_factory=dict, metadata={"may_be_empty": True})
     statements: list[str] = field(default_factory=list)
 
 
@@ -110,7 +122,7 @@ def _tables(result: Localization) -> list[str]:
     main = [score, *(name for name in _MAIN if name != score)]
     further = [name for name in TITLES if name not in main]
     classes = sorted({label for row in result.rows.values() for label in row.classes})
-    ranking, other_scores, by_class, by_layer = [], [], [], []
+    ranking, other_scores, by_class, by_unit, by_layer = [], [], [], [], []
     for name, row in sorted(result.rows.items(), key=lambda item: _rank(item[1], score)):
         label = f"{name} ({row.candidate})" if row.candidate else name
         sanity = result.sanity.models.get(row.model, {}).get(row.method) if result.sanity else None
@@ -120,6 +132,8 @@ def _tables(result: Localization) -> list[str]:
         ranking.append([label, *(shown(row.scores[column], column) for column in main), *judged, *cost])
         other_scores.append([label, *(shown(row.scores[column], column) for column in further)])
         by_class.append([label, *(shown(row.classes[column][score], score) for column in classes)])
+        of_units = (shown(of_unit.rows[name], score) for of_unit in result.by_unit.values())
+        by_unit.append([label, shown(row.scores[score], score), *of_units])
         if row.layers and (row.kind == "map" or name in CONTROLS):
             by_layer.append([label, *(f"{density.point:.2f}" for density in row.layers.values())])
     tables = [
@@ -127,6 +141,10 @@ def _tables(result: Localization) -> list[str]:
         table(["further scores", *(TITLES[name] for name in further)], other_scores),
         table([f"{TITLES[score]}, by class", *classes], by_class),
     ]
+    if result.by_unit:
+        units = [f"{of_unit.units} {unit}s" for unit, of_unit in result.by_unit.items()]
+        scans = f"{result.data['sets']['test']['scans']} scans"
+        tables.append(table([f"{TITLES[score]}, mean over", scans, *units], by_unit))
     if result.faithfulness:
         tables.append(_faithfulness(result.faithfulness))
     if result.sanity:

@@ -55,8 +55,8 @@ def test_numbers_equal_those_of_the_single_commands(results, trained, tmp_path):
     shared = ["--model", trained, *COMMON, "--controls", False, "--out", tmp_path]
     printed_by("knn", [*shared, "--k", 3])
     printed_by("linear", [*shared, "--fractions", 1])
-    knn = json.loads((tmp_path / "knn_test.json").read_text())["rows"]
-    linear = json.loads((tmp_path / "linear_fast_test.json").read_text())["rows"]
+    whole = [json.loads((tmp_path / f"{name}_test.json").read_text()) for name in ("knn", "linear_fast")]
+    knn, linear = (result["rows"] for result in whole)
     assert list(knn) == list(linear) == ["model"]  # no controls were asked for
     key = trained.name
     row, single = results["table"]["rows"][key], results["evaluations"][key]
@@ -65,6 +65,12 @@ def test_numbers_equal_those_of_the_single_commands(results, trained, tmp_path):
     for metric in ("accuracy", "balanced_accuracy", "macro_auroc"):
         assert row[f"linear_{metric}"] == linear["model"][metric]
     assert single["linear"]["setting"] == linear["model"]["setting"]
+    by_patient = results["by_unit"]["patient"]
+    assert list(results["by_unit"]) == ["patient"]
+    of_knn, of_linear = (result["by_unit"]["patient"]["rows"]["model"] for result in whole)
+    assert by_patient["rows"][key]["knn_3"] == of_knn["3"]
+    assert by_patient["rows"][key]["linear"] == of_linear
+    assert "attention" in of_linear["val_balanced_accuracy"]
     # The probe in a classifier's place is the same probe.
     assert results["confusions"][key]["counts"] == linear["model"]["confusion"]
     for name, recall in linear["model"]["recall"].items():
@@ -140,6 +146,14 @@ def test_every_part_of_the_report_is_there(results, compared, trained, fitted):
             assert lowest["recall"] == results["table"]["rows"][key][f"{protocol}_lowest_recall"]
             assert results["table"]["classes_of_lowest_recall"][key][f"{protocol}_lowest_recall"] == lowest["class"]
             assert bool(result["never_recognised"]) == (lowest["recall"]["point"] == 0)
+    by_patient = results["by_unit"]["patient"]
+    assert {key: set(of_model) for key, of_model in by_patient["rows"].items()} == {
+        key: set(of_model) for key, of_model in results["evaluations"].items()
+    }
+    # The first model with each protocol against every other one that has it.
+    others = [key for key in kinds if key != trained.name]
+    assert list(by_patient["differences"]) == [f"{trained.name} − {key}" for key in others]
+    assert "by patient: " in compared.printed
     most = results["verdict"]["majority"]
     assert any(f"Always naming {most['name']}" in text for text in verdict["sentences"])
     assert verdict["headline"] in compared.printed

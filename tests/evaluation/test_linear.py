@@ -216,7 +216,7 @@ def test_the_command(trained, command):
     result = json.loads((folder / "linear_fast_test.json").read_text())
     # What was evaluated, its numbers, what they say.
     assert list(result) == ["evaluation", "model", "weights", "data", "settings", "units", "rows", "differences",
-                            "by_unit", "majority", "label_fractions", "verdicts", "notes"]  # fmt: skip
+                            "by_unit", "majority", "label_fractions", "external", "verdicts", "notes"]  # fmt: skip
     assert list(result["rows"]) == ["model", "starting weights", "raw pixels"]
     for name, row in result["rows"].items():
         assert row["accuracy"]["low"] <= row["accuracy"]["point"] <= row["accuracy"]["high"]

@@ -12,7 +12,8 @@ from PIL import Image
 from dino_oct.data.index import DatasetConfig
 from dino_oct.errors import InputError
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap
-from evaluation.config import ALL_SCORES, DataOptions, DatasetOptions, MaskOptions
+from dino_oct.scores.units import keys_of
+from evaluation.config import ALL_SCORES, DataOptions, DatasetOptions, LocalizationOptions, MaskOptions
 from evaluation.inputs.masks import LesionMasks, Mask
 from evaluation.inputs.scans import open_data
 from evaluation.maps.leaderboard import (
@@ -32,7 +33,7 @@ from evaluation.maps.leaderboard import (
 )
 from evaluation.maps.methods import MapSettings
 from evaluation.maps.rows import Case, MapMaker, RawMaps, Row
-from evaluation.protocols.localization import order_by_median
+from evaluation.protocols.localization import by_units, order_by_median
 from evaluation.protocols.localization_text import Area, Localization, ModelFacts, paired, statements
 from evaluation.report.severity import lesion_loads
 from evaluation.scores.lesions import CONTROLS, control_maps, layer_densities, lesion_over_retina, with_mean
@@ -170,6 +171,25 @@ def test_one_patient_separates_nothing():
 def test_scans_spread_over_patients_and_classes():
     cases = [case(*masks(), label, patient) for label in ("CNV", "DME") for patient in "aab"]
     assert spread_over_patients(cases) == [0, 3, 2, 5, 1, 4]
+
+
+def test_an_eye_of_many_scans_counts_as_one_of_few():
+    patients = np.array(["p"] * 4 + ["q"] * 2 + ["r", "s"])
+    facts = {"eye": np.array(list("RRRLRRLR")), "visit": np.full(8, ""), "volume": np.full(8, "")}
+    keys = keys_of(patients, [f"{i}.png" for i in range(8)], facts)
+    scores = {"good": np.array([0.9, 0.9, 0.6, 0.4, 0.2, 0.4, 0.9, 0.7]), "zero": np.zeros(8)}
+    options = LocalizationOptions(bootstrap=200, seed=1)
+    result = by_units(keys, patients, scores, options)
+    assert list(result) == ["eye", "patient"]
+    assert [(of_unit.units, of_unit.patients) for of_unit in result.values()] == [(5, 4), (4, 4)]
+    good = result["eye"].rows["good"]
+    assert good.point == pytest.approx((0.8 + 0.4 + 0.3 + 0.9 + 0.7) / 5)
+    assert result["patient"].rows["good"].point == pytest.approx((0.7 + 0.3 + 0.9 + 0.7) / 4)
+    assert result["eye"].rows["zero"].point == 0
+    by_patient = PatientBootstrap(np.array(["p", "p", "q", "r", "s"]), 200, 1)
+    expected = by_patient.mean(np.array([0.4, 0.8, 0.3, 0.9, 0.7]), SCALES[options.score])
+    assert (good.low, good.high) == pytest.approx((expected.low, expected.high))
+    assert by_units(keys_of(patients, [*patients], facts), patients, scores, options) == {}
 
 
 def test_the_scan_of_median_score_comes_first():

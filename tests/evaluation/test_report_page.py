@@ -128,6 +128,15 @@ def test_the_numbers_are_those_of_the_results(page, reader, results):
             assert shown == (words.replace(" ", f" {weakest} ", 1) if weakest and " " in words else
                              f"{words} {weakest}" if weakest else words)  # fmt: skip
     assert gaps > 4
+    for unit, of_unit in results["by_unit"].items():
+        shown = iter(rows_of(page, f"by-{unit}")[1:])
+        for model, by_protocol in of_unit["rows"].items():
+            for row in by_protocol.values():
+                cells = next(shown)
+                metrics = [row[metric] for metric in ("accuracy", "balanced_accuracy", "macro_auroc")]
+                assert (cells[0], cells[2]) == (model, row["rule"])
+                assert cells[3:] == [in_words(metric, 1) for metric in metrics]
+        assert next(shown, None) is None
     (best, *_), score = rows_of(page, "leaderboard-table")[1:], results["league"]["rows"][0]["scores"]
     assert best[1].startswith(in_words(score["auprc"], 1, 100))
     severity = rows_of(page, "severity-table")[2:]

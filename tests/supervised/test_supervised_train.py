@@ -75,8 +75,14 @@ def test_the_test_split_has_every_metric_with_its_interval(fitted):
     )
     printed = (fitted / "stdout.txt").read_text()
     for words in ("PHANTOMS: synthetic scans", "classified once: test, 16 scans of 4 patients", "calibration error %",
-                  "4 patients are few", "epoch 0/3", "best: epoch"):  # fmt: skip
+                  "4 patients are few", "epoch 0/3", "best: epoch", "by patient: 4 patients",
+                  "rule: chosen by balanced accuracy on 4 validation patients"):  # fmt: skip
         assert words in printed, words
+    (unit, of_patients), *_ = result["by_unit"].items()
+    of_row = of_patients["rows"]["classifier"]
+    assert (unit, of_patients["units"], of_patients["patients"]) == ("patient", 4, 4)
+    assert np.sum(of_row["confusion"]) == 4
+    assert of_row["val_balanced_accuracy"][of_row["rule"]] == max(of_row["val_balanced_accuracy"].values())
 
 
 def test_the_export_is_the_best_epoch_and_loads_in_plain_timm(fitted):
