@@ -404,7 +404,7 @@ COLUMNS = {
     "probe_100": "probe, 100 patients",
     "classifier": "fine-tuned",
 }
-DEFAULT = "gentle"  # what --preset auto chooses for such scans and weights
+DEFAULT = "longer"  # what --preset auto chooses for such scans and weights
 CHANGES = ("knn_5", "knn_10", "probe", "probe_4", "probe_20")
 
 
