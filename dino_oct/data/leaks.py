@@ -46,7 +46,7 @@ def find_leak(index: ScanIndex, cache: ScanCache, train: np.ndarray, judged: np.
         if of_train is not None:
             exact.update((i, of_train) for i in group if i in judges)
     near: dict[int, int] = {}
-    for i, j, _ in near_pairs(cache, people) if has_near else ():
+    for i, j, _ in near_pairs(cache, people, progress=True) if has_near else ():
         for one, other in ((i, j), (j, i)):
             if one in judges and other in trains:
                 near.setdefault(one, other)
