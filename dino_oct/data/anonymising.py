@@ -26,7 +26,7 @@ def anonymised(rows: ScanRows, root: Path, key: bytes) -> ScanRows:
 
     def hide_file(file: str) -> str:
         whole = PurePosixPath(holder(file))
-        shown = pseudonym(str(whole), key, 16) + whole.suffix.lower()
+        shown = shown_file(whole, key)
         for name in (str(whole), whole.name, whole.stem):
             hidden.setdefault(name, shown)
         for folder in set(whole.parts[:-1]) - keep:
@@ -60,6 +60,11 @@ def anonymised(rows: ScanRows, root: Path, key: bytes) -> ScanRows:
     result.notes, result.about_people = map(hide_in, rows.notes), map(hide_in, rows.about_people)
     result.notes, result.about_people = list(result.notes), list(result.about_people)
     return result
+
+
+def shown_file(file: PurePosixPath, key: bytes) -> str:
+    """What stands for a file, by its path below the folder."""
+    return pseudonym(str(file), key, 16) + file.suffix.lower()
 
 
 def _numbers(rows: ScanRows, column: str) -> list[str]:

@@ -16,6 +16,7 @@ import tyro
 
 from dino_oct.cli import run_command
 from dino_oct.data.index import DatasetConfig
+from dino_oct.errors import InputError
 from dino_oct.files import write_whole
 from dino_oct.limits import Name, NewPath
 
@@ -44,6 +45,8 @@ def main(options: AuditOptions) -> None:
 
     if options.fix:
         check_suffix(options.fix, "--fix")
+        if options.dataset.anonymise:
+            raise InputError("--fix: a table needs the files' own names; leave --dataset.anonymise out")
     index, cache = open_cache(index_scans(options.folder, options.dataset), options.dataset)
     report = {**audit_scans(index, cache, options.dataset), "folder": str(options.folder)}
     if options.json:

@@ -6,7 +6,7 @@ writes what the toolkit understands of each scan. Correct it, then give it besid
 --dataset.table scans.csv``; or put it into the folder and give it alone: ``--data DIR/scans.csv``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,8 @@ class TableOptions:
     """Folder of scans, or a table of them."""
     out: NewPath = Path("scans.csv")
     """File to write: .csv, .tsv or .parquet."""
+    identities: NewPath | None = None
+    """Also write who the pseudonyms are, as CSV: for the owner of the scans alone, do not pass it on."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 
 
@@ -77,6 +79,12 @@ def main(options: TableOptions) -> None:
     index = index_scans(options.folder, options.dataset)
     columns = table_of(index)
     write_table(options.out, columns)
+    if options.identities:
+        from dino_oct.data.owner import write_identities
+
+        named = index_scans(options.folder, replace(options.dataset, anonymise=False))
+        count = write_identities(options.identities, named, options.dataset)
+        print(f"{options.identities}: {count:,} names behind pseudonyms; keep it secret")
     print(f"layout: {index.how}")
     for note in index.notes:
         print(f"note: {note}".encode(errors="backslashreplace").decode())

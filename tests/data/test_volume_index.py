@@ -1,5 +1,6 @@
 """A folder of volumes is a folder of their B-scans, with what headers know and nothing that they must not tell."""
 
+import csv
 import datetime
 import json
 
@@ -230,6 +231,26 @@ def test_an_unpacked_volume_that_is_not_whole_is_made_anew(name, tmp_path):
     about.write_text("{" if name == "damaged" else json.dumps({**json.loads(about.read_text()), "version": 0}))
     assert index_scans(folder, config(tmp_path)).files == index.files
     assert json.loads(about.read_text())["version"] == unpacking.VERSION
+
+
+def test_the_owner_gets_names_behind_pseudonyms(call, tmp_path):
+    folder = clinic(tmp_path / "data", patients=4)
+    where = ("--dataset.cache-dir", tmp_path / "cache")
+    done = call(
+        "dino_oct/data/table.py", folder, "--out", tmp_path / "t.csv", "--identities", tmp_path / "who.csv", *where
+    )
+    assert done.returncode == 0, done.stderr
+    assert NUMBER not in done.stdout.replace(f"{NUMBER}-", "")
+    with (tmp_path / "who.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert (tmp_path / "who.csv").stat().st_mode & 0o077 == 0
+    names = {row["pseudonym"]: row["name"] for row in rows}
+    for anonymise in (False, True):
+        index = index_scans(folder, config(tmp_path, anonymise=anonymise))
+        for file, patient in zip(index.files, index.patients.tolist(), strict=True):
+            who = names[patient]
+            assert NUMBER in names.get(who, who)
+            assert not anonymise or (folder / names[file.split("#")[0]]).is_file()
 
 
 def test_anonymised_names_tell_nothing(tmp_path):
