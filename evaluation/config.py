@@ -421,7 +421,7 @@ class SideBySideOptions(MapOptions, ExplanationOptions):
 
 
 @dataclass
-class ComparisonOptions(MaskOptions, DataOptions):
+class ComparisonOptions(MaskOptions, ExternalOptions, DataOptions):
     """Compare models on the same test scans: one page, numbers as JSON and CSV, figures as PNG and SVG."""
 
     models: tyro.conf.Positional[tuple[Name, ...]] = ()

@@ -1,6 +1,6 @@
 """Classifiers judged on labelled scans from elsewhere, to which nothing was fitted."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ class OnExternal:
     Attributes:
         folder: their folder's name; classes: the model's class → its name there.
         scans, patients: judged; by_class: scans of each of the model's classes.
-        rows, differences: as on the model's own test scans.
+        rows, differences: as on the model's own test scans; by: row → protocol, where there are several.
         notes: what a reader must know about these scans.
     """
 
@@ -33,6 +33,7 @@ class OnExternal:
     rows: dict[str, ResultByClass]
     differences: dict[str, Metrics]
     notes: list[str]
+    by: dict[str, str] = field(default_factory=dict)
 
 
 def judge_external(
@@ -71,12 +72,13 @@ def external_lines(result: OnExternal) -> list[str]:
         f"{name}{'' if theirs == name else f' ({theirs} there)'} {result.by_class[name]:,}"
         for name, theirs in result.classes.items()
     )
-    rows = [[name, *accuracy_cells(row)] for name, row in result.rows.items()]
-    rows += [[name, *difference_cells(row)] for name, row in result.differences.items()]
+    by = ["by"] if result.by else []
+    rows = [[name, *(result.by[name] for _ in by), *accuracy_cells(row)] for name, row in result.rows.items()]
+    rows += [[name, *("" for _ in by), *difference_cells(row)] for name, row in result.differences.items()]
     return [
         "",
         f"on {result.folder}, from elsewhere: {result.scans:,} scans of {result.patients:,} patients ({counts}); "
         "nothing was fitted to them, and any other class is wrong",
-        table(["", *ACCURACY_HEADER], rows),
+        table(["", *by, *ACCURACY_HEADER], rows),
         *(f"note: {result.folder}: {note}" for note in result.notes),
     ]

@@ -21,12 +21,14 @@ from dino_oct.limits import check_settings
 from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table, unit_lines, write_json
 from evaluation.config import ComparisonOptions
 from evaluation.inputs.masks import LesionMasks
-from evaluation.inputs.scans import open_data
+from evaluation.inputs.scans import open_data, open_external
 from evaluation.inputs.sources import open_source
 from evaluation.pages.embedding_figures import marks
+from evaluation.protocols.external import external_lines
 from evaluation.report.answers import Answers, ask
 from evaluation.report.cases import Case, Pictures, choose_cases, show_cases
 from evaluation.report.embedding import embedding
+from evaluation.report.external import judge_elsewhere
 from evaluation.report.figures import write_figures
 from evaluation.report.findings import warnings
 from evaluation.report.label_errors import suspects
@@ -68,6 +70,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
             )
     check_k(options.k, len(shared.positions["train"]))
     masks = LesionMasks(data, options) if options.are_masks_given else None
+    external = open_external(first, options, data, say)
     models = open_candidates(options.sources, shared)
     scans, gaps = ShownScans(shared), []
     # ---- numbers ---------------------------------------------------------------------------------------------------
@@ -76,6 +79,10 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         say(f"[{i + 1}/{len(models)}] {key}: k-NN, linear probe, classifier")
         answers[key] = ask(model, shared)
         score(answers[key], intervals, shared)
+    elsewhere = None
+    if external:
+        say(f"scans from elsewhere: {external.data.index.root}")
+        elsewhere = judge_elsewhere(answers, shared, external)
     reference = best_on_validation({key: of_model.classifier_validation for key, of_model in answers.items()})
 
     def section(name: str, make: Callable[[], Any]) -> Any:
@@ -153,6 +160,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         intended_use=INTENDED_USE,
         evaluations={key: of_model.results for key, of_model in answers.items()},
         by_unit=judge_units(answers, shared),
+        external=elsewhere,
         scans=scans.columns(),
     )
     results = replace(results, limits=limits(results), methods=paragraphs(results, shared))
@@ -215,6 +223,7 @@ def report(results: Results) -> str:
             table(["model", "by", *ACCURACY_HEADER], [*rows, [always, "", *cells]]),
             "",
             *([*units, ""] if units else []),
+            *([*external_lines(results.external)[1:], ""] if results.external else []),
             *([table(["urgent against routine", "sensitivity %", "specificity %"], urgent), ""] if urgent else []),
             *(f"{key}: {model.loaded}" for key, model in results.models.items()),
             "",

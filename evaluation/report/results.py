@@ -9,6 +9,7 @@ from dino_oct.scores.classification import Reliability
 from dino_oct.scores.paired import Result
 from dino_oct.scores.units import ByUnit
 from evaluation.pages.embedding_figures import Mark
+from evaluation.protocols.external import OnExternal
 from evaluation.report.answers import Confusion
 from evaluation.report.cases import Case, Pictures
 from evaluation.report.embedding import Embedding
@@ -84,7 +85,7 @@ class Results:
         reliability: model → protocol → its reliability diagram.
         gaps: "section: reason".
         evaluations: model → protocol → what the single evaluation says; by_unit: the same on volumes, eyes and
-            patients, where these hold several scans.
+            patients, where these hold several scans; external: on scans from elsewhere, where they are given.
         leaderboard: of explanation maps; its key in ``results.json`` is an older word.
         limits, methods: sentences and paragraphs.
     """
@@ -115,6 +116,7 @@ class Results:
     intended_use: str
     evaluations: dict[str, dict[str, Result]]
     by_unit: dict[str, ByUnit] = field(metadata={"may_be_empty": True})
+    external: OnExternal | None
     scans: ScanColumns
     limits: list[str] = field(default_factory=list)
     methods: list[str] = field(default_factory=list)

@@ -303,3 +303,23 @@ def test_one_model_alone_gives_a_report_that_says_what_is_missing(trained, own_c
     assert results["cases"] == []
     assert results["league"] is None
     assert {text.split(":")[0] for text in results["gaps"]} == {"explanations", "cases", "suspects"}
+
+
+def test_models_are_judged_elsewhere_by_the_same_answers(trained, fitted, call, tmp_path, cache_root):
+    """The same scans under another class name are judged as the same scans."""
+    scans = phantom_folder(read_run(trained).phantom, cache_root)
+    for name, theirs in (("NORMAL", "NO"), ("CNV", "CNV")):
+        shutil.copytree(scans / "test" / name, tmp_path / "other" / theirs)
+    args = ("evaluation/compare.py", trained, fitted, *SMALL_REPORT, "--leaderboard", "0", "--cases", "0")
+    args += ("--out", tmp_path / "report", "--external", tmp_path / "other")
+    done = call(*args, "--external-classes", "NORMAL=NO", "CNV=CNV")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "report" / "results.json").read_text())
+    here, there = results["evaluations"], results["external"]["rows"]
+    for key, protocol in zip(there, ("linear", "classifier"), strict=True):
+        confusion, elsewhere = (np.array(of["confusion"]) for of in (here[key][protocol], there[key]))
+        for c in (0, 3):  # CNV and NORMAL
+            np.testing.assert_array_equal(confusion[c], elsewhere[c])
+    assert "on other, from elsewhere" in done.stdout
+    assert "Elsewhere: other" in (tmp_path / "report" / "report.html").read_text()
+    assert call(*args, "--external-classes", "NORMAL").returncode == 2
