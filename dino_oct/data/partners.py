@@ -4,7 +4,6 @@ from collections import defaultdict
 
 import numpy as np
 
-from dino_oct.config import Pair
 from dino_oct.data.index import ScanIndex, is_own_patient
 from dino_oct.errors import InputError
 from dino_oct.streams import generator
@@ -28,8 +27,8 @@ class Partners:
     (several images of a patient); Feichtenhofer et al. 2021, arXiv 2104.14558 (frames of a video).
     """
 
-    def __init__(self, index: ScanIndex, positions: np.ndarray, pair: Pair, distance: int, seed: int):
-        """Partners among the scans ``positions`` of an index.
+    def __init__(self, index: ScanIndex, positions: np.ndarray, pair: str, distance: int, seed: int):
+        """Partners among the scans ``positions`` of an index; ``pair`` is one of ``config.Pair`` but none.
 
         Raises:
             InputError: no scan has one.
