@@ -37,17 +37,24 @@ def with_slices(rows: ScanRows, root: Path, cache_root: Path) -> ScanRows:
     for i in range(len(rows)):
         if i not in sliced:
             result.add(**{name: values[i] for name, values in rows.columns.items()})
-    broken, found = [], []
+    broken, missing, found = [], [], []
     for group, volumes in zip(groups, unpack(groups, cache_root), strict=True):
         file = files[group[0]]
         if isinstance(volumes, str):
             broken.append((file, volumes))
             continue
-        asked = {rows["file"][i]: {name: rows[name][i] for name in rows.columns} for i in positions[file]}
-        found += [(_names(file, n if len(volumes) > 1 else None, v), v, asked) for n, v in enumerate(volumes)]
+        asked = {_name(rows["file"][i]): {name: rows[name][i] for name in rows.columns} for i in positions[file]}
+        named = [(_names(file, n if len(volumes) > 1 else None, v), v, asked) for n, v in enumerate(volumes)]
+        there = {file, *(name for names, _, _ in named for name in names)}
+        missing += [(name, "no such slice") for name in asked if name not in there and holder(name) == file]
+        found += named
     _add(result, found, rows.is_told)
-    result.left_out += broken
+    result.left_out += broken + missing
     result.notes += [f"left out: {file}: {reason}" for file, reason in broken[:3]]
+    if missing:
+        result.notes.append(
+            f"{len(missing):,} slices left out, no such slice: {examples([name for name, _ in missing])}"
+        )
     if len(broken) > 3:
         result.notes.append(f"{len(broken):,} volumes left out: {examples([file for file, _ in broken])}")
     result.how = f"{rows.how}; {len(found):,} volumes"
@@ -68,6 +75,12 @@ def _volumes(files: Sequence[str], root: Path) -> dict[str, list[int]]:
         if name in found or holds_volume(root / name):
             found[name].append(i)
     return dict(found)
+
+
+def _name(file: str) -> str:
+    """A B-scan as ``_names`` spells it: ``eye.vol#7`` is ``eye.vol#0007``."""
+    volume, number = holder(file), file.rpartition("-" if "-" in file[len(holder(file)) :] else "#")[2]
+    return file if volume == file else f"{file.removesuffix(number)}{int(number):04d}"
 
 
 def _names(file: str, number: int | None, volume: Unpacked) -> list[str]:

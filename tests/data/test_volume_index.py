@@ -101,11 +101,12 @@ def test_a_table_names_volumes_or_their_slices(tmp_path):
     folder = clinic(tmp_path / "data")
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.vol"))
     rows = [f"{file},X,P{i // 2},L" for i, file in enumerate(files[:4])]
-    rows += [f"{files[4]}#0001,Y,P9,", f"{files[5]}#0002,Z,,", f"{files[5]}#0007,Z,,"]
+    rows += [f"{files[4]}#0001,Y,P9,", f"{files[5]}#2,Z,,", f"{files[5]}#0007,Z,,"]
     (folder / "scans.csv").write_text("\n".join(["file,label,patient,eye", *rows]))
     index = index_scans(folder / "scans.csv", config(tmp_path))
     assert len(index) == 4 * 3 + 2
     assert index.files[-2:] == (f"{files[4]}#0001", f"{files[5]}#0002")
+    assert index.left_out == ((f"{files[5]}#0007", "no such slice"),)
     assert index.patients[0] == "P0"  # what a user wrote counts before the header
     assert index.fact("eye")[0] == "L"
     assert index.fact("eye")[-1] == "R"
