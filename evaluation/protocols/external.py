@@ -52,8 +52,12 @@ def judge_external(
         bootstrap=options.bootstrap, seed=options.seed,
     )  # fmt: skip
     notes = external.data.training_notes(external.positions)
-    if own.index.patients.dtype.kind == "U" and set(scans.patients.tolist()) & set(train.patients.tolist()):
-        notes.append("numbers of patients occur in both sets; they are taken for other people")
+    both = set(scans.patients.tolist()) & set(train.patients.tolist())
+    if both:
+        notes.append(
+            f"{len(both):,} patient numbers occur among the training scans, too: if they are the same people, this is no "
+            "test on new patients"
+        )
     return OnExternal(
         folder=Path(external.data.index.root).name,
         classes=external.classes,
