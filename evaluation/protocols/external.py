@@ -55,8 +55,8 @@ def judge_external(
     both = set(scans.patients.tolist()) & set(train.patients.tolist())
     if both:
         notes.append(
-            f"{len(both):,} patient numbers occur among the training scans, too: if they are the same people, this is no "
-            "test on new patients"
+            f"{len(both):,} patient numbers occur among the training scans, too: if they are the same people, this is "
+            "no test on new patients"
         )
     return OnExternal(
         folder=Path(external.data.index.root).name,
