@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from dino_oct import files
-from dino_oct.data import cache as cache_module
+from dino_oct.data import building
 from dino_oct.data.borders import find_borders
 from dino_oct.data.cache import ScanCache, cache_root, open_cache
 from dino_oct.data.decode import decode
@@ -87,7 +87,7 @@ def test_no_usable_file_is_a_one_line_error(tmp_path, config):
 
 def test_second_opening_decodes_nothing(scans, config, monkeypatch):
     _, first = opened(scans, config)
-    monkeypatch.setattr(cache_module, "decode", lambda *_, **__: pytest.fail("decoded again"))
+    monkeypatch.setattr(building, "decode", lambda *_, **__: pytest.fail("decoded again"))
     _, second = opened(scans, config)
     assert first.folder == second.folder
     # Another split of the same files uses the same cache.
@@ -118,7 +118,7 @@ def test_whatever_changes_pixels_is_decoded_again_and_nothing_else(scans, config
         given = {"max_side": 64, "neutralise_borders": False, "grey_range": 1023}
         config = dataclasses.replace(config, **{change: given[change]})
     decoded = []
-    monkeypatch.setattr(cache_module, "decode", lambda path, *a, **b: decoded.append(path) or decode(path, *a, **b))
+    monkeypatch.setattr(building, "decode", lambda path, *a, **b: decoded.append(path) or decode(path, *a, **b))
     index, _ = opened(scans, config)
     assert len(decoded) == {"content": 1, "edited in place": 1, "added": 1, "removed": 0}.get(change, 13)
     before = len(decoded)
@@ -250,8 +250,8 @@ def test_large_scans_are_scaled_down_and_their_size_remembered(tmp_path, config)
 
 
 def test_full_disk_and_unwritable_folder_are_one_line_errors(scans, config, monkeypatch, tmp_path):
-    monkeypatch.setattr(cache_module, "_LARGE", 1000)
-    monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
+    monkeypatch.setattr(building, "_LARGE", 1000)
+    monkeypatch.setattr(building.shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
     with pytest.raises(InputError, match=r"needs about \d+ kB .* has 2\.0 kB free"):
         opened(scans, config)
     (tmp_path / "file").write_text("")
@@ -270,8 +270,8 @@ def test_cache_folder_follows_setting_then_environment(monkeypatch, tmp_path):
 
 def test_a_killed_build_goes_on(tmp_path, config, monkeypatch):
     write_scans(tmp_path / "scans", count=20)
-    monkeypatch.setattr(cache_module, "_SEGMENT", 4)
-    monkeypatch.setattr(cache_module, "usable_cores", lambda: 1)
+    monkeypatch.setattr(building, "_SEGMENT", 4)
+    monkeypatch.setattr(building, "usable_cores", lambda: 1)
     decoded = []
 
     def dying(path, *args, **more):
@@ -280,7 +280,7 @@ def test_a_killed_build_goes_on(tmp_path, config, monkeypatch):
             raise KeyboardInterrupt
         return decode(path, *args, **more)
 
-    monkeypatch.setattr(cache_module, "decode", dying)
+    monkeypatch.setattr(building, "decode", dying)
     with pytest.raises(KeyboardInterrupt):
         opened(tmp_path / "scans", config)
     decoded = [None] * 100
@@ -296,12 +296,12 @@ def test_a_killed_build_goes_on(tmp_path, config, monkeypatch):
 
 def test_one_damaged_part_is_decoded_again_alone(tmp_path, config, monkeypatch, capsys):
     write_scans(tmp_path / "scans", count=12)
-    monkeypatch.setattr(cache_module, "_SEGMENT", 4)
+    monkeypatch.setattr(building, "_SEGMENT", 4)
     _, cache = opened(tmp_path / "scans", config)
     expected = [scan.copy() for scan in cache]
     next((tmp_path / "cache").glob("scans-*/scans.bin")).write_bytes(b"x")
     decoded = []
-    monkeypatch.setattr(cache_module, "decode", lambda path, *a, **b: decoded.append(path) or decode(path, *a, **b))
+    monkeypatch.setattr(building, "decode", lambda path, *a, **b: decoded.append(path) or decode(path, *a, **b))
     for _ in range(2):
         _, cache = opened(tmp_path / "scans", config)
         assert len(decoded) == 4
@@ -311,7 +311,7 @@ def test_one_damaged_part_is_decoded_again_alone(tmp_path, config, monkeypatch, 
 
 
 def test_progress_is_told_where_there_is_no_terminal(scans, config, monkeypatch, capsys):
-    monkeypatch.setattr(cache_module, "_TOLD_EVERY", -1)
+    monkeypatch.setattr(building, "_TOLD_EVERY", -1)
     open_cache(index_scans(scans, config), config)
     assert "decoding scans: 12 of 12 · " in capsys.readouterr().err
 
@@ -369,7 +369,7 @@ def test_a_grey_range_that_is_given_and_pixels_above_it(tmp_path, config):
 
 def test_a_range_is_decided_over_all_chunks(tmp_path, config, monkeypatch):
     """8-bit files first, then deep ones of which only the last ones are bright, and floats."""
-    monkeypatch.setattr(cache_module, "_CHUNK", 3)
+    monkeypatch.setattr(building, "_CHUNK", 3)
     for i in range(4):
         write_deep(tmp_path / "scans", ramp(i, 250).astype(np.uint8), f"A-{i}-1.png")
         write_deep(tmp_path / "scans", ramp(i, 250).astype(np.uint16), f"B-{i}-1.png")
