@@ -31,7 +31,7 @@ def anonymised(rows: ScanRows, root: Path, key: bytes) -> ScanRows:
             hidden.setdefault(name, shown)
         for folder in set(whole.parts[:-1]) - keep:
             hide(folder)
-        return shown + file[len(str(whole)) :]
+        return shown + file.removeprefix(holder(file))
 
     keep = set(rows["label"]) | set(rows["split"])
     result = ScanRows(how=rows.how, splits_from=rows.splits_from, is_told=rows.is_told)

@@ -172,7 +172,8 @@ def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -
                 "or $DINO_OCT_CACHE"
             ) from error
     keep = found.of >= 0
-    skipped = [(index.files[i], found.reasons[i]) for i in np.flatnonzero(~keep).tolist()]
+    unkept = "its decoded copy could not be kept"  # removed by another process at this moment
+    skipped = [(index.files[i], found.reasons.get(i, unkept)) for i in np.flatnonzero(~keep).tolist()]
     if not keep.any():
         file, reason = skipped[0]
         raise InputError(f"{index.root}: none of the {len(skipped):,} images can be used; first: {file}: {reason}")

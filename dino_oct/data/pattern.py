@@ -27,6 +27,7 @@ def by_pattern(rows: ScanRows, pattern: str) -> ScanRows:
         wrong = ", ".join(sorted(set(groups) - set(names))) or "none"
         raise InputError(f"{option}: its named groups (?P<NAME>…) must be among {', '.join(names)}; found {wrong}")
     fitting = ScanRows(splits_from=rows.splits_from, notes=rows.notes, left_out=rows.left_out)
+    fitting.is_told = rows.is_told and "patient" not in groups
     if "split" in groups:
         fitting.splits_from = "the splits in the names"
     unfitting = []

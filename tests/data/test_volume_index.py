@@ -113,6 +113,16 @@ def test_a_table_names_volumes_or_their_slices(tmp_path):
     assert len(index.patients[-1]) == 12
 
 
+def test_a_pattern_leaves_what_a_table_says(tmp_path):
+    folder = clinic(tmp_path / "data", patients=2)
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.vol"))
+    (folder / "scans.csv").write_text("\n".join(["file,patient", *(f"{file},P{i}" for i, file in enumerate(files))]))
+    pattern = r"(?P<label>[A-Z]+)/.*"
+    index = index_scans(folder / "scans.csv", config(tmp_path, pattern=pattern))
+    assert sorted(set(index.patients.tolist())) == ["P0", "P1", "P2"]
+    assert index.class_names == ("DME", "NORMAL")
+
+
 def test_the_table_of_a_folder_gives_the_folder(call, tmp_path):
     folder = clinic(tmp_path / "data")
     options = ("--dataset.cache-dir", tmp_path / "cache")
