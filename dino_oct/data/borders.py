@@ -6,11 +6,12 @@ in some classes than in others, so a model can read the class from the border in
 
 import zlib
 
+import cv2
 import numpy as np
-from scipy import ndimage
 from scipy.spatial import KDTree
 
-from dino_oct.data.tissue import box_filter, tissue_mask
+from dino_oct.data.morphology import box_filter, pieces
+from dino_oct.data.tissue import tissue_mask
 from dino_oct.streams import generator
 
 WHITE = 240  # JPEG ringing lets a white area drop to about this value at its rim
@@ -42,8 +43,8 @@ def find_borders(scan: np.ndarray) -> np.ndarray:
         return borders
     # Repeating the edge outwards keeps bars of one or two pixels through the opening.
     pad = _OPENING - 1
-    white = np.pad(scan >= WHITE, pad, mode="edge")
-    labels, _ = ndimage.label(_opened(white)[pad:-pad, pad:-pad])
+    white = cv2.copyMakeBorder((scan >= WHITE).view(np.uint8), pad, pad, pad, pad, cv2.BORDER_REPLICATE).view(bool)
+    labels = pieces(np.ascontiguousarray(_opened(white)[pad:-pad, pad:-pad]))
     touching = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     for label in touching[touching > 0]:
         piece = labels == label
@@ -63,7 +64,8 @@ def border_features(borders: np.ndarray) -> np.ndarray:
     """
     rims = (borders[0], borders[-1], borders[:, 0], borders[:, -1])
     corners = borders[[0, 0, -1, -1], [0, -1, 0, -1]]
-    return np.array([borders.mean(), *(rim.mean() for rim in rims), *corners], dtype=np.float32)
+    shares = (np.count_nonzero(part) / part.size for part in (borders, *rims))
+    return np.array([*shares, *corners], dtype=np.float32)
 
 
 def neutralise(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarray | None = None) -> np.ndarray:
@@ -116,17 +118,15 @@ def _thin_ends(scan: np.ndarray, borders: np.ndarray) -> np.ndarray:
     white = (scan >= _TAPERED_WHITE) & ~borders
     if max(np.count_nonzero(rim) for rim in (white[0], white[-1], white[:, 0], white[:, -1])) < _CORNER_CONTACT:
         return np.zeros_like(white)
-    labels, _ = ndimage.label(white, structure=np.ones((3, 3)))
-    boxes = ndimage.find_objects(labels)
-    ends = []
+    labels = pieces(white, diagonal=True)
+    ends = np.zeros_like(white)
     for rim, axis in ((labels[0], 0), (labels[-1], 0), (labels[:, 0], 1), (labels[:, -1], 1)):
         for label, contact in zip(*np.unique(rim[rim > 0], return_counts=True), strict=True):
-            thickness = boxes[label - 1][axis].stop - boxes[label - 1][axis].start
+            piece = labels == label
+            thickness = np.ptp(piece.any(axis=1 - axis).nonzero()[0]) + 1
             if contact >= max(_CORNER_CONTACT, 2 * thickness):
-                ends.append(label)
-    is_end = np.zeros(len(boxes) + 1, dtype=bool)
-    is_end[ends] = True
-    return is_end[labels]
+                ends |= piece
+    return ends
 
 
 def _any_in_blocks(mask: np.ndarray, block: int) -> np.ndarray:
@@ -142,7 +142,7 @@ def _background_patches(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarra
     free_pixels = scan[~occupied]
     if len(free_pixels):
         # A bright speck of the vitreous would be copied many times over.
-        occupied |= scan > 2 * np.quantile(free_pixels[:: 1 + len(free_pixels) // 20_000], 0.99)
+        occupied |= scan > 2 * np.quantile(free_pixels[:: 1 + len(free_pixels) // 20_000].astype(np.float32), 0.99)
     for block in (_BLOCK, _BLOCK // 2):
         step = block // 2
         rows, columns = (side // step * step for side in scan.shape)

@@ -32,7 +32,7 @@ from dino_oct.data.decode import (
 )
 from dino_oct.data.index import DatasetConfig, ScanIndex
 from dino_oct.data.segment import KINDS, Segment, SegmentWriter, deep_row
-from dino_oct.data.tissue import tissue_map, tissue_mask
+from dino_oct.data.tissue import coarse_levels, tissue_map, tissue_mask
 from dino_oct.errors import InputError
 from dino_oct.files import remove, scratch_folder, share_as
 
@@ -64,8 +64,9 @@ def _decode(
     except RangeNeeded:
         return None
     borders = find_borders(scan)
-    brightness = brightness_features(scan, borders)
-    tissue = tissue_mask(scan, borders)
+    levels = coarse_levels(scan, borders)
+    brightness = brightness_features(scan, borders, levels)
+    tissue = tissue_mask(scan, borders, levels)
     if config.neutralise_borders:
         scan = neutralise(scan, borders, tissue)
     row = {

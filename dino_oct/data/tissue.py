@@ -1,9 +1,12 @@
 """Where the tissue is in a scan: retina and choroid against vitreous, shadow and border."""
 
 import itertools
+from typing import NamedTuple
 
+import cv2
 import numpy as np
-from scipy import ndimage
+
+from dino_oct.data.morphology import box_filter, filled, pieces
 
 GRID = 16  # cells per side of a tissue map
 
@@ -14,7 +17,20 @@ _BRIGHT = 0.6  # … and every connected piece of it must reach this; haze and n
 _GAP = 0.1  # of the height: dark stretches of an A-scan up to this, between tissue above and below, are tissue
 
 
-def tissue_mask(scan: np.ndarray, borders: np.ndarray | None = None) -> np.ndarray:
+class CoarseLevels(NamedTuple):
+    """Grey levels of a scan at reduced resolution, without its speckle."""
+
+    level: np.ndarray
+    """(h, w) float32, 0 where unknown."""
+    measured: np.ndarray
+    """(h, w) bool: where it is known."""
+    factor: int
+    """Of the reduction: about H / h."""
+    known: np.ndarray
+    """(n,) float32: the levels where they are known, in ascending order."""
+
+
+def tissue_mask(scan: np.ndarray, borders: np.ndarray | None = None, levels: CoarseLevels | None = None) -> np.ndarray:
     """Retina and choroid: what is brighter than the background once speckle is smoothed out, gaps included.
 
     The levels are the scan's own, outside the borders: background lies midway between the tenth percentile and the
@@ -25,12 +41,14 @@ def tissue_mask(scan: np.ndarray, borders: np.ndarray | None = None) -> np.ndarr
     Args:
         scan: (H, W) uint8.
         borders: (H, W) bool, left out of both the levels and the result.
+        levels: of ``coarse_levels``, where they are already known.
 
     Returns:
         (H, W) bool.
     """
-    coarse, factor = _coarse_tissue(scan, borders)
-    mask = coarse.repeat(factor, axis=0).repeat(factor, axis=1)[: scan.shape[0], : scan.shape[1]]
+    levels = levels or coarse_levels(scan, borders)
+    factor = levels.factor
+    mask = _coarse_tissue(levels).repeat(factor, axis=0).repeat(factor, axis=1)[: scan.shape[0], : scan.shape[1]]
     return mask if borders is None else mask & ~borders
 
 
@@ -49,41 +67,39 @@ def tissue_map(mask: np.ndarray) -> np.ndarray:
     return (counts / np.outer(np.diff(rows), np.diff(columns))).astype(np.float32)
 
 
-def coarse_levels(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
-    """Grey levels of a scan at reduced resolution without its speckle, where they are known, and the reduction.
+def coarse_levels(scan: np.ndarray, borders: np.ndarray | None) -> CoarseLevels:
+    """Smoothed grey levels of a scan.
 
     Args:
         scan: (H, W) uint8.
         borders: (H, W) bool, without weight in the levels.
-
-    Returns:
-        (h, w) float32, 0 where unknown; (h, w) bool; and the factor, about H / h.
     """
     factor = max(1, round(scan.shape[0] / _COARSE_HEIGHT))
     weight = np.ones(scan.shape, dtype=np.uint8) if borders is None else (~borders).view(np.uint8)
     sigma = _SMOOTHING * scan.shape[0] / factor
     # Normalised averages: a border has no weight, so its white does not bleed into the tissue beside it.
-    values = ndimage.gaussian_filter(_block_means(scan * weight, factor), sigma, truncate=3)
-    weights = ndimage.gaussian_filter(_block_means(weight, factor), sigma, truncate=3)
+    values = _smoothed(_block_means(scan * weight, factor), sigma)
+    weights = _smoothed(_block_means(weight, factor), sigma)
     measured = weights > 0.25
-    return np.where(measured, values / np.maximum(weights, 1e-6), 0), measured, factor
+    level = np.where(measured, values / np.maximum(weights, 1e-6), 0)
+    return CoarseLevels(level, measured, factor, np.sort(level[measured]))
 
 
-def _coarse_tissue(scan: np.ndarray, borders: np.ndarray | None) -> tuple[np.ndarray, int]:
-    """Tissue at reduced resolution, and the factor of the reduction."""
-    level, measured, factor = coarse_levels(scan, borders)
-    if not measured.any():
-        return np.zeros(level.shape, dtype=bool), factor
-    levels = level[measured]
+def _coarse_tissue(coarse: CoarseLevels) -> np.ndarray:
+    """Tissue at reduced resolution, (h, w) bool."""
+    level, measured, _, known = coarse
+    if not len(known):
+        return measured
     # The lowest tenth alone would take bright speckle of the vitreous for tissue in noisy scans, the median alone
     # would count the fading choroid as background.
-    dark = (np.median(levels[levels <= otsu(levels)]) + np.quantile(levels, 0.1)) / 2
-    bright = np.quantile(levels, 0.97)
-    pieces, count = ndimage.label((level > dark + _CONTRAST * (bright - dark)) & measured)
-    reaches = np.zeros(count + 1, dtype=bool)
-    reaches[pieces[(level > dark + _BRIGHT * (bright - dark)) & measured]] = True
+    below = known[: known.searchsorted(otsu(known), side="right")]
+    low, bright = np.quantile(known, [0.1, 0.97])
+    dark = (np.median(below) + low) / 2
+    labels = pieces((level > dark + _CONTRAST * (bright - dark)) & measured)
+    reaches = np.zeros(labels.max() + 1, dtype=bool)
+    reaches[labels[(level > dark + _BRIGHT * (bright - dark)) & measured]] = True
     reaches[0] = False
-    return _without_gaps(reaches[pieces]) & measured, factor
+    return _without_gaps(reaches[labels]) & measured
 
 
 def _without_gaps(tissue: np.ndarray) -> np.ndarray:
@@ -92,28 +108,7 @@ def _without_gaps(tissue: np.ndarray) -> np.ndarray:
     window = (2 * reach + 1, 1)
     padded = np.pad(tissue, ((reach, reach), (0, 0)))  # else closing would reach in from the edges
     closed = box_filter(box_filter(padded, window, np.logical_or), window, np.logical_and)
-    return ndimage.binary_fill_holes(closed[reach : len(padded) - reach])
-
-
-def box_filter(mask: np.ndarray, window: tuple[int, int], combine: np.ufunc) -> np.ndarray:
-    """Dilation (``np.logical_or``) or erosion (``np.logical_and``) of a mask (H, W) by a box of odd sides.
-
-    What lies beyond the mask's edges has no say. Windows grow by doubling: log₂ of their side passes over the mask.
-    """
-    for axis, side in enumerate(window):
-        shape, inside = list(mask.shape), [slice(None), slice(None)]
-        shape[axis] += side - 1
-        inside[axis] = slice(side // 2, shape[axis] - side // 2)
-        padded = np.full(shape, combine is np.logical_and)
-        padded[tuple(inside)] = mask
-        mask = padded
-        reach = 1
-        while reach < side:
-            step = min(reach, side - reach)
-            n = mask.shape[axis] - step
-            mask = combine(mask[:n], mask[step:]) if axis == 0 else combine(mask[:, :n], mask[:, step:])
-            reach += step
-    return mask
+    return filled(closed[reach : len(padded) - reach])
 
 
 def otsu(values: np.ndarray, bins: int = 256) -> float:
@@ -134,18 +129,16 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
     return float(edges[1:][between[:-1].argmax()])
 
 
+def _smoothed(values: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian of three sigma on each side; the values are mirrored at the edges."""
+    reach = int(3 * sigma + 0.5)
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    return cv2.sepFilter2D(values, -1, kernel / kernel.sum(), kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
+
+
 def _block_means(values: np.ndarray, factor: int) -> np.ndarray:
     """Means over factor x factor blocks of an 8-bit image (H, W), float32; those at the right and bottom edge may be
     smaller."""
-    counts = []
-    for axis, side in enumerate(values.shape):
-        if side % factor:
-            padding = [(0, 0), (0, 0)]
-            padding[axis] = (0, -side % factor)
-            values = np.pad(values, padding)
-        parts = [values[i::factor] if axis == 0 else values[:, i::factor] for i in range(factor)]
-        values = parts[0].astype(np.int32)
-        for part in parts[1:]:
-            values += part
-        counts.append(np.minimum(factor, side - np.arange(0, side, factor)))
-    return (values * (1 / np.outer(*counts))).astype(np.float32)
+    rows, columns = (np.append(np.arange(0, side, factor), side) for side in values.shape)
+    sums = np.diff(np.diff(cv2.integral(values)[np.ix_(rows, columns)], axis=0), axis=1)
+    return (sums * (1 / np.outer(np.diff(rows), np.diff(columns)))).astype(np.float32)
