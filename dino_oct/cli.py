@@ -23,9 +23,11 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 import yaml
 
+from dino_oct.devices import on_device
 from dino_oct.errors import InputError, Interrupted, interrupt
 from dino_oct.files import explain, harden_terminal, read_yaml, write_whole
 from dino_oct.limits import Setting, all_settings, check_settings
+from dino_oct.presets import preset_names
 
 Options = TypeVar("Options")
 _LARGEST_SETTINGS = 1 << 20  # bytes
@@ -115,11 +117,11 @@ def settings_in(file: str | Path, options_type: type) -> list[str]:
     return [name for name, _ in _flatten(read_mapping(file), {setting.name for setting in all_settings(options_type)})]
 
 
-def read_mapping(file: str | Path, what: str = "settings file", presets: str = "configs") -> dict[str, Any]:
+def read_mapping(file: str | Path, what: str = "settings file", presets: str = "") -> dict[str, Any]:
     """Read a YAML file of ``key: value`` that a person wrote; an empty one holds nothing.
 
     Args:
-        what: the file is, for the reader; presets: folder whose files are named where there is none.
+        what: the file is, for the reader; presets: section of the presets that are named where there is no such file.
 
     Raises:
         InputError: as ``files.read_yaml``; too large, a key that is no text or comes twice.
@@ -127,8 +129,7 @@ def read_mapping(file: str | Path, what: str = "settings file", presets: str = "
     file = Path(file)
     try:
         if not file.exists():
-            known = sorted(str(path) for path in Path(presets).glob("*.yaml"))
-            raise InputError(f"{file}: no such {what}" + (f"; presets: {', '.join(known)}" if known else ""))
+            raise InputError(f"{file}: no such {what}; presets: {', '.join(preset_names(presets))}")
         if file.stat().st_size > _LARGEST_SETTINGS:
             raise InputError(f"{file}: {file.stat().st_size >> 20} MB are too many for a {what}")
     except OSError as error:
@@ -165,7 +166,9 @@ def write_settings(settings: Any, file: str | Path) -> None:
 def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> None:
     """Parse the command line, call ``main(options)`` and exit with the house's status."""
     with one_line_errors():
-        main(parse_options(options_type, sys.argv[1:]))
+        options = parse_options(options_type, sys.argv[1:])
+        with on_device(getattr(options, "device", "auto")):
+            main(options)
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from dino_oct.files import is_same_path
 from dino_oct.limits import (
     BatchSize,
     Blocks,
+    Device,
     DropPath,
     Epochs,
     Heads,
@@ -37,8 +38,8 @@ from dino_oct.limits import (
     Side,
     Text,
 )
+from dino_oct.presets import find_preset
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 Settings = TypeVar("Settings", bound="RunSettings")
 _MOST_BLOCKS, _WIDEST = 1000, 16384  # of a timm model
 
@@ -323,6 +324,8 @@ class RunSettings:
     """auto goes on from the run folder's last checkpoint, never starts anew (an old run is moved aside), or a PATH."""
     seed: Seed = 0
     """Of weights, order and views."""
+    device: Device = "auto"
+    """What networks compute on: auto (a GPU where there is one), cpu, cuda, cuda:N or mps."""
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     phantom: PhantomConfig = field(default_factory=PhantomConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -366,18 +369,12 @@ def load_config(args: Sequence[str]) -> TrainConfig:
         config = load_settings(TrainConfig, args)
         config.preset = config.preset or "none"
         if config.config:
-            given |= dict.fromkeys(settings_in(_preset_file(config.config), TrainConfig))
+            given |= dict.fromkeys(settings_in(find_preset(config.config), TrainConfig))
     if not config.out:
         name = Path(config.config).stem or Path(config.data).resolve().name
         config.out = f"runs/{name or 'auto'}"
     config.given = frozenset(given)
     return config
-
-
-def _preset_file(preset: str) -> Path:
-    """A preset as it is named, or in the repository."""
-    file = Path(preset)
-    return REPOSITORY / preset if not file.is_file() and (REPOSITORY / preset).is_file() else file
 
 
 def load_settings(settings_type: type[Settings], args: Sequence[str], preset: str | None = None) -> Settings:
@@ -394,7 +391,7 @@ def load_settings(settings_type: type[Settings], args: Sequence[str], preset: st
     if preset:
         if need := Text(1).need(preset):
             raise InputError(f"--config {preset[:60]}: {need}")
-        default = read_settings(settings_type, _preset_file(preset))
+        default = read_settings(settings_type, find_preset(preset))
     config = parse_options(settings_type, args, default=default, prog=Path(sys.argv[0]).name)
     if config.resume not in ("auto", "never") and not Path(config.resume).exists():
         raise InputError(f"--resume {config.resume}: no such checkpoint; give auto, never or a path")
@@ -414,7 +411,7 @@ def _is_same(old: Any, new: Any) -> bool:
 def differences(old: RunSettings, new: RunSettings) -> list[str]:
     """Settings that differ, as 'section.key: old → new', those that cannot change training left out."""
     changed = []
-    harmless = ("config", "preset", "dry_run", "out", "resume", "run.", "monitor.")
+    harmless = ("config", "preset", "dry_run", "out", "resume", "device", "run.", "monitor.")
 
     def compare(a, b, prefix=""):
         for item in dataclasses.fields(a):

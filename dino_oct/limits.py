@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import operator
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -116,7 +117,19 @@ class _Choices:
         return f"must be {' or '.join(map(str, self.words))}" if wrong else ""
 
 
-_LIMITS = (Range, Items, Ordered, Text)
+@dataclass(frozen=True)
+class DeviceName:
+    """A device as torch names it."""
+
+    def need(self, value: Any) -> str:
+        """As ``Range.need``."""
+        is_known = value is None or re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", value)
+        return "" if is_known else "must be auto, cpu, cuda, cuda:N or mps"
+
+
+_LIMITS = (Range, Items, Ordered, Text, DeviceName)
+
+Device = Annotated[str, Text(1), DeviceName()]
 
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 """As far as every library goes that takes one."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from accelerate.utils import parse_flag_from_env
 
+from dino_oct.devices import default_device
+
 
 def use_bf16(precision: str) -> bool:
     """Whether ``run.precision`` means bfloat16 on this machine.
@@ -16,8 +18,11 @@ def use_bf16(precision: str) -> bool:
     """
     if precision != "auto":
         return precision == "bf16"
-    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+    device = default_device()
+    if device.type == "cuda" and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "mps":
+        return False
     flags = Path("/proc/cpuinfo")
     return flags.is_file() and "avx512_bf16" in flags.read_text() and _is_faster_in_bf16()
 

@@ -121,7 +121,7 @@ def machine_of(accelerator: Accelerator) -> auto.Machine:
     device, processes = accelerator.device, accelerator.num_processes
     if device.type == "cuda":
         return auto.Machine("cuda", torch.cuda.mem_get_info(device)[0], usable_cores(), use_bf16("auto"), processes)
-    return auto.Machine("cpu", _machine_memory() // processes, usable_cores(), use_bf16("auto"), processes)
+    return auto.Machine("cpu", machine_memory() // processes, usable_cores(), use_bf16("auto"), processes)
 
 
 def say_cost(
@@ -147,8 +147,8 @@ def say_cost(
     every = max(round(config.monitor.every_epochs * steps / config.optim.epochs), 1)
     evaluations = 1 + math.ceil(steps / every)
     say(
-        f"estimate: {steps:,} steps of {_duration(step)} and {evaluations} evaluations of {_duration(evaluation)}: "
-        f"{_duration(steps * step + evaluations * evaluation)}"
+        f"estimate: {steps:,} steps of {duration(step)} and {evaluations} evaluations of {duration(evaluation)}: "
+        f"{duration(steps * step + evaluations * evaluation)}"
     )
     machine = machine_of(accelerator)
     if memory is None:
@@ -231,7 +231,7 @@ def _median_size(index: ScanIndex, positions: np.ndarray, max_side: int = 65535)
     return max(int(rows), 1), max(int(columns), 1)
 
 
-def _machine_memory() -> int:
+def machine_memory() -> int:
     """Bytes of memory that are free on this machine, or that the group of this process may have."""
     limits = []
     with contextlib.suppress(OSError, ValueError):
@@ -316,7 +316,7 @@ def _memory(config: TrainConfig, networks: Networks, accelerator: Accelerator, s
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A short text: 4.9 s, 12 min, 3.5 h."""
     for limit, unit, name in ((100, 1, "s"), (6000, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:

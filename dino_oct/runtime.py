@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from dino_oct.config import RunConfig
 from dino_oct.data.sampler import StepSampler, belong_to_trainer
+from dino_oct.devices import default_device
 from dino_oct.errors import InputError
 from dino_oct.precision import use_bf16
 from dino_oct.stopping import ending_at_once
@@ -50,9 +51,14 @@ def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]
 
 def _accelerator(run: RunConfig, bf16: bool) -> Accelerator:
     AcceleratorState._reset_state()  # an earlier one of this process may have had another precision
+    device = default_device()
+    if device.type == "cuda" and device.index is not None:
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise InputError(f"--device {device}: is for one process; several take a GPU each")
+        torch.cuda.set_device(device)
     reduce = DDPCommunicationHookType.BF16 if run.reduce == "bf16" else DDPCommunicationHookType.NO
     return Accelerator(
-        cpu=not torch.cuda.is_available() or None,  # else torchrun's processes would not find each other there
+        cpu=device.type == "cpu" or None,  # else torchrun's processes would not find each other there
         mixed_precision="bf16" if bf16 else "no",
         kwargs_handlers=[
             InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=run.timeout_minutes)),
@@ -108,8 +114,3 @@ def step_loader(scans: Dataset, sampler: StepSampler, workers: int) -> DataLoade
 def gpu_memory(device: torch.device) -> dict[str, float]:
     """Peak memory of this process's GPU in GiB; nothing on a CPU."""
     return {"gpu_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
-
-
-def default_device() -> torch.device:
-    """The GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

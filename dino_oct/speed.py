@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -28,16 +28,24 @@ def operations_per_scan(network: nn.Module, augment: AugmentConfig) -> float:
     Args:
         network: a ``DinoNetwork``.
     """
-    device = next(network.parameters()).device
     sizes = [(2, augment.global_size), (augment.n_local, augment.local_size)]
+    shapes = [(n, 1, in_channels(network.backbone), side, side) for n, side in sizes if n]
+    student, teacher = (_operations(network, lambda views: network(views), part) for part in (shapes, shapes[:1]))
+    return 3 * student + teacher
+
+
+def operations_per_pass(backbone: nn.Module, side: int) -> float:
+    """Floating-point operations of a forward pass of one square image."""
+    return _operations(backbone, lambda images: backbone(images[0]), [(1, in_channels(backbone), side, side)])
+
+
+def _operations(network: nn.Module, run: Callable[[list[torch.Tensor]], object], shapes: list[tuple]) -> float:
+    device = next(network.parameters()).device
     with evaluating(network), _plain_attention(network), FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        views = [torch.empty(n, 1, in_channels(network.backbone), side, side, device=device) for n, side in sizes if n]
-        counts = []
-        for groups in (views, views[:1]):
-            with FlopCounterMode(display=False) as counter:
-                network(groups)
-            counts.append(counter.get_total_flops())
-    return float(3 * counts[0] + counts[1])
+        inputs = [torch.empty(shape, device=device) for shape in shapes]
+        with FlopCounterMode(display=False) as counter:
+            run(inputs)
+    return float(counter.get_total_flops())
 
 
 @contextlib.contextmanager

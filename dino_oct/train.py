@@ -11,6 +11,7 @@ import sys
 
 from dino_oct.cli import one_line_errors
 from dino_oct.config import load_config
+from dino_oct.devices import on_device
 
 
 def main() -> None:
@@ -19,7 +20,8 @@ def main() -> None:
         config = load_config(sys.argv[1:])
         from dino_oct import pretraining
 
-        pretraining.train(config)
+        with on_device(config.device):
+            pretraining.train(config)
 
 
 if __name__ == "__main__":

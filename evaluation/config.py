@@ -14,6 +14,7 @@ from dino_oct.data.phantom_config import Depth, Eyes, Patients, PictureSide, Sca
 from dino_oct.limits import (
     BatchSize,
     Blocks,
+    Device,
     Epochs,
     Heads,
     Items,
@@ -110,6 +111,8 @@ class DataOptions:
     """Resamples of patients behind each 95 % interval; 0 gives none."""
     seed: Seed = 0
     """Of the resamples, and of all else that is drawn."""
+    device: Device = "auto"
+    """What networks compute on: auto (a GPU where there is one), cpu, cuda, cuda:N or mps."""
     dataset: DatasetOptions = field(default_factory=DatasetOptions)
     phantom: PhantomOptions = field(default_factory=PhantomOptions)
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from dino_oct.cli import parse_options, read_mapping
-from dino_oct.config import REPOSITORY, CropConfig, ModelArgs, RunSettings, load_settings
+from dino_oct.config import CropConfig, ModelArgs, RunSettings, load_settings
 from dino_oct.errors import InputError
 from dino_oct.limits import (
     BatchSize,
+    Device,
     DropPath,
     Epochs,
     Name,
@@ -27,6 +28,7 @@ from dino_oct.limits import (
     Share,
     Side,
 )
+from dino_oct.presets import find_preset
 from supervised.paper import PAPER
 
 Method = Literal["random", "bayes"]
@@ -138,6 +140,8 @@ class SearchOptions:
     """Keep the weights of all trials, not only of the best of each architecture."""
     seed: Seed = 0
     """Of the draws; trial n of a random search draws the same settings with any number of workers."""
+    device: Device = "auto"
+    """What networks compute on: auto (a GPU where there is one), cpu, cuda, cuda:N or mps."""
     base: SupervisedConfig = field(default_factory=SupervisedConfig)
 
 
@@ -176,9 +180,10 @@ def load_options(args: Sequence[str]) -> SearchOptions:
     preset += [arg.partition("=")[2] for arg in args if arg.startswith("--base.config=")]
     base = load_settings(SupervisedConfig, ["--config", preset[-1]] if preset else [])
     options = parse_options(SearchOptions, args, default=SearchOptions(base=base))
-    given = [f"--base.{name}" for name in ("model", "out") if getattr(options.base, name) != getattr(base, name)]
+    own = ("model", "out", "device")
+    given = [name for name in own if getattr(options.base, name) != getattr(base, name)]
     if given:
-        raise InputError(f"{given[0]}: the search has its own option for it: --models or --out")
+        raise InputError(f"--base.{given[0]}: the search has its own option for it: --models, --out or --device")
     read_space_file(options.space)  # refused here if it is missing, not after the search's libraries are loaded
     return options
 
@@ -189,10 +194,8 @@ def read_space_file(file: str | Path) -> dict[str, Any]:
     Raises:
         InputError: no such file, not YAML, or empty.
     """
-    file = Path(file)
-    if not file.is_file() and (REPOSITORY / file).is_file():
-        file = REPOSITORY / file
-    given = read_mapping(file, "search space", "configs/search")
+    file = find_preset(file)
+    given = read_mapping(file, "search space", "search")
     if not given:
         raise InputError(f"{file}: expected 'setting: {{low, high}}' or 'setting: [choices]', one a line")
     return given

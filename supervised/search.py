@@ -11,6 +11,7 @@ winner of each architecture is chosen and recorded, and then classifies the test
 import sys
 
 from dino_oct.cli import one_line_errors
+from dino_oct.devices import on_device
 from supervised.config import load_options
 
 
@@ -21,7 +22,7 @@ def main() -> None:
         from dino_oct.stopping import StopSignal
         from supervised import tuning
 
-        with StopSignal():  # between trials; trainers have their own
+        with on_device(options.device), StopSignal():  # between trials; trainers have their own
             tuning.search(options)
 
 

@@ -9,6 +9,7 @@ configs/supervised/ holds the presets. The same command again goes on where the 
 import sys
 
 from dino_oct.cli import one_line_errors
+from dino_oct.devices import on_device
 from supervised.config import load_config
 
 
@@ -18,7 +19,8 @@ def main() -> None:
         config = load_config(sys.argv[1:])
         from supervised import training
 
-        training.train(config)
+        with on_device(config.device):
+            training.train(config)
 
 
 if __name__ == "__main__":

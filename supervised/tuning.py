@@ -20,10 +20,10 @@ from dino_oct.checkpoint import read_metrics
 from dino_oct.cli import read_settings, write_settings
 from dino_oct.config import differences
 from dino_oct.data.load import load_scans
+from dino_oct.devices import default_device
 from dino_oct.errors import InputError
 from dino_oct.files import is_full, private_folder, read_json, read_yaml, remove, write_whole
 from dino_oct.limits import check_settings
-from dino_oct.runtime import default_device
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.text import write_json
 from dino_oct.streams import short_seed_of

@@ -18,6 +18,7 @@ from conftest import REPOSITORY
 from test_house import FLOORS
 
 from dino_oct.cli import parse_options
+from dino_oct.command import COMMANDS
 from dino_oct.errors import InputError
 from dino_oct.limits import all_settings
 
@@ -30,7 +31,8 @@ PASSED_ON = {  # shell script → the command that gets its options; $TRAINER go
     "launch/slurm.sh": "dino_oct/train.py",
     "launch/compare_phantoms.sh": "evaluation/compare.py",
 }
-PROGRAMS = {"tensorboard", "ruff", "chmod", "git", "cd", ".", "export"}  # of others, whose options are not checked here
+# Of others, whose options are not checked here.
+PROGRAMS = {"tensorboard", "pip", "ruff", "chmod", "git", "cd", ".", "export"}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 _CODE = re.compile(r"`([^`]+)`")
 _LINK = re.compile(r"(?:\[[^\]]*\]\(|<img src=\")([^)\s\"]+)")
@@ -49,7 +51,7 @@ def codes(text: str) -> list[str]:
 
 
 def is_command(code: str) -> bool:
-    return code.startswith(("python ", "bash ", "sbatch ", "accelerate launch "))
+    return code.startswith(("python ", "bash ", "sbatch ", "accelerate launch ", "dino-oct "))
 
 
 def shell_lines(text: str) -> Iterator[str]:
@@ -140,6 +142,10 @@ def fault_of_command(line: str) -> str:
             return ""  # its files are checked as paths
         case ["python", script, *args]:
             return fault_of_options(script, args)
+        case ["dino-oct", "launch", _, name, *args] | ["dino-oct", name, *args] if name in COMMANDS:
+            return fault_of_options(COMMANDS[name].module.replace(".", "/") + ".py", args)
+        case ["dino-oct"] | ["dino-oct", "completion", *_]:
+            return ""
         case ["bash" | "sbatch", *args]:
             script = next((word for word in args if word.endswith(".sh")), "")
             if not (REPOSITORY / script).is_file():

@@ -22,7 +22,7 @@ from dino_oct.limits import Name, NewPath
 
 
 @dataclass
-class AuditOptions:
+class Options:
     """Check a folder of scans: counts, bad files, duplicates, leaks between splits, shortcuts."""
 
     folder: tyro.conf.Positional[Name]
@@ -35,7 +35,7 @@ class AuditOptions:
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
 
 
-def main(options: AuditOptions) -> None:
+def main(options: Options) -> None:
     """Print the report and, if asked, write it as JSON and write the corrected table."""
     from dino_oct.data.cache import open_cache
     from dino_oct.data.checks import audit_scans, render
@@ -66,4 +66,4 @@ def main(options: AuditOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, AuditOptions)
+    run_command(main, Options)

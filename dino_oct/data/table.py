@@ -22,7 +22,7 @@ from dino_oct.limits import Name, NewPath
 
 
 @dataclass
-class TableOptions:
+class Options:
     """Write the table of a folder's scans: file, label, patient, eye, visit, volume, slice, device, split."""
 
     folder: tyro.conf.Positional[Name]
@@ -73,7 +73,7 @@ def check_suffix(file: Path, option: str) -> None:
         raise InputError(f"{option} {file}: a table ends in .csv, .tsv or .parquet")
 
 
-def main(options: TableOptions) -> None:
+def main(options: Options) -> None:
     """Write the table; say how the folder was read and what is in it."""
     check_suffix(options.out, "--out")
     index = index_scans(options.folder, options.dataset)
@@ -94,4 +94,4 @@ def main(options: TableOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, TableOptions)
+    run_command(main, Options)

@@ -16,6 +16,7 @@ from scipy.special import softmax
 from torch import nn
 
 from dino_oct.data.index import cache_root
+from dino_oct.devices import default_device
 from dino_oct.errors import InputError
 from dino_oct.features import extract, resize
 from dino_oct.models.backbone import check_size, patch_size, random_twin
@@ -24,7 +25,6 @@ from dino_oct.models.frozen import RandomWeights, Weights, freeze, load_frozen
 from dino_oct.models.layers import classifier_layer, embed
 from dino_oct.models.loading import classifier_tensors
 from dino_oct.monitor import MonitorConfig
-from dino_oct.runtime import default_device
 from dino_oct.scan_data import ScanCounts, ScanData
 from dino_oct.scores.paired import RANDOM
 from dino_oct.scores.probes import LinearClassifier, choose, logistic_path, standardisation

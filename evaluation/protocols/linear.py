@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from dino_oct.devices import default_device
 from dino_oct.errors import InputError
 from dino_oct.files import replacing
 from dino_oct.limits import check_settings
-from dino_oct.runtime import default_device
 from dino_oct.scores import pooling, probes
 from dino_oct.scores.classification import METRICS, score_all
 from dino_oct.scores.paired import MODEL, PIXELS, RANDOM, START, Metrics, ResultByClass, ScanSet, compare_scores

@@ -28,6 +28,7 @@ from dino_oct.data.index import DatasetConfig
 from dino_oct.data.load import load_scans
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.data.tissue import tissue_mask
+from dino_oct.devices import default_device
 from dino_oct.errors import InputError
 from dino_oct.features import extract, predict_scans, resize_all
 from dino_oct.files import write_whole
@@ -38,7 +39,6 @@ from dino_oct.models.backbone import load_backbone, open_layer_scales, patch_siz
 from dino_oct.models.network import normalise
 from dino_oct.pictures import fit_short_side
 from dino_oct.precision import use_bf16
-from dino_oct.runtime import default_device
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import PatientBootstrap, Scale
 from dino_oct.scores.probes import choose, choose_within, draw_patients, logistic_path, standardisation

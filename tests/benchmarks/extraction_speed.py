@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from dino_oct.cli import run_command
+from dino_oct.devices import default_device
 from dino_oct.models.frozen import load_frozen
 from dino_oct.models.network import normalise
-from dino_oct.runtime import default_device
 from evaluation.inputs.feature_cache import FeatureCache, of_network
 from evaluation.inputs.preprocessing import Preprocessing
 

@@ -73,6 +73,7 @@ _SUPERVISED = [
 # here are given a run.
 BASES = {
     "dino_oct/train.py": _PRETRAINING,
+    "dino_oct/doctor.py": [],
     "dino_oct/data/phantom.py": ["--out", "OUT", *_phantoms("")],
     "dino_oct/data/audit.py": ["SCANS"],
     "dino_oct/data/export.py": ["VOLUME", "--out", "OUT"],
@@ -164,7 +165,7 @@ def commands() -> list[Command]:
         tree = ast.parse(file.read_text())
         calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
         reads = {call.func.id: call for call in calls}
-        if "__main__" not in file.read_text() or not {"run_command", "one_line_errors"} & reads.keys():
+        if "__main__" not in file.read_text() or not {"run_command", "load_config", "load_options"} & reads.keys():
             continue
         script = file.relative_to(REPOSITORY)
         module = importlib.import_module(".".join(script.with_suffix("").parts))

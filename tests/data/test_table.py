@@ -7,7 +7,7 @@ from test_index import CLASSES, touch
 from dino_oct.data.index import DatasetConfig, index_scans
 from dino_oct.data.load import find_scans
 from dino_oct.data.phantom import PhantomConfig
-from dino_oct.data.table import TableOptions, main
+from dino_oct.data.table import Options, main
 from dino_oct.errors import InputError
 
 FILES = [f"{c}/{c}-{10 * i + j}-{k}.png" for i, c in enumerate(CLASSES) for j in range(5) for k in range(2)]
@@ -28,7 +28,7 @@ def write(folder, text, name="scans.csv"):
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
 def test_a_folders_table_comes_back_as_the_folder(tmp_path, suffix):
     touch(tmp_path, *FILES)
-    main(TableOptions(str(tmp_path), tmp_path / f"scans{suffix}"))
+    main(Options(str(tmp_path), tmp_path / f"scans{suffix}"))
     beside = DatasetConfig(table=str(tmp_path / f"scans{suffix}"))
     for index in (index_scans(tmp_path / f"scans{suffix}"), index_scans(tmp_path, beside)):
         assert known(index) == known(index_scans(tmp_path))
