@@ -49,6 +49,7 @@ COMMANDS = {
     "relevance": Command("evaluation.relevance", "explanation maps: relevance of transformers"),
     "explain": Command("evaluation.side_by_side", "explanation maps of several methods side by side"),
     "localize": Command("evaluation.localization", "which explanation map finds the lesion"),
+    "predict": Command("evaluation.predict", "classes, probabilities and sets of new scans"),
     "compare": Command("evaluation.compare", "one report that compares models"),
 }
 _TRAINERS = ("train", "finetune")

@@ -424,6 +424,47 @@ class SideBySideOptions(MapOptions, ExplanationOptions):
 
 
 @dataclass
+class PredictOptions(DataOptions):
+    """Classes, calibrated probabilities and prediction sets of new scans, as a table and a page."""
+
+    model: tyro.conf.Positional[Name] = ""  # type: ignore[assignment]
+    """Run, export, file of weights, timm:NAME or timm:NAME@FILE."""
+    scans: tyro.conf.Positional[tuple[Name, ...]] = ()
+    """Image files and volumes, or one folder or table."""
+    out: NewPath = Path("predictions")
+    """Folder for predictions.csv, predictions.json and predictions.html."""
+    data: Name | None = None
+    """Labelled scans that a classifier is fitted to and calibrated on; unset: the run's own."""
+    classifier: Literal["own", "probe"] | None = None
+    """own: the model's; probe: a linear probe of its features. Unset: own where the model has one with class names."""
+    refit: bool = False
+    """Fit and calibrate anew, though a classifier is kept beside the run."""
+    coverage: Annotated[float, Range(above=0, below=1)] = 0.9
+    """Share of the scans of new patients whose set of classes holds the true one."""
+    format: Literal["csv", "parquet"] = "csv"
+    """Of the tables."""
+    page: Annotated[int, Range(0, 2000)] = 200
+    """Scans on the page, those that are unlike anything seen or uncertain first; 0: no page."""
+    method: MethodName | None = None
+    """Map over the scans of the page; unset: attention of transformers, Grad-CAM of other networks."""
+    batch_size: BatchSize = 32
+    """Scans per pass."""
+    precision: Precision = "fp32"
+    """Of the network."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The model."""
+        return (self.model,)
+
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        if not self.model or not self.scans:
+            return "scans", "expected a model and scans: predict MODEL SCAN …"
+        return None
+
+
+@dataclass
 class ComparisonOptions(MaskOptions, ExternalOptions, DataOptions):
     """Compare models on the same test scans: one page, numbers as JSON and CSV, figures as PNG and SVG."""
 

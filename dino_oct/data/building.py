@@ -58,7 +58,7 @@ def _decode(
     """Decode and measure one scan, or say why it is left out; None for a deep image without a grey range."""
     try:
         scan, original_size, remarks = decode(path, config.max_side, grey_range=grey_range, stretch=stretch)
-        file_digest = _digest_file(path)
+        file_digest = digest_of_file(path)
     except (BadScan, OSError) as reason:
         return str(reason)
     except RangeNeeded:
@@ -212,7 +212,8 @@ def _check_space(index: ScanIndex, config: DatasetConfig, positions: list[int], 
         )
 
 
-def _digest_file(path: Path) -> bytes:
+def digest_of_file(path: Path) -> bytes:
+    """What identifies the content of a file."""
     content = hashlib.blake2b(digest_size=16)
     with path.open("rb") as stream:
         while block := stream.read(1 << 20):

@@ -185,9 +185,36 @@ def index_scans(folder: str | Path, config: DatasetConfig | None = None) -> Scan
     """
     config = config or DatasetConfig()
     check_settings(config, "dataset.")
-    root, rows = read_rows(Path(folder), config)
+    return index_rows(*read_rows(Path(folder), config), config)
+
+
+def index_files(files: Sequence[str], config: DatasetConfig | None = None) -> ScanIndex:
+    """An index of image files and volumes, of which nothing is known but what names and headers say.
+
+    Args:
+        files: paths, by which the index names them.
+
+    Raises:
+        InputError: a file that is not there, or is given twice.
+    """
+    config = config or DatasetConfig()
+    paths = [Path(file).absolute() for file in files]
+    for file, path in zip(files, paths, strict=True):
+        if not path.is_file():
+            reason = "a folder; give it alone" if path.is_dir() else "no such file"
+            raise InputError(f"{file}: {reason}")
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise InputError(f"{twice[0]}: is given twice")
+    rows = ScanRows(how=f"{len(files):,} files")
+    for file in files:
+        rows.add(Path(file).as_posix())
+    return index_rows(Path(), _completed(rows, Path(), config), config)
+
+
+def index_rows(root: Path, rows: ScanRows, config: DatasetConfig) -> ScanIndex:
+    """An index of rows whose people are named; raises as ``index_scans``."""
     if not len(rows):
-        raise InputError(f"{folder}: no images left to use; {'; '.join(rows.notes)}")
+        raise InputError(f"{root}: no images left to use; {'; '.join(rows.notes)}")
     spelling: dict[str, str] = {}
     for name in sorted(set(filter(None, rows["label"]))):
         spelling.setdefault(name.casefold(), name)  # `cnv` in one split and `CNV` in another are one class
@@ -238,9 +265,14 @@ def read_rows(data: Path, config: DatasetConfig) -> tuple[Path, ScanRows]:
         if config.columns:
             raise InputError("--dataset.columns names columns of a table: give one with --data or --dataset.table")
         root, rows = data, read_layout(data) if config.layout == "folders" else read_folder(data)
-    rows = with_slices(by_pattern(rows, config.pattern) if config.pattern else rows, root, cache_root(config))
+    return root, _completed(by_pattern(rows, config.pattern) if config.pattern else rows, root, config)
+
+
+def _completed(rows: ScanRows, root: Path, config: DatasetConfig) -> ScanRows:
+    """The rows with B-scans in place of volumes, and patients."""
+    rows = with_slices(rows, root, cache_root(config))
     name_people(rows)
-    return root, anonymised(rows, root, identity_key(cache_root(config))) if config.anonymise else rows
+    return anonymised(rows, root, identity_key(cache_root(config))) if config.anonymise else rows
 
 
 def cache_root(config: DatasetConfig) -> Path:

@@ -243,7 +243,7 @@ def _with_fitted_head(model: Model, head: Head, data: ScanData) -> Model:
         raise InputError(f"{data.index.root}: no validation scan is of a class that has training scans")
     val_labels = np.searchsorted(present, data.index.labels[val])
 
-    extraction, cache = _classifier_input(model), FeatureCache(cache_root(data.dataset))
+    extraction, cache = classifier_input(model), FeatureCache(cache_root(data.dataset))
     features, val_features = (
         torch.from_numpy(np.array(cache.get(data.scans, positions, model.preprocessing(), {"": extraction})[""]))
         for positions in (train, val)
@@ -260,7 +260,7 @@ def _with_fitted_head(model: Model, head: Head, data: ScanData) -> Model:
     )
 
 
-def _classifier_input(model: Model) -> Extraction:
+def classifier_input(model: Model) -> Extraction:
     """What the classifier will see; the image feature, cached by every evaluation, where the two are the same."""
     network, image_feature = model.model, of_network(model.model, model.device, model.batch_size)
     if getattr(network, "cls_token", None) is None or network.global_pool == "token":

@@ -40,7 +40,7 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
     """Image files, read as the run read its scans unless ``given`` says otherwise, and what a result says about them;
     raises as ``read_scan``."""
     reading = changed(source.config.dataset if source.config else DatasetConfig(), given)
-    grey_range, notes = _grey_range(files, source, given)
+    grey_range, notes = grey_range_of(files, source, given)
     scans = []
     for file in files:
         scan, remarks = read_scan(file, reading, grey_range)
@@ -65,7 +65,7 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
     }
 
 
-def _grey_range(files: Sequence[str], source: Source, given: DatasetOptions) -> tuple[GreyRange | None, list[str]]:
+def grey_range_of(files: Sequence[str], source: Source, given: DatasetOptions) -> tuple[GreyRange | None, list[str]]:
     """The grey range of deep image files, None where there are none, and whose it is in a note."""
     measured = [levels for levels in map(measure_levels, files) if levels is not None]
     if not measured:

@@ -1,0 +1,372 @@
+"""Predictions for new scans, and what is to be known about each."""
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dino_oct.data.columns import is_table
+from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_files
+from dino_oct.data.load import find_scans
+from dino_oct.data.phantom import PhantomConfig
+from dino_oct.errors import InputError
+from dino_oct.files import private_folder, replacing
+from dino_oct.provenance import trained_on, trained_patients
+from dino_oct.scores.calibration import prediction_sets
+from dino_oct.scores.class_summary import never_recognised
+from dino_oct.scores.paired import ResultByClass, ScanSet, compare_scores
+from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, show, table, write_json
+from dino_oct.scores.units import keys_of
+from evaluation.config import ClassTargetOptions, PhantomOptions, PredictOptions
+from evaluation.inputs import fitted as kept
+from evaluation.inputs.fitted import Fitted
+from evaluation.inputs.model import Model, as_classifier, open_model
+from evaluation.inputs.scans import changed, open_data
+from evaluation.inputs.selection import grey_range_of
+from evaluation.inputs.sources import Source, open_source
+from evaluation.inputs.stream import Prepared, Reading, answers, prepared
+
+UNLIKE = 0.99  # share of the validation scans that are nearer to the training scans
+_NONE = "none"
+_FACTS = ("eye", "visit", "volume", "slice", "device")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Every scan that could be read, in the order of the index.
+
+    Attributes:
+        index: of what was given. positions: (N,) of the scans in it. flags: of each.
+        probabilities: (N, C) calibrated; sets: (N, C) bool.
+        similarity, similar: (N, k) of the most similar training scans, and their positions in ``fitted``.
+        share_nearer: (N,) share of the validation scans that are nearer to the training scans.
+        digests: of the files. left_out: (file, reason) of the others.
+    """
+
+    fitted: Fitted
+    index: ScanIndex
+    positions: np.ndarray
+    flags: list[tuple[str, ...]]
+    probabilities: np.ndarray
+    sets: np.ndarray
+    similarity: np.ndarray
+    similar: np.ndarray
+    share_nearer: np.ndarray
+    digests: np.ndarray
+    left_out: list[tuple[str, str]]
+
+    @property
+    def classes(self) -> np.ndarray:
+        """Name of the most probable class of each scan."""
+        return np.array(self.fitted.class_names)[self.probabilities.argmax(axis=1)]
+
+    @property
+    def is_unlike(self) -> np.ndarray:
+        """(N,) bool: farther from all training scans than ``UNLIKE`` of the validation scans."""
+        return self.share_nearer >= UNLIKE
+
+    def labels(self) -> np.ndarray | None:
+        """Position of each scan's class in ``fitted.class_names``, ``UNLABELLED`` where it has none of them; None where
+        no scan has one."""
+        names = {name: i for i, name in enumerate(self.fitted.class_names)}
+        of_index = np.array([names.get(name, UNLABELLED) for name in self.index.class_names] + [UNLABELLED])
+        labels = of_index[self.index.labels[self.positions]]
+        return labels if (labels != UNLABELLED).any() else None
+
+
+def predict(
+    model: Model,
+    fitted: Fitted,
+    reading: Reading,
+    coverage: float,
+    batch_size: int = 32,
+    bf16: bool = False,
+) -> Predictions:
+    """Predictions for all scans of an index; memory does not grow with their pixels.
+
+    Args:
+        model: with the classifier that was fitted.
+        coverage: see ``conformal_limit``.
+
+    Raises:
+        InputError: no file is a scan.
+    """
+    done: list[Prepared] = []
+    left_out = list(reading.index.left_out)
+    parts: dict[str, list[np.ndarray]] = {"logits": [], "similarity": [], "similar": []}
+    for batch in prepared(reading, batch_size):
+        left_out += [(reading.index.files[item.position], item.reason) for item in batch if item.image is None]
+        batch = [item for item in batch if item.image is not None]
+        if not batch:
+            continue
+        logits, features = answers(model, torch.stack([item.image for item in batch]), bf16)
+        done += [dataclasses.replace(item, image=None) for item in batch]
+        for name, values in zip(parts, (logits, *fitted.similar(features)), strict=True):
+            parts[name].append(values)
+    if not done:
+        raise InputError(f"{reading.index.root}: no file is a scan: {left_out[0][0]}: {left_out[0][1]}")
+    logits, similarity, similar = (np.concatenate(values) for values in parts.values())
+    probabilities = fitted.probabilities(logits)
+    return Predictions(
+        fitted=fitted,
+        index=reading.index,
+        positions=np.array([item.position for item in done]),
+        flags=[item.flags for item in done],
+        probabilities=probabilities,
+        sets=prediction_sets(probabilities, fitted.limit(coverage)),
+        similarity=similarity,
+        similar=similar,
+        share_nearer=fitted.share_nearer(similarity),
+        digests=np.array([item.digest for item in done]),
+        left_out=left_out,
+    )
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def table_of_scans(found: Predictions) -> pd.DataFrame:
+    """A row a scan: file, what is known of it, class, probabilities, set, how unlike, similar scans, flags."""
+    fitted, index, rows = found.fitted, found.index, found.positions
+    columns: dict[str, Any] = {"file": [index.files[i] for i in rows]}
+    patients, files = index.patients[rows], np.array(columns["file"])
+    if (patients != files).any():
+        columns["patient"] = np.where(patients == files, "", patients)
+    columns |= {name: index.fact(name)[rows] for name in _FACTS if name in index.facts}
+    if found.labels() is not None:
+        named = np.array([*index.class_names, ""])
+        columns["label"] = named[index.labels[rows]]
+    columns |= _class_columns(found.classes, found.probabilities, fitted.class_names)
+    columns["set"] = set_names(found.sets, fitted.class_names)
+    columns |= {"unlike": found.is_unlike, "nearer": found.share_nearer.round(4)}
+    for n in range(found.similar.shape[1]):
+        columns[f"similar_{n + 1}"] = [fitted.files[i] for i in found.similar[:, n]]
+    classes = np.array(fitted.class_names)[fitted.labels[found.similar]]
+    columns["similar_classes"] = [" ".join(row) for row in classes.tolist()]
+    columns["flags"] = ["; ".join(flags) for flags in found.flags]
+    return pd.DataFrame(columns)
+
+
+def _class_columns(classes: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    return {"class": classes} | {f"p_{name}": probabilities[:, c].round(5) for c, name in enumerate(names)}
+
+
+def set_names(sets: np.ndarray, names: Sequence[str]) -> list[str]:
+    """The classes of each set (N, C), separated by blanks."""
+    return [" ".join(name for name, inside in zip(names, row, strict=True) if inside) or _NONE for row in sets.tolist()]
+
+
+def tables_of_units(found: Predictions) -> Iterator[tuple[str, pd.DataFrame]]:
+    """A row an eye and a patient, where these are known: mean probabilities of their scans."""
+    index, rows, names = found.index, found.positions, found.fitted.class_names
+    facts = {name: index.fact(name)[rows] for name in ("eye", "visit", "volume")}
+    keys = keys_of(index.patients[rows], [index.files[i] for i in rows], facts)
+    for unit in ("eye", "patient"):
+        known = np.flatnonzero(keys[unit] != "")
+        if not len(known):
+            continue
+        _, first, of_scan = np.unique(keys[unit][known], return_index=True, return_inverse=True)
+        counts = np.bincount(of_scan)
+        means = np.stack([np.bincount(of_scan, p) / counts for p in found.probabilities[known].T], axis=1)
+        columns: dict[str, Any] = {"patient": index.patients[rows][known][first]}
+        if unit == "eye":
+            columns["eye"] = facts["eye"][known][first]
+        columns |= _class_columns(np.array(names)[means.argmax(axis=1)], means, names)
+        columns["scans"] = counts
+        for c, name in enumerate(names):
+            columns[f"scans_{name}"] = np.bincount(of_scan, found.probabilities[known].argmax(axis=1) == c).astype(int)
+        columns["unlike"] = np.bincount(of_scan, found.is_unlike[known]).astype(int)
+        yield unit, pd.DataFrame(columns)
+
+
+def write_table(frame: pd.DataFrame, folder: Path, name: str, form: str) -> Path:
+    """Write a table, whole or not at all."""
+    path = folder / f"{name}.{form}"
+    with replacing(path) as file:
+        frame.to_csv(file, index=False) if form == "csv" else frame.to_parquet(file, index=False)
+    return path
+
+
+# ---- judged where labels are known -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The predictions of labelled scans: as a classifier, and how often the set holds the class, per cent."""
+
+    scans: int
+    patients: int
+    result: ResultByClass
+    covered: float
+    notes: list[str]
+
+
+def judge(found: Predictions, bootstrap: int, seed: int) -> Judged | None:
+    """Metrics of the scans whose class is known and one of the model's; None where there are none."""
+    labels = found.labels()
+    if labels is None:
+        return None
+    known = labels != UNLABELLED
+    scans = ScanSet(labels[known], found.index.patients[found.positions][known])
+    names = found.fitted.class_names
+    reference = ScanSet(found.fitted.labels, np.full(len(found.fitted.labels), ""))
+    compared = compare_scores(
+        {"model": {"": found.probabilities[known]}}, reference, scans, names, bootstrap=bootstrap, seed=seed
+    )
+    covered = found.sets[known][np.arange(known.sum()), scans.labels]
+    _, of_patient = np.unique(scans.patients, return_inverse=True)
+    by_patient = np.bincount(of_patient, covered) / np.bincount(of_patient)
+    return Judged(
+        int(known.sum()),
+        len(by_patient),
+        compared.rows["model"][""],
+        100 * float(by_patient.mean()),
+        compared.notes,
+    )
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def ready(source: Source, options: PredictOptions) -> tuple[Model, Fitted, str]:
+    """A model with its kept classifier; fitted, calibrated and kept where there is none, or it is of other weights.
+
+    Returns:
+        The model, what is kept, and in words where it comes from.
+
+    Raises:
+        InputError: no labelled scans to fit to, or as ``open_model``.
+    """
+    folder = source.run / "export" if source.is_final and options.data is None else Path(options.out) / "classifier"
+    model = open_model(source, with_classifier=options.classifier != "probe")
+    if kept.exists(folder) and not options.refit and options.data is None:
+        stored = kept.read(folder)
+        if stored.weights == model.weights.sha256 and options.classifier in (None, stored.head):
+            return kept.attach(model, stored), stored, f"kept in {folder}"
+    # Phantoms that are to be predicted are no others to fit to.
+    data = open_data(source, options if options.data else dataclasses.replace(options, phantom=PhantomOptions()))
+    model = as_classifier(model, ClassTargetOptions(classifier=options.classifier, data=options.data), data)
+    fitted = kept.fit(model, data, options.seed)
+    kept.save(fitted, folder)
+    return model, fitted, f"fitted now, kept in {folder}"
+
+
+def run(options: PredictOptions) -> None:
+    """Predict, print, and write tables, JSON and page."""
+    source = open_source(options.model)
+    model, fitted, origin = ready(source, options)
+    print(f"classifier: {_in_words(model, fitted)}; {origin}")
+    settings = changed(dataclasses.replace(DatasetConfig(), **fitted.reading), options.dataset)
+    index = find_given(options.scans, settings, changed(PhantomConfig(), options.phantom))
+    files = [str(index.path(i)) for i in range(len(index))]
+    grey_range, notes = grey_range_of(files, source, options.dataset)
+    reading = Reading(index, settings, grey_range, model.preprocessing())
+    found = predict(model, fitted, reading, options.coverage, options.batch_size, options.precision == "bf16")
+    judged = judge(found, options.bootstrap, options.seed)
+    notes += [*known_patients(source, found), *few_patients(fitted, options.coverage)]
+    folder = private_folder(options.out)
+    written = [write_table(table_of_scans(found), folder, "predictions", options.format)]
+    for unit, frame in tables_of_units(found):
+        written.append(write_table(frame, folder, f"{unit}s", options.format))
+    write_json(facts(source, found, judged, options, notes), folder / "predictions.json")
+    written.append(folder / "predictions.json")
+    print("\n".join(report(found, judged, options.coverage, notes)))
+    print("\n".join(["written:", *(f"  {path}" for path in written)]))
+
+
+def find_given(scans: Sequence[str], dataset: DatasetConfig, phantom: PhantomConfig) -> ScanIndex:
+    """The index of one folder, table or 'phantom', or of files; raises as ``index_scans`` and ``index_files``."""
+    if len(scans) > 1 or (Path(scans[0]).is_file() and not is_table(Path(scans[0]))):
+        return index_files(scans, dataset)
+    return find_scans(scans[0], dataset, phantom)
+
+
+def known_patients(source: Source, found: Predictions) -> list[str]:
+    """A note where scans are of patients that the model was trained on."""
+    index = found.index.subset(found.positions)
+    known = trained_patients(index, found.digests, trained_on(source.name))
+    if known is None or not known.patients:
+        return []
+    scans = np.isin(index.patients, sorted(known.patients)).sum()
+    return [f"{scans:,} of {len(index):,} scans are of {len(known.patients):,} patients that the model was trained on"]
+
+
+def few_patients(fitted: Fitted, coverage: float) -> list[str]:
+    """A note where prediction sets hold every class, as too few patients validated."""
+    if math.isfinite(fitted.limit(coverage)):
+        return []
+    needed = math.ceil(coverage / (1 - coverage) - 1e-9)
+    return [
+        f"every set holds every class: {fitted.val['patients']:,} validation patients say nothing about "
+        f"{100 * coverage:g} %, {needed:,} would; give a lower --coverage"
+    ]
+
+
+def _in_words(model: Model, fitted: Fitted) -> str:
+    what = "the model's own" if fitted.head == "own" else "a linear probe"
+    checked = fitted.validation
+    return (
+        f"{what}, {len(fitted.class_names)} classes; on {fitted.val['scans']:,} validation scans of "
+        f"{fitted.val['patients']:,} patients balanced accuracy {checked.balanced_accuracy:.1f} %, calibration error "
+        f"{checked.calibration_error:.1f} % ({checked.calibration_error_before:.1f} % before the temperature "
+        f"{fitted.temperature:.2f})"
+    )
+
+
+def report(found: Predictions, judged: Judged | None, coverage: float, notes: Sequence[str]) -> list[str]:
+    """What a reader should know at once: counts, warnings, and the metrics where labels are known."""
+    names, n = found.fitted.class_names, len(found.positions)
+    called = Counter(found.classes.tolist())
+    sizes = Counter(found.sets.sum(axis=1).tolist())
+    lines = [
+        f"{n:,} scans: " + ", ".join(f"{name} {called[name]:,}" for name in names),
+        f"sets at {100 * coverage:g} %: one class {sizes[1]:,}, several {sum(sizes[k] for k in sizes if k > 1):,}, "
+        f"none {sizes[0]:,}",
+        f"unlike anything seen: {found.is_unlike.sum():,} scans (farther from the training scans than "
+        f"{100 * UNLIKE:g} % of validation)",
+    ]
+    flags = Counter(flag for of_scan in found.flags for flag in of_scan)
+    if flags:
+        lines.append("flags: " + ", ".join(f"{flag} {count:,}" for flag, count in flags.most_common()))
+    lines += [f"left out: {file}: {reason}" for file, reason in found.left_out[:3]]
+    if len(found.left_out) > 3:
+        lines.append(f"left out: {len(found.left_out) - 3:,} more, in predictions.json")
+    if judged:
+        row = judged.result
+        recalls = ", ".join(f"{name} {show(value)}" for name, value in row.recall.items())
+        lines += [
+            "",
+            f"{judged.scans:,} scans of {judged.patients:,} patients have a label:",
+            table(["", *ACCURACY_HEADER], [["model", *accuracy_cells(row)]]),
+            f"recall %: {recalls}",
+            f"sets that hold the class: {judged.covered:.1f} %, a mean over patients ({100 * coverage:g} % is stated)",
+            *never_recognised([("model", row.never_recognised)]),
+        ]
+    return [*lines, *(f"note: {note}" for note in notes)]
+
+
+def facts(
+    source: Source, found: Predictions, judged: Judged | None, options: PredictOptions, notes: Sequence[str]
+) -> dict[str, Any]:
+    """What ``predictions.json`` holds."""
+    fitted = found.fitted
+    return {
+        "evaluation": "predictions",
+        "model": {"source": source.name, "weights": fitted.weights, "classes": fitted.class_names},
+        "classifier": {
+            "head": fitted.head, "temperature": fitted.temperature, "table": fitted.table,
+            "train": fitted.train, "val": fitted.val, "validation": fitted.validation,
+        },
+        "settings": {"coverage": options.coverage, "limit": fitted.limit(options.coverage), "unlike_from": UNLIKE},
+        "scans": len(found.positions),
+        "left_out": [{"file": file, "reason": reason} for file, reason in found.left_out],
+        "judged": judged,
+        "notes": list(notes),
+    }  # fmt: skip

@@ -1,0 +1,173 @@
+"""Predictions for new scans: what is kept of a classifier, the tables, what is told, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import FEW_PHANTOMS
+from PIL import Image
+
+from dino_oct.errors import InputError
+from dino_oct.features import resize_all
+from dino_oct.models.backbone import load_backbone
+from dino_oct.models.network import normalise
+from evaluation.inputs import fitted as kept
+from evaluation.inputs.model import open_model
+from evaluation.inputs.sources import open_source
+from evaluation.inputs.stream import answers
+
+CLASSES = ["CNV", "DME", "DRUSEN", "NORMAL"]
+
+
+@pytest.fixture
+def predict(call, tmp_path):
+    """``predict(MODEL, SCAN, …)``: what was printed, the table and the facts."""
+
+    def run(*args):
+        finished = call("evaluation/predict.py", *args, "--out", tmp_path / "out")
+        assert finished.returncode == 0, finished.stderr
+        table = pd.read_csv(tmp_path / "out" / "predictions.csv", keep_default_na=False)
+        return finished.stdout, table, json.loads((tmp_path / "out" / "predictions.json").read_text())
+
+    return run
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    """A copy of a tiny pretraining run."""
+    shutil.copytree(trained, tmp_path / "run")
+    (tmp_path / "run" / "export" / "classifier.json").unlink(missing_ok=True)
+    return tmp_path / "run"
+
+
+def test_a_run_predicts_with_a_probe_that_is_fitted_once(run, predict):
+    said, first, facts = predict(run, "phantom", *FEW_PHANTOMS)
+    assert "fitted now" in said
+    assert (facts["classifier"]["head"], facts["model"]["classes"]) == ("probe", CLASSES)
+    said, second, _ = predict(run, "phantom", *FEW_PHANTOMS)
+    assert "kept in" in said
+    pd.testing.assert_frame_equal(first, second)
+    probabilities = second[[f"p_{name}" for name in CLASSES]].to_numpy()
+    assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-4)
+    assert (second["class"] == np.array(CLASSES)[probabilities.argmax(axis=1)]).all()
+    assert set(second["label"]) <= set(CLASSES)
+    assert second["similar_1"].str.startswith("train/").all()
+    patients = pd.read_csv(run.parent / "out" / "patients.csv")
+    assert patients["scans"].sum() == len(second) == facts["scans"]
+    means = second.groupby("patient")[[f"p_{name}" for name in CLASSES]].mean()
+    assert np.allclose(patients.set_index("patient").loc[means.index, means.columns], means, atol=1e-4)
+    assert "patients that the model was trained on" in said
+
+
+def test_the_kept_classifier_gives_what_the_network_gives(fitted, predict, tmp_path):
+    _, _, facts = predict(fitted, "phantom", *FEW_PHANTOMS)
+    assert facts["classifier"]["head"] == "own"
+    stored = kept.read(fitted / "export")
+    network = load_backbone(str(fitted), num_classes=None).eval()
+    model = open_model(open_source(str(fitted)), with_classifier=True)
+    scan = np.random.default_rng(0).integers(0, 255, (70, 50)).astype(np.uint8)
+    images = resize_all([scan], model.input_size)
+    with torch.no_grad():
+        expected = network(normalise(images, network)).double().numpy()
+    logits, features = answers(model, images)
+    assert np.allclose(logits, expected, atol=1e-5)
+    assert features.shape[1] == stored.reference.shape[1]
+    assert np.allclose(
+        stored.probabilities(expected)[0], np.exp(x := expected[0] / stored.temperature) / np.exp(x).sum()
+    )
+
+
+def test_another_network_is_not_given_the_kept_classifier(run, trained, predict):
+    predict(run, "phantom", *FEW_PHANTOMS)
+    model = open_model(open_source(str(run / "checkpoints" / "start")))
+    with pytest.raises(InputError, match="of other weights"):
+        kept.attach(model, kept.read(run / "export"))
+    facts = json.loads((run / "export" / "classifier.json").read_text())
+    (run / "export" / "classifier.json").write_text(json.dumps(facts | {"weights": "0" * 16}))
+    assert "fitted now" in predict(run, "phantom", *FEW_PHANTOMS)[0]
+    (run / "export" / "classifier.json").write_text("{")
+    assert "fitted now" in predict(run, "phantom", *FEW_PHANTOMS, "--refit", "True")[0]
+
+
+def test_files_are_predicted_alone_and_what_is_no_scan_is_left_out(run, predict, tmp_path):
+    rng, files = np.random.default_rng(0), []
+    for name in ('one "<b>, two".png', "noise.png"):
+        files.append(tmp_path / name)
+        Image.fromarray(rng.integers(0, 256, (96, 96)).astype(np.uint8)).save(files[-1])
+    white = np.full((96, 96), 20, np.uint8)
+    white[:, :12] = 255
+    white[40:60] = rng.integers(80, 250, (20, 96))
+    Image.fromarray(white).save(tmp_path / "border.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    said, table, facts = predict(run, *files, tmp_path / "border.png", tmp_path / "broken.png")
+    assert sorted(table["file"]) == sorted(str(file) for file in (*files, tmp_path / "border.png"))
+    assert "label" not in table
+    assert "patient" not in table
+    assert "white border" in table.set_index("file")["flags"][str(tmp_path / "border.png")]
+    assert [entry["file"] for entry in facts["left_out"]] == [str(tmp_path / "broken.png")]
+    assert "left out" in said
+    assert facts["judged"] is None
+
+
+def test_a_scan_is_unlike_where_validation_scans_are_nearer(run, predict, tmp_path):
+    predict(run, "phantom", *FEW_PHANTOMS)
+    stored = kept.read(run / "export")
+    similarity, nearest = stored.similar(stored.reference[:3])
+    assert nearest[:, 0].tolist() == [0, 1, 2]
+    assert similarity[:, 0] == pytest.approx(1, abs=1e-3)
+    middle = np.full((1, 5), 1 - np.median(stored.distances))
+    assert 0.3 < stored.share_nearer(middle)[0] < 0.7
+    assert stored.share_nearer(np.full((1, 5), -1.0)) == 1
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)).save(tmp_path / "noise.png")
+    assert predict(run, tmp_path / "noise.png")[1]["unlike"].all()
+
+
+def test_too_few_validation_patients_are_told(run, predict):
+    said, table, _ = predict(run, "phantom", *FEW_PHANTOMS, "--coverage", "0.99")
+    assert "every set holds every class" in said
+    assert (table["set"] == " ".join(CLASSES)).all()
+
+
+def test_tables_may_be_parquet(run, call, tmp_path):
+    out = tmp_path / "out"
+    finished = call("evaluation/predict.py", run, "phantom", *FEW_PHANTOMS, "--format", "parquet", "--out", out)
+    assert finished.returncode == 0, finished.stderr
+    assert len(pd.read_parquet(out / "predictions.parquet")) == 48
+    assert str(out / "predictions.parquet") in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["random:test_vit", "SCAN"], "give --data DIR"),
+        (["RUN"], "expected a model and scans"),
+        (["RUN", "none.png"], "none.png: no such"),
+        (["RUN", "SCAN", "SCAN"], "is given twice"),
+        (["RUN", "SCAN", "FOLDER"], "a folder; give it alone"),
+        (["RUN", "BROKEN"], "no file is a scan"),
+        (["RUN", "SCAN", "--coverage", "1"], "--coverage 1.0: must be above 0 and below 1"),
+    ],
+)
+def test_wrong_input_is_one_line(args, words, run, call, tmp_path):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)).save(tmp_path / "scan.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    places = {"RUN": run, "SCAN": tmp_path / "scan.png", "FOLDER": tmp_path, "BROKEN": tmp_path / "broken.png"}
+    finished = call("evaluation/predict.py", *(places.get(arg, arg) for arg in args), "--out", tmp_path / "out")
+    assert (finished.returncode, finished.stderr.count("\n")) == (2, 1)
+    assert words in finished.stderr
+
+
+def test_labels_of_other_classes_do_not_judge(run, predict, tmp_path):
+    for name in ("CNV", "AMD"):
+        folder = tmp_path / "scans" / name
+        folder.mkdir(parents=True)
+        for i in range(2):
+            noise = np.random.default_rng(i).integers(0, 256, (64, 64)).astype(np.uint8)
+            Image.fromarray(noise + i).save(folder / f"{name}-{i + 5000}-1.png")
+    _, table, facts = predict(run, tmp_path / "scans")
+    assert sorted(table["label"]) == ["AMD", "AMD", "CNV", "CNV"]
+    assert (facts["judged"]["scans"], facts["judged"]["patients"]) == (2, 2)
