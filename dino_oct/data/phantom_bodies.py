@@ -53,6 +53,7 @@ class Body:
 
 
 _SomeBody = TypeVar("_SomeBody", bound=Body)
+_Scattered = TypeVar("_Scattered", "Druse", "Cyst")
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,9 @@ class Drusen:
     def draw_in_eye(cls, slices_at: np.ndarray, rng: np.random.Generator) -> "Drusen":
         """Draw those of an eye; see `DISEASES`."""
         first = replace(Druse.draw(rng), place=Place(_nearest(slices_at, rng.normal(0.0, 0.6)), rng.uniform(0.6, 1.0)))
-        drusen = [first]
         # 2.5: a slice through the fovea cuts about 2 of 5.
-        for _ in range(rng.poisson(2.5 * 8.0)):
-            place = Place(rng.normal(0.0, 1.2), rng.uniform(0.4, 1.0), _onset(rng, 1.0, 7.0))
-            drusen.append(replace(Druse.draw(rng), place=place))
-        return cls(tuple(drusen), content=rng.uniform(-8.0, 22.0))
+        others = _scatter(Druse, rng.poisson(2.5 * 8.0), rng, z=0.0, spread=1.2, radii=(0.4, 1.0), onset=(1.0, 7.0))
+        return cls((first, *others), content=rng.uniform(-8.0, 22.0))
 
     def cut(self, z: float, severity: float, surface: Normals) -> "Drusen":
         """Those that a slice at `z` mm meets."""
@@ -181,17 +179,16 @@ class Edema(Body):
             )
             for _ in range(rng.poisson(3.0 * 4.5))
         ]
-        cysts = [replace(Cyst.draw(rng), place=replace(place, radius=rng.uniform(0.8, 1.2)))]
+        first = replace(Cyst.draw(rng), place=replace(place, radius=rng.uniform(0.8, 1.2)))
         # 1.5: a slice through the centre cuts about 2 of 3.
-        for _ in range(1 + rng.poisson(1.5 * 10.0)):
-            at = Place(place.z + rng.normal(0.0, 0.6), rng.uniform(0.4, 0.9), _onset(rng, 1.0, 9.0))
-            cysts.append(replace(Cyst.draw(rng), place=at))
+        count = 1 + rng.poisson(1.5 * 10.0)
+        others = _scatter(Cyst, count, rng, z=place.z, spread=0.6, radii=(0.4, 0.9), onset=(1.0, 9.0))
         return cls(
             offset=rng.normal(0.0, 0.13),
             spread=rng.uniform(0.04, 0.07),
             tallness=rng.uniform(0.5, 1.0),
             exudates=tuple(exudates),
-            cysts=tuple(cysts),
+            cysts=(first, *others),
             place=place,
         )
 
@@ -272,6 +269,24 @@ eye shows its disease at any severity."""
 def _cut(bodies: Iterable[_SomeBody], z: float, severity: float) -> tuple[_SomeBody, ...]:
     shares = ((body, body.place.share(z, severity)) for body in bodies)
     return tuple(replace(body, share=share) for body, share in shares if share > 0.0)
+
+
+def _scatter(
+    kind: type[_Scattered],
+    count: int,
+    rng: np.random.Generator,
+    *,
+    z: float,
+    spread: float,
+    radii: tuple[float, float],
+    onset: tuple[float, float],
+) -> list[_Scattered]:
+    """Bodies around `z` mm, normal with `spread` mm, each from a severity of its own on (`_onset`)."""
+    bodies = []
+    for _ in range(count):
+        place = Place(z + rng.normal(0.0, spread), rng.uniform(*radii), _onset(rng, *onset))
+        bodies.append(replace(kind.draw(rng), place=place))
+    return bodies
 
 
 def _nearest(slices_at: np.ndarray, z: float) -> float:

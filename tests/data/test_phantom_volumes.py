@@ -11,6 +11,7 @@ from PIL import Image
 from dino_oct.data.index import assert_patients_disjoint, index_scans
 from dino_oct.data.phantom import PhantomConfig, phantom_folder, write_phantoms
 from dino_oct.data.phantom_anatomy import LAYERS
+from dino_oct.data.phantom_bodies import DISEASES
 from dino_oct.data.phantom_draw import CLASSES
 from dino_oct.data.phantom_volume import draw_volume, eye_plan
 from dino_oct.errors import InputError
@@ -292,6 +293,21 @@ def test_settings_out_of_range_are_refused_in_one_line(wrong, message):
     with pytest.raises(InputError) as error:
         check_settings(PhantomConfig(**wrong))
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("label", "part", "expected"),
+    [
+        ("DRUSEN", "drusen", [20, 6.197201333740884, 13.929723401064479, 9.855123022286591, 10.757836994016632]),
+        ("DME", "cysts", [21, 2.564243730299844, 12.30445662315724, 9.657273331076976, 10.845177706909206]),
+    ],
+)
+def test_bodies_of_an_eye_are_drawn_as_ever(label, part, expected):
+    """Published numbers are of these phantoms."""
+    rng = np.random.default_rng(5)
+    bodies = getattr(DISEASES[label].draw_in_eye(np.linspace(-3, 3, 7), rng), part)
+    drawn = [(b.place.z, b.place.radius, b.place.onset, b.tallness) for b in bodies]
+    assert [len(bodies), *map(sum, zip(*drawn, strict=True))] == expected
 
 
 def test_scans_per_patient_does_not_count_for_volumes():
