@@ -485,3 +485,7 @@ class ComparisonOptions(MaskOptions, ExternalOptions, DataOptions):
     """Test scans with a lesion on which maps are scored against the masks; 0: no leaderboard."""
     cases: Annotated[int, Range(0, 1000)] = 8
     """Scans of the case viewer, in turns: drawn by seed, best, median and worst of the model that validation chose."""
+    volumes: Annotated[int, Range(0, 1000)] = 4
+    """Volumes of these cases that the viewer goes through slice by slice; 0: the cases alone."""
+    slices: Annotated[int, Range(2, 1000)] = 25
+    """Slices shown of each such volume at most, evenly spread, the case always among them."""

@@ -175,6 +175,12 @@ def missing_intervals(result: Any) -> list[str]:
     return [f"a number without an interval: {reason}" for reason in dict.fromkeys(filter(None, reasons(result)))]
 
 
+def slice_words(number: int | str, from_fovea_um: float | None) -> str:
+    """A slice of a volume: its number and, where it is known, how far from the fovea it is."""
+    away = "" if from_fovea_um is None else f" · {abs(from_fovea_um) / 1000:.2f} mm from the fovea"
+    return f"slice {number}{away}"
+
+
 def plain(value: Any) -> Any:
     """A value as JSON takes it: arrays and tuples to lists, dataclasses to objects (``class_`` as "class", a field with
     a ``key`` in its metadata as that, one with ``may_be_empty`` left out if it is), NaN and infinity to null."""

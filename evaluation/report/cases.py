@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
@@ -120,22 +121,27 @@ def choose_cases(
     return cases
 
 
-def show_cases(
-    cases: list[Case], models: dict[str, Candidate], heads: dict[str, str], shared: Setting, masks: LesionMasks | None
-) -> list[Pictures]:
-    """Fill in what every model says about the cases.
+def show_scans(
+    positions: Sequence[int],
+    models: dict[str, Candidate],
+    heads: dict[str, str],
+    shared: Setting,
+    masks: LesionMasks | None,
+) -> tuple[list[Pictures], list[dict[str, CaseAnswer]]]:
+    """Pictures of some scans, and what every model says about each.
 
     Args:
+        positions: of the scans in the data.
         heads: model → the attention head that validation patients chose, which is then shown beside the mean of heads.
     """
     pictures, scans, of_scans = [], [], []
-    for case in cases:
-        position = int(shared.positions["test"][case.scan])
+    for position in positions:
         scan = np.asarray(shared.data.scans[position])
         mask = masks.read(position) if masks and masks.file(position) else None
         pictures.append(Pictures(_jpeg(scan), scan.shape[1] / scan.shape[0], mask and _outline(mask, scan), {}))
         scans.append(scan)
         of_scans.append(mask)
+    answered: list[dict[str, CaseAnswer]] = [{} for _ in scans]
     for key, model in models.items():
         if "cases" in model.gaps:
             continue
@@ -144,10 +150,10 @@ def show_cases(
         except InputError as reason:
             model.gaps["cases"] = str(reason)
             continue
-        for case, shown, (answer, maps) in zip(cases, pictures, answers, strict=True):
-            case.models[key] = answer
+        for of_scan, shown, (answer, maps) in zip(answered, pictures, answers, strict=True):
+            of_scan[key] = answer
             shown.maps[key] = {method: _encoded(_grey(values)) for method, values in maps.items()}
-    return pictures
+    return pictures, answered
 
 
 def _ask(

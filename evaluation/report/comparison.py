@@ -7,6 +7,7 @@ an earlier one was stopped. A model that cannot give a number or a map leaves a 
 import csv
 import datetime
 import io
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from dino_oct.files import private_folder, write_whole
 from dino_oct.knn import check_k
 from dino_oct.limits import check_settings
 from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table, unit_lines, write_json
+from dino_oct.scores.units import ByUnit
 from evaluation.config import ComparisonOptions
 from evaluation.inputs.masks import LesionMasks
 from evaluation.inputs.scans import open_data, open_external
@@ -26,7 +28,7 @@ from evaluation.inputs.sources import open_source
 from evaluation.pages.embedding_figures import marks
 from evaluation.protocols.external import external_lines
 from evaluation.report.answers import Answers, ask
-from evaluation.report.cases import Case, Pictures, choose_cases, show_cases
+from evaluation.report.cases import Case, Pictures, choose_cases, show_scans
 from evaluation.report.embedding import embedding
 from evaluation.report.external import judge_elsewhere
 from evaluation.report.figures import write_figures
@@ -43,6 +45,7 @@ from evaluation.report.steps import Setting, StepCache
 from evaluation.report.table import URGENT, Intervals, make_table, protocol_title, score
 from evaluation.report.units import judge_units
 from evaluation.report.verdict import best_on_validation, verdict
+from evaluation.report.volumes import Volumes, choose_volumes, with_answers
 
 _URGENT = ("urgent_sensitivity", "urgent_specificity")
 
@@ -103,8 +106,9 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
     ordered = section("severity", lambda: severity(models, shared, masks))
     say("explanation maps")
     ranked = section("explanations", lambda: leaderboard(models, shared)) if options.leaderboard else None
-    shown = section("cases", lambda: _cases(answers, reference, masks, ranked.heads if ranked else {}, shared))
-    cases, pictures = shown or ([], [])
+    by_unit = judge_units(answers, shared)
+    shown = section("cases", lambda: _cases(answers, reference, masks, ranked.heads if ranked else {}, by_unit, shared))
+    cases, pictures, volumes, of_volumes = shown or ([], [], None, [])
     # ---- results ---------------------------------------------------------------------------------------------------
     summary = data.summary(**shared.positions)
     sets = summary["sets"]
@@ -149,6 +153,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         leaderboard=ranked,
         severity=ordered,
         cases=cases,
+        volumes=volumes,
         gaps=gaps,
         versions=versions(),
         settings={
@@ -159,19 +164,19 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         },
         intended_use=INTENDED_USE,
         evaluations={key: of_model.results for key, of_model in answers.items()},
-        by_unit=judge_units(answers, shared),
+        by_unit=by_unit,
         external=elsewhere,
         scans=scans.columns(),
     )
     results = replace(results, limits=limits(results), methods=paragraphs(results, shared))
     files, drawn = write_figures(results, points, folder)
-    return replace(results, figures=files), Media(scans.thumbnails(), pictures, drawn), shared.cache
+    return replace(results, figures=files), Media(scans.thumbnails(), pictures, drawn, of_volumes), shared.cache
 
 
 def _cases(
     answers: dict[str, Answers], reference: str | None, masks: LesionMasks | None, heads: dict[str, str],
-    shared: Setting,
-) -> tuple[list[Case], list[Pictures]]:  # fmt: skip
+    by_unit: dict[str, ByUnit], shared: Setting,
+) -> tuple[list[Case], list[Pictures], Volumes | None, list[list[Pictures]]]:  # fmt: skip
     options, queries = shared.options, shared.set_of("test")
     if reference is None or not options.cases:
         raise InputError("none were asked for" if reference else "no model has a classifier to choose them by")
@@ -184,7 +189,18 @@ def _cases(
         cases = [replace(case, severity=known[case.scan]) for case in cases]
     except InputError:
         beside = None
-    return cases, show_cases(cases, {key: of_model.model for key, of_model in answers.items()}, heads, shared, beside)
+    of_cases = [int(shared.positions["test"][case.scan]) for case in cases]
+    volumes, slices = choose_volumes(cases, shared)
+    positions = list(dict.fromkeys([*of_cases, *itertools.chain.from_iterable(slices)]))
+    models = {key: of_model.model for key, of_model in answers.items()}
+    answered = dict(
+        zip(positions, zip(*show_scans(positions, models, heads, shared, beside), strict=True), strict=True)
+    )
+    cases = [replace(case, models=answered[i][1]) for case, i in zip(cases, of_cases, strict=True)]
+    of_volumes = []
+    if volumes:
+        volumes, of_volumes = with_answers(volumes, slices, answered, answers, by_unit, shared)
+    return cases, [answered[i][0] for i in of_cases], volumes, of_volumes
 
 
 def report(results: Results) -> str:

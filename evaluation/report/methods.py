@@ -124,6 +124,12 @@ def paragraphs(results: Results, shared: Setting) -> list[str]:
             "patients. Maps explain the class that each model calls; attention is the mean of the last block's "
             "heads; every map is scaled to its own maximum."
         )
+        if results.volumes and results.volumes.shown:
+            texts.append(
+                "Volumes of cases: each slice is judged and explained by itself. What a model says of the whole volume "
+                "and eye pools its probabilities of their test scans by the rule of its table by unit, or by the mean "
+                "where that is attention pooling."
+            )
         if "lrp" in options.methods:
             texts.append(PATENT_NOTICE)
     made_with = ", ".join(f"{name} {version}" for name, version in results.versions.items())

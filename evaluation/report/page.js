@@ -1,7 +1,7 @@
 /* What moves on the comparison report: sorting, the scans behind a number, maps of scans, and the case viewer.
  *
- * data is part of the results (classes, scans with images, answers, embedding). Names are only ever set as text. */
-function comparisonReport({classes, scans, answers, embedding}) {
+ * data is part of the results (classes, scans with images, answers, embedding, slices of volumes). Names are only ever set as text. */
+function comparisonReport({classes, scans, answers, embedding, volumes}) {
   const byId = (id) => document.getElementById(id);
   const all = (query, root = document) => [...root.querySelectorAll(query)];
   const jpeg = (i) => `data:image/jpeg;base64,${scans.image[i]}`;
@@ -96,19 +96,83 @@ function comparisonReport({classes, scans, answers, embedding}) {
       large.setAttribute("aria-label", `${panel.dataset.scan}; ${model}, ${method}`);
       panel.querySelector(".map-words").textContent = words;
     }
+    function outlined(panel) {
+      outline.disabled = !panel.style.getPropertyValue("--outline");
+      outline.parentElement.title = outline.disabled ? "this scan has no lesion mask" : "";
+    }
     function show(shown) {
       cases.forEach((button) => button.setAttribute("aria-pressed", String(Number(button.dataset.case) === shown)));
       panels.forEach((panel, i) => { panel.hidden = i !== shown; });
       const panel = panels[shown], maps = all(".grid button", panel);
       const same = maps.find(({dataset}) => dataset.model === kept.model && dataset.method === kept.method) || maps[0];
       if (same) enlarge(panel, same);
-      outline.disabled = !panel.style.getPropertyValue("--outline");
-      outline.parentElement.title = outline.disabled ? "this scan has no lesion mask" : "";
+      outlined(panel);
+    }
+    /* Slider, wheel, arrow keys and bars go through the slices of a case's volume; pictures, maps and answers follow. */
+    function slices(panel, box) {
+      const {volume, own} = box.dataset, shown = volumes[volume], slider = box.querySelector("input");
+      const large = panel.querySelector(".large"), answers = all(".answer", panel), maps = all(".grid button", panel);
+      const paint = (name, picture) => panel.style.setProperty(name, `url(data:image/${picture})`);
+      let turned = 0;
+      function go(to) {
+        const i = Math.min(Math.max(to, 0), shown.length - 1), slice = shown[i];
+        const words = box.querySelector(".slice-words");
+        slider.value = i;
+        words.firstElementChild.textContent = slice.words;
+        words.lastElementChild.textContent = i === Number(own) ? "· the case" : `· ${slice.file.split("/").at(-1)}`;
+        slider.setAttribute("aria-valuetext", words.textContent);
+        panel.dataset.scan = `scan ${slice.file}`;
+        panel.style.setProperty("--ratio", slice.ratio);
+        paint("--scan", `jpeg;base64,${slice.image}`);
+        if (slice.outline) paint("--outline", `png;base64,${slice.outline}`);
+        else panel.style.removeProperty("--outline");
+        outlined(panel);
+        for (const button of maps) {
+          const {model, method} = button.dataset, [picture, words, ratio] = slice.maps[model][method];
+          button.querySelector("img").src = `data:image/png;base64,${picture}`;
+          button.dataset.words = `${model}, ${method}: ${words}`;
+          button.lastElementChild.textContent = ratio;
+          if (button.getAttribute("aria-pressed") === "true") enlarge(panel, button);
+        }
+        answers.forEach((answer, m) => {
+          if (!slice.answers[m]) return;
+          const [verdict, words, rows] = slice.answers[m], called = answer.querySelector("p");
+          called.className = verdict;
+          called.textContent = words;
+          all(".row", answer).forEach((row, c) => {
+            row.querySelector(".track i").style.width = `${rows[c][0]}%`;
+            row.children[2].textContent = `${rows[c][0]} %`;
+            row.children[3].textContent = rows[c][1];
+          });
+          all("[data-slice]", answer).forEach((bar, b) => bar.classList.toggle("current", b === i));
+        });
+      }
+      const at = () => Number(slider.value);
+      const keys = {ArrowLeft: -1, ArrowUp: -1, ArrowRight: 1, ArrowDown: 1, Home: -Infinity, End: Infinity};
+      slider.parentElement.hidden = false;
+      slider.addEventListener("input", () => go(at()));
+      large.tabIndex = 0;
+      large.addEventListener("keydown", (event) => {
+        if (!(event.key in keys)) return;
+        event.preventDefault();
+        go(at() + keys[event.key]);
+      });
+      large.addEventListener("wheel", (event) => {
+        const step = Math.sign(event.deltaY);
+        if (!step || event.ctrlKey || at() + step < 0 || at() + step >= shown.length) return; // the page scrolls on
+        event.preventDefault();
+        turned = step === Math.sign(turned) ? turned + event.deltaY : event.deltaY;
+        if (event.deltaMode === 0 && Math.abs(turned) < 40) return; // a touchpad sends many small turns
+        turned = 0;
+        go(at() + step);
+      }, {passive: false});
+      panel.addEventListener("click", ({target}) => { if (target.dataset.slice) go(Number(target.dataset.slice)); });
     }
     cases.forEach((button) => button.addEventListener("click", () => show(Number(button.dataset.case))));
     panels.forEach((panel) => all(".grid button", panel).forEach((button) => {
       button.addEventListener("click", () => enlarge(panel, button));
     }));
+    panels.forEach((panel) => all(".volume", panel).forEach((box) => slices(panel, box)));
     byId("case-opacity").addEventListener("input", ({target}) => root.style.setProperty("--opacity", target.value / 100));
     outline.addEventListener("change", () => root.classList.toggle("without-outline", !outline.checked));
     show(0);

@@ -19,10 +19,12 @@ from matplotlib import colormaps
 from dino_oct.errors import InputError
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import summary_of_counts
-from dino_oct.scores.text import counted, plain
+from dino_oct.scores.text import counted, plain, slice_words
 from evaluation import pages
+from evaluation.report.cases import CaseAnswer, ShownMap
 from evaluation.report.results import Media, Results
 from evaluation.report.table import protocol_title
+from evaluation.report.volumes import ShownVolume, Slice
 
 PAGE_LIMIT = 40_000_000  # bytes; what mail servers and browsers on a tablet still take
 SECTIONS = {
@@ -76,6 +78,11 @@ def render(results: Results, media: Media) -> str:
         missing=lambda section: _missing(results.gaps, section),
         reason=lambda model, *names, of=None: _reason(results.models[model].gaps, names, of),
         map_words=_map_words,
+        ratio_words=_ratio_words,
+        probability_rows=_probability_rows,
+        answer_words=lambda answer, label: _answer_words(answer, label, [c.name for c in results.classes]),
+        slice_words=_in_volume,
+        volume_of=lambda case: _volume_of(results, case),
         methods=list(dict.fromkeys(methods)),
         inferno=[
             " ".join(f"{v:.3f}" for v in channel) for channel in colormaps["inferno"](np.linspace(0, 1, 33)).T[:3]
@@ -120,8 +127,71 @@ def _data(results: Results, media: Media) -> dict[str, Any]:
             "scans": {**vars(results.scans), "image": media.thumbnails},
             "answers": results.answers,
             "embedding": embedding,
+            **({"volumes": _slices(results, media)} if results.volumes else {}),
         }
     )
+
+
+def _slices(results: Results, media: Media) -> list[list[dict[str, Any]]]:
+    """Of each volume and slice what the case viewer shows of it, in words and pictures, the answers in the order of the
+    models."""
+    names = [c.name for c in results.classes]
+    return [
+        [
+            {
+                "file": of_slice.file,
+                "words": _in_volume(of_slice),
+                "ratio": f"{pictures.ratio:.4f}",
+                "image": pictures.scan,
+                "outline": pictures.outline,
+                "answers": [
+                    answer and [*_answer_words(answer, of_slice.label, names), _probability_rows(answer)]
+                    for answer in map(of_slice.models.get, results.models)
+                ],
+                "maps": {
+                    key: {
+                        method: [png, _map_words(answer.maps[method]), _ratio_words(answer.maps[method])]
+                        for method, png in pictures.maps[key].items()
+                    }
+                    for key, answer in of_slice.models.items()
+                },
+            }
+            for of_slice, pictures in zip(volume.slices, of_volume, strict=True)
+        ]
+        for volume, of_volume in zip(results.volumes.shown, media.volumes, strict=True)
+    ]
+
+
+def _volume_of(results: Results, case: int) -> tuple[int, ShownVolume] | None:
+    """The volume that a case is a slice of, and its place among those shown; None where there is none."""
+    shown = results.volumes.shown if results.volumes else []
+    return next(((v, volume) for v, volume in enumerate(shown) if case in volume.cases), None)
+
+
+def _in_volume(of_slice: Slice) -> str:
+    return slice_words(of_slice.number, of_slice.from_fovea_um)
+
+
+def _answer_words(answer: CaseAnswer, label: int | None, names: list[str]) -> tuple[str, str]:
+    """Whether a model is right, as a class of the page, and what it calls; no verdict where the class is not known."""
+    called = names[answer.called]
+    if label is None:
+        return "", called
+    return (
+        ("right-answer", f"✓ {called}")
+        if answer.called == label
+        else ("wrong-answer", f"✗ {called}, is {names[label]}")
+    )
+
+
+def _probability_rows(answer: CaseAnswer) -> list[tuple[str, str]]:
+    """Probability in per cent and logit of each class."""
+    return [(f"{100 * p:.1f}", number(answer.logits[name], 2).text) for name, p in answer.probabilities.items()]
+
+
+def _ratio_words(shown: ShownMap) -> str:
+    """Density of a map on the lesion over that on the retina; nothing where it is not known."""
+    return "" if shown.lesion_over_retina is None else f"{number(shown.lesion_over_retina, 1).text} ×"
 
 
 def _inline(svg: str, name: str, title: str) -> Markup:
@@ -132,7 +202,7 @@ def _inline(svg: str, name: str, title: str) -> Markup:
     return Markup(svg.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(title), 1))
 
 
-def _map_words(shown: Any) -> str:
+def _map_words(shown: ShownMap) -> str:
     """What is known of a map of a case."""
     ratio, auprc, peak = (number(v, d) for v, d in ((shown.lesion_over_retina, 2), (shown.auprc, 3), (shown.peak, 3)))
     words = [

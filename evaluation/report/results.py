@@ -21,6 +21,7 @@ from evaluation.report.scans import ScanColumns
 from evaluation.report.severity import Severity
 from evaluation.report.table import Table
 from evaluation.report.verdict import Verdict
+from evaluation.report.volumes import Volumes
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Results:
         evaluations: model → protocol → what the single evaluation says; by_unit: the same on volumes, eyes and
             patients, where these hold several scans; external: on scans from elsewhere, where they are given.
         leaderboard: of explanation maps; its key in ``results.json`` is an older word.
+        volumes: that the cases are slices of; None where they are of none.
         limits, methods: sentences and paragraphs.
     """
 
@@ -110,6 +112,7 @@ class Results:
     leaderboard: MapLeaderboard | None = field(metadata={"key": "league"})
     severity: Severity | None
     cases: list[Case]
+    volumes: Volumes | None = field(metadata={"may_be_empty": True})
     gaps: list[str]
     versions: dict[str, str]
     settings: dict[str, Any]
@@ -125,8 +128,10 @@ class Results:
 
 @dataclass(frozen=True)
 class Media:
-    """Pictures of the page: of each of ``Results.scans`` a small JPEG (base64), of each case, and name → SVG figure."""
+    """Pictures of the page: of each of ``Results.scans`` a small JPEG (base64), of each case, name → SVG figure, and of
+    each volume's slices."""
 
     thumbnails: list[str]
     cases: list[Pictures]
     figures: dict[str, str]
+    volumes: list[list[Pictures]] = field(default_factory=list)

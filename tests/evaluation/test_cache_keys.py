@@ -22,7 +22,7 @@ from evaluation.config import DataOptions, DatasetOptions
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import read_run
 from evaluation.report.answers import ask
-from evaluation.report.cases import Case, show_cases
+from evaluation.report.cases import show_scans
 from evaluation.report.embedding import embedding
 from evaluation.report.findings import warnings
 from evaluation.report.label_errors import suspects
@@ -106,8 +106,7 @@ def keys(folder: Path, **changed) -> dict[str, str]:
             step()
         except InputError as reason:
             assert "only the key" in str(reason)  # noqa: PT017
-    cases = [Case(i, "best", "") for i in range(options.cases)]
-    show_cases(cases, models, {}, shared, None)
+    show_scans(shared.positions["test"][: options.cases].tolist(), models, {}, shared, None)
     assert set(cache.keys) == EVERY
     return cache.keys
 

@@ -405,10 +405,10 @@ STEPS = """<script>addEventListener("load", async () => {
 });</script></body>"""
 
 
-def in_browser(page: str, folder, *options: str) -> dict:
-    """What the steps found on a page opened in headless Chromium, and what it complained about."""
+def in_browser(page: str, folder, *options: str, steps: str = STEPS) -> dict:
+    """What some steps found on a page opened in headless Chromium, and what it complained about."""
     file = folder / "page.html"
-    file.write_text(page.replace("<head>", f"<head>{PROBE}", 1).replace("</body>", STEPS))
+    file.write_text(page.replace("<head>", f"<head>{PROBE}", 1).replace("</body>", steps))
     finished = subprocess.run(
         [
             "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
