@@ -15,7 +15,7 @@ from dino_oct.errors import InputError
 from dino_oct.provenance import TRAINED_ON, TrainedPatients, trained_on, trained_patients
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.paired import ScanSet
-from dino_oct.scores.text import PHANTOM_NOTICE
+from dino_oct.scores.text import PHANTOM_NOTICE, slice_words
 from dino_oct.scores.units import Groupings, group, keys_of, units_to_report
 
 
@@ -99,6 +99,16 @@ class ScanData:
         """The volume, eye and patient that each scan belongs to; see ``keys_of``."""
         facts = {name: self.index.fact(name) for name in ("eye", "visit", "volume")}
         return keys_of(self.index.patients, self.index.files, facts)
+
+    def place(self, i: int, facts: Sequence[str] = ("eye", "visit", "volume", "slice")) -> str:
+        """Where scan ``i`` was taken, in words, of these facts as far as they are known."""
+        known = {name: str(self.index.fact(name)[i]) for name in facts}
+        away = self.index.fact("position_um")[i]
+        return " · ".join(
+            slice_words(value, float(away) if away else None) if name == "slice" else f"{name} {value}"
+            for name, value in known.items()
+            if value
+        )
 
     def groupings(self, split: str) -> Groupings:
         """Labelled scans grouped to the units that are worth reporting of a split, whose scans are the queries.

@@ -297,6 +297,8 @@ class EmbeddingMapOptions(FeatureOptions):
     """Further models: an older spelling of several names after --model."""
     split: Literal["test", "val", "train", "all"] = "test"
     """Scans to map."""
+    unit: Literal["scan", "volume", "eye", "patient"] = "scan"
+    """What a point is: a scan, or a volume, eye or patient, by the mean of the features of its scans."""
     neighbours: Annotated[int, Range(2, 10_000)] = 15
     """UMAP's n_neighbors."""
     min_dist: Share = 0.1
@@ -308,7 +310,7 @@ class EmbeddingMapOptions(FeatureOptions):
     k: Annotated[int, Range(1, 10_000)] = 10
     """Neighbours of purity, trustworthiness and the overlap of seeds."""
     max_scans: Annotated[int, Range(FEWEST, 1_000_000)] = 5000
-    """Of more scans, so many are drawn by seed."""
+    """Of more scans (or volumes, eyes, patients), so many are drawn by seed."""
     animate: bool = False
     """Also map every checkpoint of the run, as a GIF and on the page."""
     frames: Annotated[int, Range(2, 1000)] = 16
@@ -321,6 +323,8 @@ class EmbeddingMapOptions(FeatureOptions):
 class AttentionOptions(ScanOptions):
     """CLS attention per head of some scans: overlays, maps, masks, and how widely each head spreads."""
 
+    volumes: Annotated[int, Range(0, 1000)] = 0
+    """Whole volumes to take from the split in place of --n scans: a page each, slices side by side, mean of heads."""
     block: Annotated[int, Range(-1000, 1000)] = -1
     """Transformer block, from 0, or negative from the last."""
     attention_size: Annotated[Side | None, tyro.conf.arg(aliases=["--size"])] = None
@@ -330,7 +334,8 @@ class AttentionOptions(ScanOptions):
 
     def mismatch(self) -> tuple[str, str] | None:
         """See ``check_settings``."""
-        return ("data", "image files are given as well; give one of them") if self.scans and self.data else None
+        given = "image files are given as well; give one of them"
+        return next(((name, given) for name in ("data", "volumes") if self.scans and getattr(self, name)), None)
 
 
 @dataclass

@@ -210,7 +210,7 @@ def compare_units(
     for unit, of_unit in groupings.items():
         queries, val = of_unit["queries"], of_unit.get("val")
         can_choose = val is not None and len(val.units.labels) > 0
-        notes = _left_out(unit, queries)
+        notes = left_out(unit, queries)
         if not len(queries.units.labels):
             results[unit] = ByUnit(notes=notes)
             continue
@@ -261,7 +261,8 @@ def _choose(
     return rule, accuracies, candidates("queries")[rule]
 
 
-def _left_out(unit: str, queries: Grouping) -> list[str]:
+def left_out(unit: str, queries: Grouping) -> list[str]:
+    """Notes on units and scans that a grouping leaves out."""
     notes = []
     if queries.mixed:
         total = queries.mixed + len(queries.units.labels)

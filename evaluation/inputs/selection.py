@@ -23,12 +23,20 @@ from evaluation.inputs.sources import Source
 
 @dataclass(frozen=True)
 class Chosen:
-    """A scan (H, W) uint8 to look at: its file, patient, and class (None where unknown)."""
+    """A scan (H, W) uint8 to look at: its file, patient, and class (None where unknown), and in words its volume (eye,
+    visit, number) and slice, "" where unknown."""
 
     file: str
     patient: str
     label: str | None
     scan: np.ndarray
+    volume: str = ""
+    slice: str = ""
+
+    @property
+    def place(self) -> str:
+        """Where it was taken, in words."""
+        return " · ".join(filter(None, [self.volume, self.slice]))
 
 
 def page_name(i: int, scan: Chosen) -> str:
@@ -97,11 +105,38 @@ def from_split(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -
     positions = take_turns(index.positions(split), index.labels, index.patients, n)
     if not positions:
         raise InputError(f"{index.root}: no scans in the {split} split; give more patients or another --split")
+    scans, about = _described(data, positions, split, beside)
+    if len(positions) < n:
+        about["notes"].append(f"the {split} split has {len(positions)} scans only")
+    return scans, about
+
+
+def from_volumes(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -> tuple[list[Chosen], DataSummary]:
+    """All scans of ``n`` volumes of a split, which ``take_turns``, volume by volume in the order of their slices;
+    otherwise as ``from_split``."""
+    index, keys = data.index, data.unit_keys()["volume"]
+    inside = index.positions(split)
+    inside = inside[keys[inside] != ""]
+    _, first, counts = np.unique(keys[inside], return_index=True, return_counts=True)
+    volumes = take_turns(inside[np.sort(first[counts > 1])], index.labels, index.patients, n)
+    if not volumes:
+        raise InputError(
+            f"{index.root}: no volume of several slices is known in the {split} split; leave --volumes out"
+        )
+    of_volumes = [inside[keys[inside] == keys[i]].tolist() for i in volumes]
+    positions = [i for members in of_volumes for i in sorted(members, key=lambda i: int(index.fact("slice")[i] or 0))]
+    scans, about = _described(data, positions, split, beside)
+    if len(volumes) < n:
+        about["notes"].append(f"the {split} split has {len(volumes)} volumes of several slices only")
+    return scans, about
+
+
+def _described(
+    data: ScanData, positions: list[int], split: str, beside: Sequence[str]
+) -> tuple[list[Chosen], DataSummary]:
     described = data.summary(chosen=np.array(positions))
     counts = described.pop("sets")["chosen"]
     notes = [*data.index.notes, *data.training_notes(np.array(positions), beside)]
-    if len(positions) < n:
-        notes.append(f"the {split} split has {len(positions)} scans only")
     return [chosen_scan(data, i) for i in positions], {**described, **counts, "split": split, "notes": notes}
 
 
@@ -109,7 +144,8 @@ def chosen_scan(data: ScanData, i: int) -> Chosen:
     """Scan ``i`` of the data."""
     index, label = data.index, int(data.index.labels[i])
     name = index.class_names[label] if label >= 0 else None
-    return Chosen(index.files[i], str(index.patients[i]), name, np.asarray(data.scans[i]))
+    places = data.place(i, ("eye", "visit", "volume")), data.place(i, ("slice",))
+    return Chosen(index.files[i], str(index.patients[i]), name, np.asarray(data.scans[i]), *places)
 
 
 def take_turns(positions: np.ndarray, labels: np.ndarray, patients: np.ndarray, n: int) -> list[int]:

@@ -1,6 +1,7 @@
 """Pages of CLS attention maps: overlays, maps alone, masks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from evaluation.pages.tiles import Scale, Tile, as_picture, overlay
 from evaluation.scores.attention import mass_mask
 
 _MASK_COLOUR = np.array([255, 140, 0], dtype=np.float32)
+_ACROSS = 8  # slices beside each other
 _SCALE_TITLE = "maps alone: attention / uniform, logarithmic, black below 0.1; overlays: each by its own maximum"
 
 
@@ -31,21 +33,13 @@ def attention_rows(
         mass: of the masks.
     """
     picture = as_picture(scan)
-
-    def large(values: np.ndarray) -> np.ndarray:
-        """Maps or masks (M, rows, columns) in the picture's size, a square for each patch."""
-        values = torch.from_numpy(values.astype(np.float32))[None]
-        return F.interpolate(values, size=picture.shape[:2], mode="nearest")[0].numpy()
+    large = partial(_large, shape=picture.shape[:2])
 
     def row(title: str, tiles: Sequence[np.ndarray], captions: Sequence[str]) -> tuple[str, list[Tile]]:
         return title, [Tile(picture, "scan"), *map(Tile, tiles, captions)]
 
-    relative = {
-        which: of_model / np.maximum(of_model.mean(axis=(1, 2), keepdims=True), 1e-12)
-        for which, of_model in maps.items()
-    }
-    peak = max(float(of_model.max()) for of_model in relative.values())
-    colours = ScalarMappable(LogNorm(0.1, max(peak, 10.0)), cmap="inferno")
+    relative = {which: _relative(of_model) for which, of_model in maps.items()}
+    colours = _colours(relative.values())
     rows = [
         row(f"{which}\nover the scan", [overlay(scan, values) for values in large(of_model)], names)
         for which, of_model in maps.items()
@@ -60,3 +54,50 @@ def attention_rows(
         shares = [f"{100 * mask.mean():.1f} % of patches" for mask in masks]
         rows.append(row(f"{which}\n{100 * mass:g} % of mass", tiles, shares))
     return rows, Scale(colours, _SCALE_TITLE)
+
+
+def volume_rows(
+    scans: Sequence[np.ndarray], captions: Sequence[str], maps: dict[str, Sequence[np.ndarray]]
+) -> tuple[list[tuple[str, list[Tile]]], Scale]:
+    """Rows of a page of a volume: its slices, below each its map over the scan and alone, for each network; colours as
+    in ``attention_rows``.
+
+    Args:
+        scans: S slices (H, W) uint8 in their order; captions: of each.
+        maps: network → S maps (rows, columns) ≥ 0.
+    """
+    shape = scans[0].shape
+    pictures = [as_picture(scan, shape) for scan in scans]
+    size = pictures[0].shape[:2]
+    relative = {which: [_relative(values[None]) for values in of_model] for which, of_model in maps.items()}
+    colours = _colours(values for of_model in relative.values() for values in of_model)
+    rows = []
+    for start in range(0, len(scans), _ACROSS):
+        part = slice(start, start + _ACROSS)
+        rows.append(("slices", list(map(Tile, pictures[part], captions[part]))))
+        for which, of_model in relative.items():
+            large = [_large(values, size)[0] for values in of_model[part]]
+            over = [
+                Tile(overlay(picture[..., 0], values), "")
+                for picture, values in zip(pictures[part], large, strict=True)
+            ]
+            alone = [
+                Tile(colours.to_rgba(values, bytes=True)[..., :3], f"up to {values.max():.1f} ×") for values in large
+            ]
+            rows += [(f"{which}\nover the scan", over), (f"{which}\nmap alone", alone)]
+    return rows, Scale(colours, _SCALE_TITLE)
+
+
+def _relative(maps: np.ndarray) -> np.ndarray:
+    """Maps (M, rows, columns) as multiples of uniform attention."""
+    return maps / np.maximum(maps.mean(axis=(1, 2), keepdims=True), 1e-12)
+
+
+def _colours(relative: Iterable[np.ndarray]) -> ScalarMappable:
+    return ScalarMappable(LogNorm(0.1, max(10.0, *(float(values.max()) for values in relative))), cmap="inferno")
+
+
+def _large(maps: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Maps or masks (M, rows, columns) in a picture's size, a square for each patch."""
+    values = torch.from_numpy(maps.astype(np.float32))[None]
+    return F.interpolate(values, size=shape, mode="nearest")[0].numpy()

@@ -11,10 +11,11 @@ function make(tag, parent, className, text) {
  *
  * root: an element to fill. data: {classes: [{name, colour, shape}], k, scans: {label, file, patient, split, image},
  * panels: [{title, near, frames: [{caption, x, y}]}]}; scans are columns, images base64 JPEGs, x and y from 0 to 10000,
- * near each scan's nearest scans or null; heading, if given, the tag of a panel's title. Names are only ever set as text.
+ * near each scan's nearest scans or null; if given, heading is the tag of a panel's title, unit what a point is, and
+ * scans.place where each was taken. Names are only ever set as text.
  * Returns {select(i)}: show scan i, or none for −1. */
 function embeddingMaps(root, data) {
-  const {classes, scans, panels} = data;
+  const {classes, scans, panels, unit: noun = "scan"} = data;
   const hidden = new Set();
   const order = scans.label.map((_, i) => i).sort((a, b) => mixed(a) - mixed(b)); // no class lies above another
   let current = -1, pinned = false;
@@ -58,7 +59,7 @@ function embeddingMaps(root, data) {
     const points = make("canvas", plot), over = make("canvas", plot);
     over.tabIndex = 0;
     over.setAttribute("role", "img");
-    over.setAttribute("aria-label", `${panel.title}: map of ${scans.label.length} scans; arrow keys move between scans`);
+    over.setAttribute("aria-label", `${panel.title}: map of ${scans.label.length} ${noun}s; arrow keys move between ${noun}s`);
     const neighbours = make("p", box, "neighbours");
     let size = 0, frame = panel.frames[panel.frames.length - 1], radius = 3;
 
@@ -177,7 +178,8 @@ function embeddingMaps(root, data) {
     image.alt = `scan ${scans.file[i]}`;
     title.textContent = classes[scans.label[i]].name;
     title.style.borderColor = classes[scans.label[i]].colour;
-    details.textContent = `patient ${scans.patient[i]} · ${scans.split[i]}\n${scans.file[i]}`;
+    const place = scans.place?.[i] ? `${scans.place[i]}\n` : "";
+    details.textContent = `patient ${scans.patient[i]} · ${scans.split[i]}\n${place}${scans.file[i]}`;
     if (x === undefined) [x, y] = [innerWidth / 2, innerHeight / 2];
     const {offsetWidth: width, offsetHeight: height} = card; // beside the cursor, inside the window
     card.style.left = `${Math.max(4, x + 18 + width < innerWidth ? x + 18 : x - 18 - width)}px`;

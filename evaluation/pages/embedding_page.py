@@ -28,17 +28,23 @@ def thumbnails(scans: Sequence[np.ndarray]) -> list[str]:
 
 
 def page_data(
-    panels: Sequence[Panel], marked: Sequence[Mark], labels: np.ndarray, k: int, scans: dict[str, Sequence[str]]
+    panels: Sequence[Panel],
+    marked: Sequence[Mark],
+    labels: np.ndarray,
+    k: int,
+    scans: dict[str, Sequence[str]],
+    unit: str = "scan",
 ) -> dict[str, Any]:
     """What ``embedding_page.js`` draws.
 
     Args:
         labels: (N,) positions in ``marked``.
         k: neighbours in the panels' ``near``.
-        scans: ``file``, ``patient``, ``split`` and ``image`` (base64 JPEG) of the N scans.
+        scans: ``file``, ``patient``, ``split``, ``image`` (base64 JPEG), and if known ``place``, of the N scans.
+        unit: what a point is; of a unit the scan in its middle is shown.
     """
     drawn = [{"title": panel.title, "near": panel.near, "frames": scaled_frames(panel)} for panel in panels]
-    return plain({"classes": list(marked), "k": k, "scans": {"label": labels, **scans}, "panels": drawn})
+    return plain({"classes": list(marked), "k": k, "unit": unit, "scans": {"label": labels, **scans}, "panels": drawn})
 
 
 def page(title: str, notice: str | None, notes: Sequence[str], data: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ from dino_oct.files import replacing, write_whole
 from dino_oct.models.frozen import Weights
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap
-from dino_oct.scores.paired import MODEL
-from dino_oct.scores.text import Evaluation, closing, heading, show, table, write_json
+from dino_oct.scores.paired import MODEL, ScanSet
+from dino_oct.scores.text import Evaluation, closing, counted, heading, show, table, write_json
+from dino_oct.scores.units import group, left_out
 from dino_oct.streams import generator
 from evaluation.pages.embedding_figures import Frame, Mark, Panel, animate, draw_panels, marks
 from evaluation.pages.embedding_page import page, page_data, thumbnails
@@ -24,22 +25,83 @@ _SPRITE = 48  # pixels per side of a scan in the projector
 
 
 @dataclass(frozen=True)
-class Maps:
-    """What the figures are made of; everything is in the order of ``chosen``.
+class Points:
+    """The points of a map: scans, or units by the mean of their scans.
 
     Attributes:
-        chosen: (N,) positions of the scans in ``data``.
+        scans: (M,) positions in the data; point_of_scan: (M,) the point of each, from 0 on.
+        chosen: (N,) the scan that stands for each point: itself, or the middle one of the unit.
+        unit: what a point is.
+    """
+
+    scans: np.ndarray
+    point_of_scan: np.ndarray
+    chosen: np.ndarray
+    unit: str = "scan"
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @classmethod
+    def of_scans(cls, positions: np.ndarray) -> "Points":
+        """A point for each scan."""
+        return cls(positions, np.arange(len(positions)), positions)
+
+    @classmethod
+    def of_units(cls, data: ScanData, positions: np.ndarray, unit: str) -> tuple["Points", list[str]]:
+        """A point for each volume, eye or patient of one class, and notes on what is left out."""
+        scans = ScanSet(data.index.labels[positions], data.index.patients[positions])
+        grouped = group(data.unit_keys()[unit][positions], scans)
+        kept = grouped.unit_of_scan >= 0
+        numbers = np.array([int(number or 0) for number in data.index.fact("slice")[positions[kept]]])
+        order = np.lexsort((numbers, grouped.unit_of_scan[kept]))
+        members, point_of_scan = positions[kept][order], grouped.unit_of_scan[kept][order]
+        counts = np.bincount(point_of_scan)
+        chosen = members[np.cumsum(counts) - counts + counts // 2] if len(members) else members
+        return cls(members, point_of_scan, chosen, unit), left_out(unit, grouped)
+
+    def subset(self, kept: np.ndarray) -> "Points":
+        """The points at some ascending places."""
+        inside = np.isin(self.point_of_scan, kept)
+        places = np.searchsorted(kept, self.point_of_scan[inside])
+        return Points(self.scans[inside], places, self.chosen[kept], self.unit)
+
+    def means(self, features: np.ndarray) -> np.ndarray:
+        """Features (N, D) of the points from those (M, D) of their scans."""
+        if self.unit == "scan":
+            return features
+        sums = np.zeros((len(self), features.shape[1]))
+        np.add.at(sums, self.point_of_scan, features)
+        return (sums / np.bincount(self.point_of_scan)[:, None]).astype(features.dtype)
+
+    def words(self, data: ScanData) -> list[str]:
+        """Where each point was taken, in words, as far as it is known; of a unit also how many scans it has."""
+        if self.unit == "scan":
+            return [data.place(i) for i in self.chosen]
+        facts = {"volume": ("eye", "visit", "volume"), "eye": ("eye",), "patient": ()}[self.unit]
+        counts = np.bincount(self.point_of_scan)
+        return [
+            " · ".join([*filter(None, [data.place(i, facts)]), counted(int(count), "scan")])
+            for i, count in zip(self.chosen, counts, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What the figures are made of; everything is in the order of ``points``.
+
+    Attributes:
         features: row → (N, D).
         by_row: row → (seeds, N, 2).
-        comparable: (N,) bool, scans that silhouette and purity are measured on.
+        comparable: (N,) bool, points that silhouette and purity are measured on.
         k: neighbours; 0 where there is one patient only.
-        near: row → (N, k) nearest scans of other patients by features; empty without neighbours.
+        near: row → (N, k) nearest points of other patients by features; empty without neighbours.
         bootstrap: of the comparable scans; None without any.
         frames: training state → (N, 2), aligned; empty without an animation.
     """
 
     data: ScanData
-    chosen: np.ndarray
+    points: Points
     comparable: np.ndarray
     features: dict[str, np.ndarray]
     by_row: dict[str, np.ndarray]
@@ -47,6 +109,11 @@ class Maps:
     near: dict[str, np.ndarray]
     bootstrap: PatientBootstrap | None
     frames: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """(N,) positions in ``data`` of the scans that stand for the points."""
+        return self.points.chosen
 
     @property
     def labels(self) -> np.ndarray:
@@ -118,6 +185,9 @@ class EmbeddingMap(Evaluation):
         counts, split = self.data["sets"]["scans"], self.data["split"]
         which = "all splits" if split == "all" else f"{split} split"
         patients = f"{counts['patients']:,} patient{'' if counts['patients'] == 1 else 's'}"
+        if points := self.data["sets"].get("points"):
+            units = counted(points["scans"], self.settings["unit"])
+            return f"{which}, {units} (means of {counts['scans']:,} scans) of {patients}"
         return f"{which}, {counts['scans']:,} scans of {patients}"
 
 
@@ -125,7 +195,7 @@ def report(result: EmbeddingMap) -> str:
     """The result as text: what was used, one table, and what it does not let one say."""
     data, settings = result.data, result.settings
     umap, seeds, resamples = settings["umap"], len(settings["seeds"]), settings["bootstrap"]["resamples"]
-    counts = data["sets"]["scans"]["classes"]
+    counts = data["sets"].get("points", data["sets"]["scans"])["classes"]
     classes = ", ".join(f"{name} {count['scans']}" for name, count in counts.items() if count["scans"])
     lines = [
         *heading("UMAP of features", result),
@@ -161,7 +231,8 @@ def write_results(result: EmbeddingMap, maps: Maps, folder: Path, projector: boo
     """Write figure, page, coordinates, animation, projector export and ``embedding_map.json`` into a folder.
 
     ``maps.npz`` holds ``row0`` … in the order of the JSON file's ``rows``, each (seeds, N, 2); ``frame0`` … (N, 2) in
-    the order of ``training``; and ``files``, ``labels`` (−1 without a class) and ``patients`` of the N scans.
+    the order of ``training``; and ``files``, ``labels`` (−1 without a class) and ``patients`` of the N scans, those in
+    the middle where points are units.
 
     Returns:
         the names of what was written.
@@ -215,8 +286,9 @@ def _page(
     result: EmbeddingMap, maps: Maps, panels: list[Panel], marked: list[Mark], labels: np.ndarray, title: str
 ) -> str:
     index, notes, keep = maps.data.index, [*result.verdicts, *result.notes], _shown(len(labels))
+    unit = maps.points.unit
     if len(keep) < len(labels):
-        notes.append(f"{len(keep):,} of {len(labels):,} scans are on this page, and no nearest scans")
+        notes.append(f"{len(keep):,} of {len(labels):,} {unit}s are on this page, and no nearest ones")
         panels = [
             Panel(panel.title, tuple(Frame(frame.caption, frame.points[keep]) for frame in panel.frames))
             for panel in panels
@@ -228,5 +300,7 @@ def _page(
         "split": index.splits[positions].tolist(),
         "image": thumbnails([maps.data.scans[i] for i in positions]),
     }
-    data = page_data(panels, marked, labels[keep], maps.k, scans)
+    if any(places := maps.points.words(maps.data)):
+        scans["place"] = [places[i] for i in keep]
+    data = page_data(panels, marked, labels[keep], maps.k, scans, unit)
     return page(f"UMAP · {title}", result.data["notice"], notes, data)

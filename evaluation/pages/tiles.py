@@ -161,11 +161,13 @@ def write_pages(result: Evaluation, pages: Iterable[Page], subtitle: str, foot: 
         for i, page in enumerate(tqdm(pages, desc="pages", unit="scan", disable=None, leave=False)):
             scan, file = page.chosen, folder / page_name(i, page.chosen)
             label = f" (true class {scan.label})" if scan.label else ""
-            draw_page(page.rows, f"{result.notice}{scan.file}{label}\n{subtitle}", foot, file, page.scale)
+            place = f" · {scan.place}" if scan.place else ""
+            draw_page(page.rows, f"{result.notice}{scan.file}{label}{place}\n{subtitle}", foot, file, page.scale)
             with Image.open(file, formats=["PNG"]) as image:
                 writer.add_image(f"{name}/{file.stem}", np.asarray(image.convert("RGB")), 0, dataformats="HWC")
             arrays |= {f"scan{i}_{key}": value for key, value in page.arrays.items()}
             about = {"file": scan.file, "class": scan.label, "patient": scan.patient, "page": file.name}
+            about |= {"place": scan.place} if scan.place else {}
             scans.append({"key": f"scan{i}", **about, **page.facts})
     with replacing(folder / f"{name}.npz") as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)

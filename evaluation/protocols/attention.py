@@ -1,7 +1,10 @@
 """Where CLS looks, head by head: pages of attention maps, masks that hold most of the mass, numbers of their spread."""
 
+import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from evaluation.config import AttentionOptions
 from evaluation.inputs.model import Model, open_model
 from evaluation.inputs.selection import Chosen
 from evaluation.inputs.sources import Source, starting_weights
-from evaluation.pages.attention import attention_rows
+from evaluation.pages.attention import attention_rows, volume_rows
 from evaluation.pages.tiles import Page, write_pages
 from evaluation.protocols.results import choose_scans, of_source, with_folders
 from evaluation.scores.attention import MEASURES, mass_mask, spread
@@ -141,6 +144,19 @@ def evaluate(source: Source, options: AttentionOptions) -> tuple[Attention, list
     return result, maps
 
 
+def _facts(maps: ScanAttention) -> dict[str, Any]:
+    """What the JSON file says of a scan."""
+    names = _names(maps)
+    return {
+        "input": maps.image.shape,
+        "patches": maps.heads[MODEL].shape[1:],
+        "spread": {
+            which: {name: dict(zip(MEASURES, row, strict=True)) for name, row in zip(names, scores, strict=True)}
+            for which, scores in maps.scores.items()
+        },
+    }
+
+
 def _names(maps: ScanAttention) -> list[str]:
     return [*(f"head {head}" for head in range(len(maps.heads[MODEL]))), MEAN]
 
@@ -195,17 +211,28 @@ def pages(maps: Sequence[ScanAttention], mass: float) -> Iterator[Page]:
         arrays = {"image": scan_maps.image}
         for which, heads in scan_maps.heads.items():
             arrays |= {which: heads, f"{which}_mask": mass_mask(with_means[which], mass)}
-        facts = {
-            "input": scan_maps.image.shape,
-            "patches": scan_maps.heads[MODEL].shape[1:],
-            "spread": {
-                which: {name: dict(zip(MEASURES, row, strict=True)) for name, row in zip(names, scores, strict=True)}
-                for which, scores in scan_maps.scores.items()
-            },
-        }
+        facts = _facts(scan_maps)
         ordered = {which: np.roll(heads, 1, axis=0) for which, heads in with_means.items()}
         rows, scale = attention_rows(scan_maps.scan.scan, ordered, [MEAN, *names[:-1]], mass)
         yield Page(scan_maps.scan, rows, arrays, facts, scale)
+
+
+def volume_pages(maps: Sequence[ScanAttention]) -> Iterator[Page]:
+    """A page a volume, of scans that lie volume by volume: the mean of heads of each slice.
+
+    Its arrays: ``sliceS_image`` and ``sliceS_NETWORK`` as those of a scan's page.
+    """
+    for _, members in itertools.groupby(maps, lambda scan_maps: (scan_maps.scan.patient, scan_maps.scan.volume)):
+        of_volume = list(members)
+        scans = [scan_maps.scan for scan_maps in of_volume]
+        means = {which: [m.heads[which].mean(axis=0) for m in of_volume] for which in of_volume[0].heads}
+        rows, scale = volume_rows([scan.scan for scan in scans], [scan.slice for scan in scans], means)
+        arrays, slices = {}, []
+        for s, scan_maps in enumerate(of_volume):
+            named = {"image": scan_maps.image, **scan_maps.heads}
+            arrays |= {f"slice{s}_{name}": values for name, values in named.items()}
+            slices.append({"file": scan_maps.scan.file, "slice": scan_maps.scan.slice, **_facts(scan_maps)})
+        yield Page(dataclasses.replace(scans[0], slice=""), rows, arrays, {"slices": slices}, scale)
 
 
 def run(options: AttentionOptions) -> None:
@@ -214,6 +241,8 @@ def run(options: AttentionOptions) -> None:
         result, maps = evaluate(source, options)
         size, patch = result.settings["size"], result.settings["patch"]
         subtitle = f"CLS attention of {result.block}, short side {size} px, patch {patch} px"
-        written = write_pages(result, pages(maps, options.mass), subtitle, "", folder)
+        drawn = volume_pages(maps) if options.volumes else pages(maps, options.mass)
+        subtitle += f", {MEAN}" if options.volumes else ""
+        written = write_pages(result, drawn, subtitle, "", folder)
         print(report(result))
         print(written)

@@ -26,7 +26,7 @@ from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import Source, open_source, open_sources
 from evaluation.pages import embedding_results
 from evaluation.pages.embedding_figures import AXES_NOTE
-from evaluation.pages.embedding_results import EmbeddingMap, FeatureDifference, MapRow, Maps, TrainingState
+from evaluation.pages.embedding_results import EmbeddingMap, FeatureDifference, MapRow, Maps, Points, TrainingState
 from evaluation.protocols.results import of_source
 from evaluation.scores.embeddings import agreement, aligned, chance_purity, most_neighbours, nearest, purity, umap_map
 
@@ -56,21 +56,21 @@ def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[E
     if reserved := {MODEL, START, RANDOM, PIXELS} & {other.name for other in others}:
         raise InputError(f"{reserved.pop()}: the name of a row of this evaluation; give the model's path as ./NAME")
     data = open_data(source, options)
-    positions, notes = _choose(data, options)
-    patients = data.index.patients[positions]
-    comparable, label_notes = comparable_scans(data.index.labels[positions], patients, data.index.class_names)
-    k, k_notes = _usable_k(options.k, patients, comparable)
-    n_neighbours = min(options.neighbours, len(positions) - 1)
+    points, notes = _choose(data, options)
+    patients = data.index.patients[points.chosen]
+    comparable, label_notes = comparable_scans(data.index.labels[points.chosen], patients, data.index.class_names)
+    k, k_notes = _usable_k(options.k, patients, comparable, options.unit)
+    n_neighbours = min(options.neighbours, len(points) - 1)
     if n_neighbours < options.neighbours:
-        notes.append(f"neighbours {options.neighbours}: {n_neighbours} here, for {len(positions)} scans")
+        notes.append(f"neighbours {options.neighbours}: {n_neighbours} here, for {len(points)} {options.unit}s")
     # Opened before anything is computed, so that a wrong name costs no time.
     opening = {"image_size": options.image_size, "heads": options.heads}
     beside = [open_model(other, other.name, **opening) for other in others]
-    extracted = extract_features(open_model(source, MODEL, **opening), options, data, {"scans": positions})
-    features = dict(extracted.by_set["scans"])
+    extracted = extract_features(open_model(source, MODEL, **opening), options, data, {"scans": points.scans})
+    features = {name: points.means(rows) for name, rows in extracted.by_set["scans"].items()}
     pixels = {PIXELS: features.pop(PIXELS)} if PIXELS in features else {}
     for model in beside:
-        features[model.name] = features_of(model, options, data, positions)
+        features[model.name] = points.means(features_of(model, options, data, points.scans))
         notes += [note] if (note := same_for_all(model.name, [features[model.name]])) else []
     features |= pixels
     place = partial(umap_map, n_neighbours=n_neighbours, min_dist=options.min_dist, metric=options.metric)
@@ -81,27 +81,28 @@ def evaluate(sources: Sequence[Source], options: EmbeddingMapOptions) -> tuple[E
     }
     near = {name: nearest(of_model, patients, k) for name, of_model in features.items()} if k else {}
     bootstrap = PatientBootstrap(patients[comparable], options.bootstrap, options.seed) if comparable.any() else None
-    maps = Maps(data, positions, comparable, features, by_row, k, near, bootstrap)
+    maps = Maps(data, points, comparable, features, by_row, k, near, bootstrap)
     training: dict[str, TrainingState] = {}
     if options.animate:
         frames, training, frame_notes = _over_training(source, options, maps, place)
         maps = dataclasses.replace(maps, frames=frames)
         notes += frame_notes
     notes += k_notes + label_notes
-    if len(positions) > MOST_RANKED:
-        notes.append(f"trustworthiness is of {MOST_RANKED:,} scans drawn by seed")
+    if len(points) > MOST_RANKED:
+        notes.append(f"trustworthiness is of {MOST_RANKED:,} {options.unit}s drawn by seed")
     rows, differences = _measure(maps, options)
     notes += bootstrap.notes() if bootstrap else []
-    notes += data.training_notes(positions, [other.name for other in others])
+    notes += data.training_notes(points.scans, [other.name for other in others])
     result = EmbeddingMap(
         model=of_source(source),
         weights={**extracted.weights, **{model.name: model.weights for model in beside}},
         data={
-            **data.summary(scans=positions),
+            **data.summary(scans=points.scans, **({"points": points.chosen} if options.unit != "scan" else {})),
             "split": options.split,
-            "shortcut": data.shortcuts(positions[comparable]) if bootstrap else None,
+            "shortcut": data.shortcuts(points.chosen[comparable]) if bootstrap else None,
         },
         settings={
+            "unit": options.unit,
             "umap": {"n_neighbors": n_neighbours, "min_dist": options.min_dist, "metric": options.metric},
             "seeds": list(seeds),
             "k": k,
@@ -150,31 +151,36 @@ def comparable_scans(
     return usable, notes
 
 
-def _choose(data: ScanData, options: EmbeddingMapOptions) -> tuple[np.ndarray, list[str]]:
-    index, is_all = data.index, options.split == "all"
+def _choose(data: ScanData, options: EmbeddingMapOptions) -> tuple[Points, list[str]]:
+    index, is_all, unit = data.index, options.split == "all", options.unit
     positions = np.arange(len(index)) if is_all else index.positions(options.split)
-    if len(positions) < FEWEST:
+    points, notes = Points.of_scans(positions), []
+    if unit != "scan":
+        points, notes = Points.of_units(data, positions, unit)
+    if len(points) < FEWEST:
         where = "in all" if is_all else f"the {options.split} split has"
         more = "--phantom.patients or --phantom.scans-per-patient" if data.is_phantom else "more scans"
+        more = more if unit == "scan" else f"more, --unit scan where {unit}s are not known"
         raise InputError(
-            f"{index.root}: {where} {len(positions)} scans; a map needs at least {FEWEST}: give {more}, or another "
+            f"{index.root}: {where} {len(points)} {unit}s; a map needs at least {FEWEST}: give {more}, or another "
             "--split"
         )
-    if len(positions) <= options.max_scans:
-        return positions, []
+    if len(points) <= options.max_scans:
+        return points, notes
     rng = generator("scans of an embedding map", options.seed)
-    drawn = np.sort(rng.choice(positions, options.max_scans, replace=False))
-    return drawn, [f"{options.max_scans:,} of {len(positions):,} scans drawn by seed; --max-scans takes more"]
+    drawn = points.subset(np.sort(rng.choice(len(points), options.max_scans, replace=False)))
+    note = f"{options.max_scans:,} of {len(points):,} {unit}s drawn by seed; --max-scans takes more"
+    return drawn, [*notes, note]
 
 
-def _usable_k(k: int, patients: np.ndarray, comparable: np.ndarray) -> tuple[int, list[str]]:
+def _usable_k(k: int, patients: np.ndarray, comparable: np.ndarray, unit: str) -> tuple[int, list[str]]:
     """k as asked for, or what so many scans and patients allow; 0 with one patient only."""
     others = min(most_neighbours(groups) for groups in (patients, patients[comparable]) if len(groups))
     if not others:
         return 0, []
     # Trustworthiness is defined for k below half the scans.
     usable = min(k, others, (len(patients) - 1) // 2)
-    return usable, [f"k {k}: {usable} here, for {len(patients)} scans"] if usable < k else []
+    return usable, [f"k {k}: {usable} here, for {len(patients)} {unit}s"] if usable < k else []
 
 
 def checkpoints(run: Path, most: int) -> tuple[dict[str, str], list[str]]:
@@ -208,7 +214,7 @@ def _over_training(
     frames, training, before, features_before = {}, {}, None, None
     for name, path in tqdm(states.items(), desc="checkpoints", disable=None, leave=False):
         model = open_model(open_source(path), name, image_size=options.image_size, heads=options.heads)
-        features = features_of(model, options, maps.data, maps.chosen)
+        features = maps.points.means(features_of(model, options, maps.data, maps.points.scans))
         if features_before is not None and np.array_equal(features, features_before):
             continue  # the last step is the final state
         points = place(features, options.seed, start=before)

@@ -15,7 +15,7 @@ from dino_oct.scores.units import ByUnit
 from evaluation.config import EvaluationOptions, MapOptions, ScanOptions
 from evaluation.inputs.model import Model
 from evaluation.inputs.scans import open_data
-from evaluation.inputs.selection import Chosen, from_files, from_split
+from evaluation.inputs.selection import Chosen, from_files, from_split, from_volumes
 from evaluation.inputs.sources import Source, open_sources, short_names
 from evaluation.maps.chefer import PATENT_NOTICE
 from evaluation.maps.methods import MapSettings, usable
@@ -65,12 +65,14 @@ def choose_scans(
     """The scans to show, what a result says about them, and the data they are from; None for image files.
 
     Raises:
-        InputError: as ``from_files``, ``open_data`` and ``from_split``.
+        InputError: as ``from_files``, ``open_data``, ``from_split`` and ``from_volumes``.
     """
     if options.scans:
         return *from_files(options.scans, sources[0], options.dataset), None
-    data = open_data(sources[0], options)
-    return *from_split(data, options.split, options.n, [source.name for source in sources[1:]]), data
+    data, beside = open_data(sources[0], options), [source.name for source in sources[1:]]
+    if volumes := getattr(options, "volumes", 0):
+        return *from_volumes(data, options.split, volumes, beside), data
+    return *from_split(data, options.split, options.n, beside), data
 
 
 def map_makers(models: Sequence[Model], options: MapOptions, **settings: Any) -> list[MapMaker]:
