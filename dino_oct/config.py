@@ -315,7 +315,7 @@ class RunSettings:
     config: str = ""
     """Preset file."""
     data: Name = "phantom"
-    """OCT2017-style folder, any folder of images, or 'phantom'."""
+    """OCT2017-style folder, any folder of images or volumes, a table of scans, one volume, or 'phantom'."""
     out: NewName = ""
     """Run folder; unset: named after the preset or the model, under runs/."""
     init: Name = "timm:vit_base_patch8_224.dino"

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
-from dino_oct.data.index import HeldOut, LongerSide, WhiteValue
+from dino_oct.data.index import HeldOut, LongerSide, Micrometres, Reading, WhiteValue
 from dino_oct.data.phantom_config import Depth, Eyes, Patients, PictureSide, ScansPerPatient, Slices, Visits
 from dino_oct.limits import (
     BatchSize,
@@ -54,8 +54,9 @@ FIGURES: dict[str, tuple[MethodName, ...]] = {"5": ("gradcam",), "6": ("occlusio
 
 
 @dataclass
-class DatasetOptions:
-    """How scans are split and cached; unset: as in training."""
+class DatasetOptions(Reading):
+    """How the scans of --data are read (table, columns, pattern, layout: of --data alone), split and cached; the rest
+    unset: as in training."""
 
     split: Literal["patient", "official", "auto"] | None = None
     """official: the folders train/val/test; patient: by a hash of the patient; auto: the folders unless patients are
@@ -68,6 +69,10 @@ class DatasetOptions:
     """Share of the patients kept for the test (patient split)."""
     neutralise_borders: bool | None = None
     """Replace white borders by the scan's own dark background."""
+    pixel_um: list[Micrometres] | None = None
+    """Height and width of a pixel, in µm, that scans of known size are resampled to; no number: as they are."""
+    anonymise: bool | None = None
+    """Show pseudonyms in place of the names of files, folders and patients."""
     max_side: LongerSide | None = None
     """Larger scans are scaled down to this longer side, in pixels."""
     grey_range: WhiteValue | None = None
@@ -106,7 +111,7 @@ class DataOptions:
     """Runs, exports, files of weights, timm:NAME, timm:NAME@FILE or random:NAME, each once; unset: the newest run under
     runs/. Data and settings are those of the first."""
     data: Name | None = None
-    """OCT2017-style folder, or 'phantom'; unset: the first run's own."""
+    """Folder of scans, a table of them, one volume, or 'phantom'; unset: the first run's own."""
     bootstrap: Resamples = 1000
     """Resamples of patients behind each 95 % interval; 0 gives none."""
     seed: Seed = 0

@@ -129,7 +129,7 @@ class SearchOptions:
     study: NewName = ""
     """Name of the study in the storage; unset: the name of the --out folder."""
     data: str | None = None
-    """OCT2017-style folder, or 'phantom'; unset: that of the base."""
+    """OCT2017-style folder, a table of scans, or 'phantom'; unset: that of the base."""
     out: NewName = "runs/search"
     """Folder of the search, which all its workers share; each trial is a run folder OUT/trials/NNNN."""
     space: Name = "configs/search/paper.yaml"

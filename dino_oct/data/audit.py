@@ -26,7 +26,7 @@ class Options:
     """Check a folder of scans: counts, bad files, duplicates, leaks between splits, shortcuts."""
 
     folder: tyro.conf.Positional[Name]
-    """OCT2017-style tree, any folder of images, or a table of scans."""
+    """OCT2017-style tree, any folder of images, a table of scans, or one volume."""
     json: NewPath | None = None
     """Also write all numbers and lists to this file."""
     fix: NewPath | None = None

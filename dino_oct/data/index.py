@@ -25,6 +25,7 @@ from dino_oct.data.published import read_folder
 from dino_oct.data.rows import FACTS, ScanRows, examples, holder, plain
 from dino_oct.data.slices import with_slices
 from dino_oct.data.splits import SPLITS, split_patients
+from dino_oct.data.volumes import holds_volume
 from dino_oct.errors import InputError
 from dino_oct.limits import Items, Range, Seed, check_settings
 
@@ -37,7 +38,23 @@ WhiteValue = Annotated[float | Literal["auto"], Range(above=0)]
 
 
 @dataclass
-class DatasetConfig:
+class Reading:
+    """What is said of the scans of one folder alone: where their classes, patients and splits are written."""
+
+    table: str = ""
+    """Table (CSV, TSV or Parquet) beside the folder that says what each scan is; --data FILE reads one, too."""
+    columns: Annotated[list[str], Items(distinct=True)] = field(default_factory=list)
+    """NAME=COLUMN where the table's columns have other names, such as label=diagnosis; names are file, label, patient,
+    eye, visit, volume, slice, device, split, group, mask, severity, axial_um, lateral_um, position_um."""
+    pattern: str = ""
+    """Regular expression with named groups that reads file names, such as (?P<label>[A-Z]+)_(?P<patient>\\d+)_.*; one
+    with a slash reads the path below the folder."""
+    layout: Literal["auto", "folders"] = "auto"
+    """auto also reads what published sets keep beside their scans; folders: only what the folders say."""
+
+
+@dataclass
+class DatasetConfig(Reading):
     """Which scans a run sees, how they are split, and how they are cached."""
 
     split: Literal["patient", "official", "auto"] = "auto"
@@ -50,16 +67,6 @@ class DatasetConfig:
     """Share of the patients that is kept for validation (patient split)."""
     test_fraction: HeldOut = 0.15
     """Share of the patients that is kept for the final test (patient split)."""
-    table: str = ""
-    """Table (CSV, TSV or Parquet) beside the folder that says what each scan is; --data FILE reads one, too."""
-    columns: Annotated[list[str], Items(distinct=True)] = field(default_factory=list)
-    """NAME=COLUMN where the table's columns have other names, such as label=diagnosis; names are file, label, patient,
-    eye, visit, volume, slice, device, split, group, mask, severity, axial_um, lateral_um, position_um."""
-    pattern: str = ""
-    """Regular expression with named groups that reads file names, such as (?P<label>[A-Z]+)_(?P<patient>\\d+)_.*; one
-    with a slash reads the path below the folder."""
-    layout: Literal["auto", "folders"] = "auto"
-    """auto also reads what published sets keep beside their scans; folders: only what the folders say."""
     unlabelled: Annotated[list[str], Items(distinct=True)] = field(default_factory=list)
     """Further folders of scans, for pretraining only. Patients of the validation and test splits are left out."""
     neutralise_borders: bool = True
@@ -175,7 +182,7 @@ class ScanIndex:
 
 
 def index_scans(folder: str | Path, config: DatasetConfig | None = None) -> ScanIndex:
-    """Find the scans under ``folder`` and give each its class, patient and split.
+    """Find the scans under ``folder``, in its table or in one volume, and give each its class, patient and split.
 
     Ignored: hidden files and folders, `__MACOSX`, folders of masks, files without an image's suffix.
 
@@ -241,8 +248,12 @@ def index_rows(root: Path, rows: ScanRows, config: DatasetConfig) -> ScanIndex:
     if index.mislabelled:
         note = f"{len(index.mislabelled)} files named after another class than their folder (folder's class kept)"
         index = replace(index, notes=(*index.notes, f"{note}: {examples(index.mislabelled)}"))
-    index = _with_splits(index, config)
-    index = replace(index, notes=(*index.notes, *_missing_from_splits(index), *_size_notes(index, config)))
+    if config.split == "auto" and not config.table and is_one_volume(folder):
+        index = replace(index, split_rule="one volume alone: all of it trains")
+    else:
+        index = _with_splits(index, config)
+        index = replace(index, notes=(*index.notes, *_missing_from_splits(index)))
+    index = replace(index, notes=(*index.notes, *_size_notes(index, config)))
     for further in config.unlabelled:
         index = _join_unlabelled(index, Path(further), config)
     return index
@@ -261,9 +272,12 @@ def read_rows(data: Path, config: DatasetConfig) -> tuple[Path, ScanRows]:
                 f"{root}: {'not a' if root.exists() else 'no such'} folder; --dataset.table describes the scans of one"
             )
         rows = read_table(table, root, config.columns)
+    elif config.columns:
+        raise InputError("--dataset.columns names columns of a table: give one with --data or --dataset.table")
+    elif is_one_volume(data):
+        root, rows = data.parent, ScanRows(how="one file")
+        rows.add(data.name)
     else:
-        if config.columns:
-            raise InputError("--dataset.columns names columns of a table: give one with --data or --dataset.table")
         root, rows = data, read_layout(data) if config.layout == "folders" else read_folder(data)
     return root, _completed(by_pattern(rows, config.pattern) if config.pattern else rows, root, config)
 
@@ -273,6 +287,12 @@ def _completed(rows: ScanRows, root: Path, config: DatasetConfig) -> ScanRows:
     rows = with_slices(rows, root, cache_root(config))
     name_people(rows)
     return anonymised(rows, root, identity_key(cache_root(config))) if config.anonymise else rows
+
+
+def is_one_volume(data: str | Path) -> bool:
+    """Whether data are the file of a volume, in place of a folder or a table."""
+    path = Path(data)
+    return path.is_file() and not is_table(path) and holds_volume(path)
 
 
 def cache_root(config: DatasetConfig) -> Path:

@@ -89,7 +89,7 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     """
     if not folder.is_dir():
         problem = "not a folder" if folder.exists() else "no such folder"
-        raise InputError(f"{folder}: {problem}; give a folder of scans")
+        raise InputError(f"{folder}: {problem}; give a folder of scans, a table of them, or a volume")
     files, owned, visited, others = [], set(), {os.path.realpath(folder)}, []
     for parent, folders, names in os.walk(folder, followlinks=True):
         kept = []

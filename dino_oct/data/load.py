@@ -29,7 +29,7 @@ def load_scans(
     """Index a folder (or draw the phantoms), decode it once, and say what was found and left out.
 
     Args:
-        data: an OCT2017-style folder, any folder of images, or ``phantom``.
+        data: an OCT2017-style folder, any folder of images, a table, one volume, or ``phantom``.
         table: of a run, whose splits hold (``by_table``); None: the settings' splits.
         index: from ``find_scans`` with the same settings; None: it is made here.
 

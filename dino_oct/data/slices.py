@@ -57,7 +57,7 @@ def with_slices(rows: ScanRows, root: Path, cache_root: Path) -> ScanRows:
         )
     if len(broken) > 3:
         result.notes.append(f"{len(broken):,} volumes left out: {examples([file for file, _ in broken])}")
-    result.how = f"{rows.how}; {len(found):,} volumes"
+    result.how = f"{rows.how}; {len(found):,} volume{'' if len(found) == 1 else 's'}"
     return _sorted(result)
 
 

@@ -26,7 +26,7 @@ class Options:
     """Write the table of a folder's scans: file, label, patient, eye, visit, volume, slice, device, split."""
 
     folder: tyro.conf.Positional[Name]
-    """Folder of scans, or a table of them."""
+    """Folder of scans, a table of them, or one volume."""
     out: NewPath = Path("scans.csv")
     """File to write: .csv, .tsv or .parquet."""
     identities: NewPath | None = None

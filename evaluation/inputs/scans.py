@@ -4,12 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from dino_oct.data.index import DatasetConfig
-from dino_oct.data.load import load_scans
+from dino_oct.data.index import DatasetConfig, Reading, is_one_volume
+from dino_oct.data.load import find_scans, load_scans
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.data.run_table import read_rows
 from dino_oct.errors import InputError
@@ -20,7 +20,7 @@ from dino_oct.scores.paired import ScanSet
 from evaluation.config import DataOptions, DatasetOptions, ExternalOptions, PhantomOptions
 from evaluation.inputs.sources import Source
 
-_READING = {"table": "", "columns": [], "pattern": "", "layout": "auto"}  # what is said of one folder alone
+_OF_FOLDER = tuple(field.name for field in dataclasses.fields(Reading))
 _SPLITTING = ("split", "split_seed", "val_fraction", "test_fraction")
 Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 
@@ -28,14 +28,17 @@ Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 def open_data(source: Source | None, options: DataOptions, say: Callable[[str], None] = print) -> ScanData:
     """Open the data of an evaluation: the run's own, split as its table says, unless options say otherwise.
 
+    Other data are split by the same rule, but one volume alone, which is all test.
+
     Args:
         source: the model that is evaluated.
         say: takes what a reader should know while scans are indexed.
 
     Raises:
-        InputError: no data named and no run to take them from; or as ``load_scans``.
+        InputError: no data named and no run to take them from; or as ``reading`` and ``load_scans``.
     """
     config, data = source.config if source else None, options.data
+    of_folder = reading(options.dataset, data)
     if data is None and config is None:
         name = source.name if source else "the model"
         without = ": there is no config.yaml" if source and Path(name).is_dir() else ""
@@ -50,14 +53,22 @@ def open_data(source: Source | None, options: DataOptions, say: Callable[[str], 
         data == config.data if "phantom" in (data, config.data) else is_same_path(data, config.data)
     )
     own &= data != "phantom" or chosen_phantom == trained_phantom
+    own &= Reading(**of_folder) == Reading()
     # Unlabelled folders are not evaluated, but with them the cache that training made serves as it is.
     further = [folder for folder in trained_dataset.unlabelled if own and Path(folder).exists()]
-    trained = trained_dataset if own else dataclasses.replace(trained_dataset, **_READING)
+    trained = trained_dataset if own else dataclasses.replace(trained_dataset, **of_folder)
     settings = dataclasses.replace(changed(trained, options.dataset), unlabelled=further)
     split_as_run = all(getattr(settings, name) == getattr(trained_dataset, name) for name in _SPLITTING)
     has_table = own and split_as_run and (source.run / TABLE).is_file()
     table = read_rows(source.run / TABLE) if has_table else None
-    index, scans = load_scans(data, settings, chosen_phantom, say, table)
+    if not own and data != "phantom":
+        say(_in_words(settings, options.dataset))
+    index = None
+    if not own and is_one_volume(data):
+        index = find_scans(data, settings, chosen_phantom)
+        splits = np.full(len(index), "test", dtype="<U5")
+        index = dataclasses.replace(index, splits=splits, split_rule="one volume alone: all of it is test")
+    index, scans = load_scans(data, settings, chosen_phantom, say, table, index)
     notes = list(index.notes)
     if own and split_as_run and table is None:
         notes.append(f"{source.run} has no table of its scans ({TABLE}), so the splits are made anew from the folder")
@@ -93,7 +104,7 @@ def open_external(
     """
     if options.external is None:
         return None
-    settings = dataclasses.replace(own.dataset, **_READING, unlabelled=[], split="patient")
+    settings = dataclasses.replace(own.dataset, **vars(Reading()), unlabelled=[], split="patient")
     index, scans = load_scans(options.external, settings, PhantomConfig(), lambda text: say(f"external {text}"))
     pairs = dict(entry.split("=", 1) for entry in options.external_classes)
     for names, wanted, where in (
@@ -115,7 +126,32 @@ def open_external(
     return External(data, positions, ScanSet(labels, index.patients[positions]), classes)
 
 
+def reading(options: DatasetOptions, data: str | None) -> dict[str, Any]:
+    """The fields of ``Reading`` that are asked for; InputError where no data are named that they could be of."""
+    given = {name: getattr(options, name) for name in _OF_FOLDER}
+    unlike = [name for name, value in vars(Reading()).items() if given[name] != value]
+    if unlike and data is None:
+        raise InputError(
+            f"--dataset.{unlike[0]} says how the scans of --data are read: give --data DIR as well; a run's own scans "
+            "are read as in training"
+        )
+    return given
+
+
+def _in_words(settings: DatasetConfig, options: DatasetOptions) -> str:
+    """How other scans than the run's are read, on one line: what was asked for, and what is the run's."""
+    usual, words = DatasetConfig(), []
+    for name in (*_OF_FOLDER, "pixel_um", "anonymise"):
+        value, given = getattr(settings, name), getattr(options, name)
+        if value != getattr(usual, name) or (given is not None and name not in _OF_FOLDER):
+            shown = " ".join(map(str, value)) if isinstance(value, list) else value
+            whose = "" if given == value else " (the run's)"
+            words.append(f"--dataset.{name.replace('_', '-')} {shown}{whose}")
+    return f"read with: {', '.join(words) or 'the defaults of --dataset'}"
+
+
 def changed(settings: Settings, options: DatasetOptions | PhantomOptions) -> Settings:
-    """Settings with the options that are given in their place."""
-    given = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    """Settings with the options that are given in their place; how a folder is read stays (``reading``)."""
+    names = [field.name for field in dataclasses.fields(options) if field.name not in _OF_FOLDER]
+    given = {name: getattr(options, name) for name in names}
     return dataclasses.replace(settings, **{name: value for name, value in given.items() if value is not None})

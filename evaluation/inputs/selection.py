@@ -17,7 +17,7 @@ from dino_oct.errors import InputError
 from dino_oct.files import short_name
 from dino_oct.scan_data import DataSummary, ScanData
 from evaluation.config import DatasetOptions
-from evaluation.inputs.scans import changed
+from evaluation.inputs.scans import changed, reading
 from evaluation.inputs.sources import Source
 
 
@@ -46,12 +46,13 @@ def page_name(i: int, scan: Chosen) -> str:
 
 def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> tuple[list[Chosen], DataSummary]:
     """Image files, read as the run read its scans unless ``given`` says otherwise, and what a result says about them;
-    raises as ``read_scan``."""
-    reading = changed(source.config.dataset if source.config else DatasetConfig(), given)
+    raises as ``reading`` and ``read_scan``."""
+    reading(given, None)
+    settings = changed(source.config.dataset if source.config else DatasetConfig(), given)
     grey_range, notes = grey_range_of(files, source, given)
     scans = []
     for file in files:
-        scan, remarks = read_scan(file, reading, grey_range)
+        scan, remarks = read_scan(file, settings, grey_range)
         scans.append(scan)
         notes += [f"{file}: {remark}" for remark in remarks]
     if source.run is not None:
@@ -63,8 +64,8 @@ def from_files(files: Sequence[str], source: Source, given: DatasetOptions) -> t
         "split": None,
         "synthetic": any((at / "phantom.json").is_file() for file in files for at in Path(file).resolve().parents),
         "dataset": {
-            "neutralise_borders": reading.neutralise_borders,
-            "max_side": reading.max_side,
+            "neutralise_borders": settings.neutralise_borders,
+            "max_side": settings.max_side,
             "grey_range": None if grey_range is None else asdict(grey_range),
         },
         "scans": len(scans),

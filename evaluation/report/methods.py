@@ -46,10 +46,12 @@ def single_commands(models: dict[str, Candidate], options: ComparisonOptions) ->
     """The commands of the single evaluations, which print the same numbers."""
     given = ["--data", options.data] if options.data else []
     for section in ("dataset", "phantom"):
-        for name, value in vars(getattr(options, section)).items():
-            if value is not None and (section, name) != ("dataset", "cache_dir"):
+        chosen = getattr(options, section)
+        usual = vars(type(chosen)())
+        for name, value in vars(chosen).items():
+            if value != usual[name] and (section, name) != ("dataset", "cache_dir"):
                 words = value if isinstance(value, (list, tuple)) else [value]
-                given += [f"--{section}.{name.replace('_', '-')}", *map(str, words)]
+                given += [f"--{section}.{name.replace('_', '-')}", *(shlex.quote(str(word)) for word in words)]
     given += ["--bootstrap", str(options.bootstrap), "--seed", str(options.seed)]
     shared, ks = " ".join(given), " ".join(map(str, options.k))
     return [

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from conftest import TINY_RUN
+from PIL import Image
 from volume_files import ACQUIRED, AXIAL, BORN, LATERAL, NAMES, NUMBER, SECRETS, scans, values_of, write, write_vol
 
 from dino_oct.data.cache import open_cache
@@ -53,6 +54,57 @@ def test_every_format_becomes_slices(tmp_path):
         assert cache[i].shape == scan.shape
         if scan.dtype == np.uint8:
             np.testing.assert_array_equal(cache[i], scan)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_volume_is_data_like_a_folder_of_it(tmp_path, name):
+    for place in ("alone", "folder"):
+        (tmp_path / place).mkdir()
+    write(tmp_path / "alone", "stack.npy", scans(5))  # a neighbour that is not asked for
+    file = write(tmp_path / "alone", name, values_of(name))
+    same = write(tmp_path / "folder", name, values_of(name))
+    one, folder = index_scans(file, config(tmp_path)), index_scans(same.parent, config(tmp_path))
+    assert one.root == file.parent
+    assert one.files == folder.files
+    assert one.patients.tolist() == folder.patients.tolist()
+    assert {name: one.fact(name).tolist() for name in one.facts} == {
+        name: folder.fact(name).tolist() for name in folder.facts
+    }
+    assert set(one.splits.tolist()) == {"train"}  # whatever the hash of its only patient
+    assert one.split_rule == "one volume alone: all of it trains"
+    assert not any("no patient in the" in note for note in one.notes)
+
+
+def test_one_volume_may_be_split_as_asked_for(tmp_path):
+    file = write(tmp_path, "stack.npy", scans(3))
+    settings = config(tmp_path, split="patient", val_fraction=0.0, test_fraction=0.99)
+    assert set(index_scans(file, settings).splits.tolist()) == {"test"}
+    assert index_scans(file, config(tmp_path, pattern="(?P<label>[a-z]+).npy")).class_names == ("stack",)
+
+
+def test_commands_take_one_volume(tmp_path, call):
+    file = write(tmp_path, "stack.npy", scans(6))
+    done = call("dino_oct/data/audit.py", file)
+    assert done.returncode == 0, done.stderr
+    assert "6 images, 6 usable" in done.stdout
+    done = call("dino_oct/data/table.py", file, "--out", tmp_path / "scans.csv")
+    assert done.returncode == 0, done.stderr
+    assert "6 scans" in done.stdout
+    done = call("dino_oct/train.py", *TINY_RUN, "--data", file, "--optim.batch-size", "2", "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "train 6 scans of 1 patients" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["empty.vol", "picture.png", "notes.txt"])
+def test_one_file_that_is_no_volume_is_refused_in_one_line(tmp_path, name, call):
+    if name == "picture.png":
+        Image.fromarray(scans(1)[0]).save(tmp_path / name)
+    else:
+        (tmp_path / name).touch()
+    done = call("dino_oct/data/audit.py", tmp_path / name)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert ("empty file" if name == "empty.vol" else "a table of them, or a volume") in line
 
 
 def test_headers_tell_patient_eye_visit_and_size(tmp_path):
