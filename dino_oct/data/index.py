@@ -192,7 +192,8 @@ def index_scans(folder: str | Path, config: DatasetConfig | None = None) -> Scan
     """
     config = config or DatasetConfig()
     check_settings(config, "dataset.")
-    return index_rows(*read_rows(Path(folder), config), config)
+    is_alone = config.split == "auto" and not config.table and is_one_volume(folder)
+    return _of_rows(*read_rows(Path(folder), config), config, is_split=not is_alone)
 
 
 def index_files(files: Sequence[str], config: DatasetConfig | None = None) -> ScanIndex:
@@ -215,11 +216,10 @@ def index_files(files: Sequence[str], config: DatasetConfig | None = None) -> Sc
     rows = ScanRows(how=f"{len(files):,} files")
     for file in files:
         rows.add(Path(file).as_posix())
-    return index_rows(Path(), _completed(rows, Path(), config), config)
+    return _of_rows(Path(), _completed(rows, Path(), config), config, is_split=False)
 
 
-def index_rows(root: Path, rows: ScanRows, config: DatasetConfig) -> ScanIndex:
-    """An index of rows whose people are named; raises as ``index_scans``."""
+def _of_rows(root: Path, rows: ScanRows, config: DatasetConfig, is_split: bool) -> ScanIndex:
     if not len(rows):
         raise InputError(f"{root}: no images left to use; {'; '.join(rows.notes)}")
     spelling: dict[str, str] = {}
@@ -248,11 +248,11 @@ def index_rows(root: Path, rows: ScanRows, config: DatasetConfig) -> ScanIndex:
     if index.mislabelled:
         note = f"{len(index.mislabelled)} files named after another class than their folder (folder's class kept)"
         index = replace(index, notes=(*index.notes, f"{note}: {examples(index.mislabelled)}"))
-    if config.split == "auto" and not config.table and is_one_volume(folder):
-        index = replace(index, split_rule="one volume alone: all of it trains")
-    else:
+    if is_split:
         index = _with_splits(index, config)
         index = replace(index, notes=(*index.notes, *_missing_from_splits(index)))
+    else:
+        index = replace(index, split_rule="one volume alone: all of it trains")
     index = replace(index, notes=(*index.notes, *_size_notes(index, config)))
     for further in config.unlabelled:
         index = _join_unlabelled(index, Path(further), config)
