@@ -7,7 +7,16 @@ import pytest
 from conftest import REPOSITORY
 
 PACKAGES = ("dino_oct", "supervised", "evaluation")
-FLOORS = ("config", "scores", "inputs", "maps", "pages", "protocols", "report")  # of evaluation, from the ground up
+FLOORS = (
+    "config",
+    "scores",
+    "inputs",
+    "maps",
+    "pages",
+    "protocols",
+    "report",
+    "api",
+)  # of evaluation, from the ground up
 COMMANDS = "commands"
 
 

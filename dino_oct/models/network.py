@@ -19,13 +19,18 @@ def normalise(grey: torch.Tensor, backbone: nn.Module) -> torch.Tensor:
     Returns:
         (N, C, H, W) float32.
     """
-    config = backbone.pretrained_cfg
-    mean, std = torch.tensor(config["mean"]), torch.tensor(config["std"])
-    if in_channels(backbone) == 1:  # timm's own configurations have 3
-        mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
-    mean, std = (value.view(1, -1, 1, 1).to(grey.device, torch.float32) for value in (mean, std))
+    mean, std = (value.view(1, -1, 1, 1).to(grey.device) for value in input_statistics(backbone))
     grey = grey.float() / 255 if grey.dtype == torch.uint8 else grey
     return (grey - mean) / std
+
+
+def input_statistics(backbone: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and standard deviation (C,) float32 of the images that the backbone was pretrained on, for its channels."""
+    config = backbone.pretrained_cfg
+    mean, std = (torch.tensor(config[name], dtype=torch.float32) for name in ("mean", "std"))
+    if in_channels(backbone) == 1:  # timm's own configurations have 3
+        mean, std = mean.mean(0, keepdim=True), std.mean(0, keepdim=True)
+    return mean, std
 
 
 def normalise_views(views: torch.Tensor, backbone: nn.Module) -> torch.Tensor:

@@ -31,7 +31,7 @@ from evaluation.inputs.model import Model, as_classifier, open_model
 from evaluation.inputs.scans import changed, open_data
 from evaluation.inputs.selection import grey_range_of
 from evaluation.inputs.sources import Source, open_source
-from evaluation.inputs.stream import Prepared, Reading, answers, prepared
+from evaluation.inputs.stream import Arrays, Prepared, Reading, answers, prepared
 
 UNLIKE = 0.99  # share of the validation scans that are nearer to the training scans
 _NONE = "none"
@@ -84,7 +84,7 @@ class Predictions:
 def predict(
     model: Model,
     fitted: Fitted,
-    reading: Reading,
+    reading: Reading | Arrays,
     coverage: float,
     batch_size: int = 32,
     bf16: bool = False,
@@ -235,8 +235,11 @@ def judge(found: Predictions, bootstrap: int, seed: int) -> Judged | None:
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
-def ready(source: Source, options: PredictOptions) -> tuple[Model, Fitted, str]:
+def ready(source: Source, options: PredictOptions, keep: bool = True) -> tuple[Model, Fitted, str]:
     """A model with its kept classifier; fitted, calibrated and kept where there is none, or it is of other weights.
+
+    Args:
+        keep: what is fitted.
 
     Returns:
         The model, what is kept, and in words where it comes from.
@@ -254,7 +257,8 @@ def ready(source: Source, options: PredictOptions) -> tuple[Model, Fitted, str]:
     data = open_data(source, options if options.data else dataclasses.replace(options, phantom=PhantomOptions()))
     model = as_classifier(model, ClassTargetOptions(classifier=options.classifier, data=options.data), data)
     fitted = kept.fit(model, data, options.seed)
-    kept.save(fitted, folder)
+    if keep:
+        kept.save(fitted, folder)
     return model, fitted, f"fitted now, kept in {folder}"
 
 

@@ -1,0 +1,1 @@
+"""The toolkit from Python: ``import dino_oct`` opens these (see docs/python.md)."""
