@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from dino_oct.data.columns import is_table
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_files
 from dino_oct.data.load import find_scans
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
-from dino_oct.files import private_folder, replacing
+from dino_oct.files import private_folder, replacing, write_whole
 from dino_oct.provenance import trained_on, trained_patients
 from dino_oct.scores.calibration import prediction_sets
 from dino_oct.scores.class_summary import never_recognised
@@ -32,6 +33,8 @@ from evaluation.inputs.scans import changed, open_data
 from evaluation.inputs.selection import grey_range_of
 from evaluation.inputs.sources import Source, open_source
 from evaluation.inputs.stream import Arrays, Prepared, Reading, answers, prepared
+from evaluation.maps.methods import METHODS, MapSettings, make_maps, usable
+from evaluation.pages.prediction_page import Card, map_picture, page, scan_picture
 
 UNLIKE = 0.99  # share of the validation scans that are nearer to the training scans
 _NONE = "none"
@@ -194,6 +197,80 @@ def write_table(frame: pd.DataFrame, folder: Path, name: str, form: str) -> Path
     return path
 
 
+# ---- page ------------------------------------------------------------------------------------------------------------
+
+
+def most_wanted(found: Predictions, n: int) -> np.ndarray:
+    """Positions (≤ n,) among the predictions of those that a person should look at first: unlike anything seen, then
+    without a single class, then of low probability."""
+    order = np.lexsort((found.probabilities.max(axis=1), found.sets.sum(axis=1) == 1, ~found.is_unlike))
+    return order[:n]
+
+
+def cards(found: Predictions, reading: Reading, model: Model, method: str | None, n: int) -> list[Card]:
+    """The scans of the page, each read anew, with the map of its most probable class."""
+    table, names, made = table_of_scans(found), found.fitted.class_names, []
+    settings = MapSettings(model.source.attention_size)
+    for i in tqdm(most_wanted(found, n).tolist(), desc="page", unit="scan", disable=None, leave=False):
+        scan, _ = reading.scan(int(found.positions[i]))
+        overlay = ""
+        if method:
+            target = int(found.probabilities[i].argmax())
+            overlay = map_picture(make_maps(model, method, [scan], [target], settings)[0].mean(axis=0))
+        row = table.iloc[i]
+        known = [f"{name} {row[name]}" for name in ("patient", *_FACTS) if name in table and str(row[name])]
+        similar = [(names[found.fitted.labels[j]], found.fitted.files[j]) for j in found.similar[i].tolist()]
+        made.append(
+            Card(
+                file=str(row["file"]),
+                place=", ".join(known),
+                label=str(row.get("label", "")),
+                called=str(row["class"]),
+                probabilities={name: 100 * float(p) for name, p in zip(names, found.probabilities[i], strict=True)},
+                inside=tuple(name for name, inside in zip(names, found.sets[i].tolist(), strict=True) if inside),
+                is_unlike=bool(found.is_unlike[i]),
+                nearer=100 * float(found.share_nearer[i]),
+                similar=tuple(similar),
+                flags=found.flags[i],
+                image=scan_picture(scan),
+                overlay=overlay,
+                ratio=scan.shape[1] / scan.shape[0],
+            )
+        )
+    return made
+
+
+def write_page(
+    found: Predictions, reading: Reading, model: Model, options: PredictOptions, notes: Sequence[str]
+) -> Path:
+    """Write ``predictions.html``.
+
+    Raises:
+        InputError: a map that this network cannot have.
+    """
+    method = options.method
+    if method:
+        METHODS[method].check(model)
+    else:
+        method = next(iter(usable(model, ["attention", "gradcam"])[0]), None)
+    shown, n = cards(found, reading, model, method, options.page), len(found.positions)
+    some = "All scans are shown" if len(shown) == n else f"{len(shown):,} of {n:,} scans are shown"
+    html = page(
+        f"{n:,} scan{'s' * (n > 1)}, read by {model.name}",
+        [f"Classifier: {_in_words(model, found.fitted)}.", *report(found, None, options.coverage, [])],
+        notes,
+        shown,
+        f"{some}: unlike anything seen first, then uncertain ones.",
+        f"The map over a scan is {method}, of its most probable class where the method knows classes."
+        if method
+        else "",
+    )
+    file = Path(options.out) / "predictions.html"
+    write_whole(file, html.encode(errors="backslashreplace"))
+    file.chmod(0o600)
+    return file
+
+
 # ---- judged where labels are known -----------------------------------------------------------------------------------
 
 
@@ -281,6 +358,8 @@ def run(options: PredictOptions) -> None:
         written.append(write_table(frame, folder, f"{unit}s", options.format))
     write_json(facts(source, found, judged, options, notes), folder / "predictions.json")
     written.append(folder / "predictions.json")
+    if options.page:
+        written.append(write_page(found, reading, model, options, notes))
     print("\n".join(report(found, judged, options.coverage, notes)))
     print("\n".join(["written:", *(f"  {path}" for path in written)]))
 
