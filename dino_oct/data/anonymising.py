@@ -34,7 +34,7 @@ def anonymised(rows: ScanRows, root: Path, key: bytes) -> ScanRows:
         return shown + file.removeprefix(holder(file))
 
     keep = set(rows["label"]) | set(rows["split"])
-    result = ScanRows(how=rows.how, splits_from=rows.splits_from, is_told=rows.is_told)
+    result = ScanRows(rows.no_columns(), how=rows.how, splits_from=rows.splits_from, is_told=rows.is_told)
     visits, volumes = _numbers(rows, "visit"), _numbers(rows, "volume")
     for i, file in enumerate(rows["file"]):
         row = {name: values[i] for name, values in rows.columns.items()}

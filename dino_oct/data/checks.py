@@ -11,11 +11,13 @@ from dino_oct.data.borders import find_borders
 from dino_oct.data.brightness import are_inverted
 from dino_oct.data.cache import ScanCache, open_cache
 from dino_oct.data.duplicates import exact_groups, near_pairs, people_of
-from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_scans, shared_patients
+from dino_oct.data.index import UNKNOWN, UNLABELLED, DatasetConfig, ScanIndex, index_scans, shared_patients
 from dino_oct.data.shortcut import as_numbers, check_shortcuts, shortcut_features
 from dino_oct.data.splits import SPLITS
+from dino_oct.scores.bootstrap import FEW_PATIENTS
 
 _SHOWN = 10  # examples printed of each finding; --json holds all
+_SPREAD = ("least", "median", "most")
 _PAIRED = 50  # scans of a group of equal ones up to which every pair is listed
 _LOOKED_AT = 2000  # cached scans searched for borders that neutralising left
 _GIVES_AWAY = {
@@ -45,7 +47,8 @@ def audit_scans(index: ScanIndex, cache: ScanCache, config: DatasetConfig, progr
     """Check scans that are indexed and decoded.
 
     Returns:
-        JSON-ready findings: ``folder``, ``scans``, ``left_out``, ``notes``, ``mislabelled``, ``classes``, ``splits``
+        JSON-ready findings: ``folder``, ``scans``, ``left_out``, ``notes``, ``mislabelled``, ``classes``,
+        ``multilabels`` (scans with and without each label, where a scan may have several), ``targets``, ``splits``
         (published and used), ``units`` (patients, eyes, visits, volumes and devices, where known), ``devices`` (of each
         class, where several are known), ``sizes``, ``borders``, ``inverted``, ``patients``, ``eyes`` (labels that
         differ within one), ``duplicates`` and ``shortcut``.
@@ -60,6 +63,8 @@ def audit_scans(index: ScanIndex, cache: ScanCache, config: DatasetConfig, progr
         "notes": list(index.notes),
         "mislabelled": list(index.mislabelled),
         "classes": list(index.class_names),
+        "multilabels": _multilabels(index),
+        "targets": _targets(index),
         "splits": {name: _count(index, split) for name, split in splits.items()},
         "units": _units(index),
         "devices": _devices(index),
@@ -74,9 +79,10 @@ def audit_scans(index: ScanIndex, cache: ScanCache, config: DatasetConfig, progr
 
 
 def _class_rows(index: ScanIndex) -> dict[str, np.ndarray]:
-    """Class name → mask of its scans; scans without a class come last, as "unlabelled"."""
+    """Class or label → mask of its scans; those of several labels overlap. Scans without come last, "unlabelled"."""
     rows = {name: index.labels == i for i, name in enumerate(index.class_names)}
-    unlabelled = index.labels == UNLABELLED
+    rows |= {name: values == 1 for name, values in index.multilabels.items()}
+    unlabelled = ~index.is_labelled
     return {**rows, "unlabelled": unlabelled} if unlabelled.any() else rows
 
 
@@ -89,6 +95,32 @@ def _count(index: ScanIndex, split: np.ndarray) -> dict[str, dict[str, dict[str,
         name: {**{part: tally(mask & (split == part)) for part in SPLITS}, "all": tally(mask)}
         for name, mask in rows.items()
     }
+
+
+def _multilabels(index: ScanIndex) -> dict[str, dict[str, dict[str, int]]]:
+    """Label → scans and patients with it, without it, and where it is not known."""
+    return {
+        name: {
+            kind: {"scans": int(mask.sum()), "patients": len(set(index.patients[mask].tolist()))}
+            for kind, value in (("with", 1), ("without", 0), ("unknown", UNKNOWN))
+            for mask in [values == value]
+        }
+        for name, values in index.multilabels.items()
+    }
+
+
+def _targets(index: ScanIndex) -> dict[str, dict[str, float | int | None]]:
+    """Target → scans and patients where it is known, and its lowest, median and highest value."""
+    rows = {}
+    for name, values in index.targets.items():
+        known = np.isfinite(values)
+        spread = np.quantile(values[known], (0, 0.5, 1)).tolist() if known.any() else [None] * 3
+        rows[name] = {
+            "scans": int(known.sum()),
+            "patients": len(set(index.patients[known].tolist())),
+            **dict(zip(_SPREAD, spread, strict=True)),
+        }
+    return rows
 
 
 def _units(index: ScanIndex) -> dict[str, dict[str, Any]]:
@@ -233,13 +265,22 @@ def _relations(index: ScanIndex, pairs: list[tuple[int, int]], splits: dict[str,
 
     return {
         "across_patients": differing(index.patients),
-        "across_classes": differing(index.labels, index.labels != UNLABELLED),
+        "across_classes": [[index.files[i], index.files[j]] for i, j in pairs if index.contradiction(i, j)],
         **{f"across_splits_{name}": differing(split, split != "") for name, split in splits.items()},
     }
 
 
 def _shortcut(index: ScanIndex, cache: ScanCache) -> dict[str, Any]:
-    results, left_out = check_shortcuts(index.labels, index.patients, shortcut_features(index, cache))
+    features = shortcut_features(index, cache)
+    if index.multilabels:
+        of_labels = {
+            name: check_shortcuts(values, index.patients, features)[0] for name, values in index.multilabels.items()
+        }
+        return {
+            "results": [{"label": name, **row} for name, results in of_labels.items() for row in as_numbers(results)],
+            "classes_left_out": [name for name, results in of_labels.items() if not results],
+        }
+    results, left_out = check_shortcuts(index.labels, index.patients, features)
     return {"results": as_numbers(results), "classes_left_out": [index.class_names[label] for label in left_out]}
 
 
@@ -258,14 +299,16 @@ def render(report: dict[str, Any]) -> str:
         _listed("named after another class than their folder (folder's class used)", report["mislabelled"]),
         [f"note: {note}" for note in report["notes"]],
         *(_split_table(name, counts) for name, counts in report["splits"].items()),
+        _label_table(report["multilabels"]),
+        _target_table(report["targets"]),
         _size_table(report["sizes"]),
         _border_table(report["borders"]),
         _listed("seem inverted (bright background, dark retina)", report["inverted"]),
-        _patient_lines(report["units"], report["patients"]),
+        _patient_lines(report["units"], report["patients"], bool(report["multilabels"])),
         _device_table(report["devices"]),
         _eye_lines(report["eyes"]),
         _duplicate_lines(report["duplicates"]),
-        _shortcut_lines(report["shortcut"], report["borders"]),
+        (_label_shortcuts if report["multilabels"] else _shortcut_lines)(report["shortcut"], report["borders"]),
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
 
@@ -291,6 +334,31 @@ def _split_table(name: str, counts: dict) -> list[str]:
         for label, parts in counts.items()
     ]
     return [f"scans (patients), {what}", *_table(["", *SPLITS, "all"], rows)]
+
+
+def _label_table(labels: dict[str, dict[str, dict[str, int]]]) -> list[str]:
+    if not labels:
+        return []
+    rows = [
+        [name, *(f"{count['scans']:,} ({count['patients']:,})" for count in counts.values())]
+        for name, counts in labels.items()
+    ]
+    lines = ["scans (patients) of each label; a scan may have several", *_table(["", "yes", "no", "not known"], rows)]
+    for kind, words in (("with", "with it"), ("without", "without it")):
+        few = [name for name, counts in labels.items() if counts[kind]["patients"] < FEW_PATIENTS]
+        if few:
+            lines.append(f"  fewer than {FEW_PATIENTS} patients {words}: {', '.join(few)}")
+    return lines
+
+
+def _target_table(targets: dict[str, dict[str, Any]]) -> list[str]:
+    if not targets:
+        return []
+    rows = [
+        [name, f"{t['scans']:,} ({t['patients']:,})", *("–" if t[k] is None else f"{t[k]:.4g}" for k in _SPREAD)]
+        for name, t in targets.items()
+    ]
+    return ["targets, where known", *_table(["", "scans (patients)", *_SPREAD], rows)]
 
 
 def _size_table(sizes: dict[str, dict[str, int]]) -> list[str]:
@@ -324,7 +392,7 @@ def _border_table(borders: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _patient_lines(units: dict[str, Any], patients: dict[str, Any]) -> list[str]:
+def _patient_lines(units: dict[str, Any], patients: dict[str, Any], has_several_labels: bool) -> list[str]:
     lines = []
     for name, counts in units.items():
         each = counts["scans_each"]
@@ -334,7 +402,8 @@ def _patient_lines(units: dict[str, Any], patients: dict[str, Any]) -> list[str]
             f"{each['median']:g}){some}; " + ", ".join(f"{part} {count:,}" for part, count in counts["splits"].items())
         )
     several = patients["in_several_classes"]
-    lines.append(f"  patients in more than one class: {len(several):,}{_some(several)}")
+    if not has_several_labels:
+        lines.append(f"  patients in more than one class: {len(several):,}{_some(several)}")
     for where, shared in patients["shared_between_splits"].items():
         count = len(shared["patients"])
         scans = ", ".join(f"{n:,} {part}" for part, n in shared["scans"].items())
@@ -394,6 +463,33 @@ def _relation_lines(relations: dict[str, Any]) -> list[str]:
             lines.append(f"  {name.replace('_', ' ')}: {len(pairs):,} pairs")
             lines += [f"    {first}  =  {second}" for first, second in pairs[:3]]
     return lines
+
+
+def _label_shortcuts(shortcut: dict[str, Any], borders: dict[str, Any]) -> list[str]:
+    lines = ["shortcut check: each label told without the shape of the retina (balanced accuracy, unseen patients)"]
+    if shortcut["results"]:
+        features = list(dict.fromkeys(r["features"] for r in shortcut["results"]))
+        of_label: dict[str, dict[str, dict]] = {}
+        for row in shortcut["results"]:
+            of_label.setdefault(row["label"], {})[row["features"]] = row
+        cells = [
+            [name, *(_shortcut_cell(rows[f]) if f in rows else "" for f in features)] for name, rows in of_label.items()
+        ]
+        lines += [line.rstrip() for line in _table(["from", *features], cells)]
+        told = [f"{r['label']} from {r['features']}" for r in shortcut["results"] if r["better_than_chance"]]
+        lines.append(f"  * better than chance (50 %), by the 95 % interval: {', '.join(told) or 'none'}")
+        if borders["neutralised"] and any("border" in words for words in told):
+            lines.append("  White borders are neutralised here.")
+    if shortcut["classes_left_out"]:
+        lines.append(
+            f"  not possible for {', '.join(shortcut['classes_left_out'])}: it takes five patients with it and five "
+            "without"
+        )
+    return lines
+
+
+def _shortcut_cell(row: dict[str, Any]) -> str:
+    return f"{row['balanced_accuracy']:.0%}{'*' if row['better_than_chance'] else ' '}"
 
 
 def _shortcut_lines(shortcut: dict[str, Any], borders: dict[str, Any]) -> list[str]:

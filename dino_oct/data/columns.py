@@ -2,13 +2,14 @@
 
 import csv
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dino_oct.data.layout import is_scan_file
-from dino_oct.data.rows import COLUMNS, ScanRows, examples, holder, read_value
+from dino_oct.data.rows import COLUMNS, OF_LABEL, OF_TARGET, ScanRows, examples, holder, plain, read_value
 from dino_oct.errors import InputError
 from dino_oct.files import check_regular
 
@@ -31,6 +32,9 @@ ALIASES = {
     "position_um": (),
 }
 """Other names that are understood, in any case, where a column has no name of ``COLUMNS``."""
+SEVERAL = {"labels": OF_LABEL, "targets": OF_TARGET}
+"""Name → what it names a column each of: ``labels=drusen,fluid``."""
+_SEPARATOR = re.compile(r"[;|]")  # of several labels in a cell
 _LONGEST_CELL = 4096
 
 
@@ -42,9 +46,13 @@ def is_table(path: Path) -> bool:
 def read_table(file: Path, root: Path, columns: Sequence[str] = ()) -> ScanRows:
     """Rows of a table, sorted by file; no scan is opened.
 
+    Several labels of a scan are in one cell, separated by ``;`` or ``|``, or in a column each, ``label:NAME`` or named
+    by ``columns``. Both give the same rows.
+
     Args:
         root: folder that relative files are below.
-        columns: ``NAME=COLUMN`` where a column of the table has another name.
+        columns: ``NAME=COLUMN`` where a column of the table has another name; ``labels=A,B`` and ``targets=A,B`` for
+            columns of one label, or of one number to predict, each.
 
     Raises:
         InputError: not a table, no column of files, a column that is not there, or a value that a column cannot have.
@@ -52,13 +60,21 @@ def read_table(file: Path, root: Path, columns: Sequence[str] = ()) -> ScanRows:
     values = read_cells(file)
     found = _find_columns(file, list(values), columns)
     cells = {name: _read(file, name, column, values[column]) for name, column in found.items()}
+    if "label" in cells and (of_labels := _split_labels(cells["label"])):
+        del cells["label"]
+        cells |= of_labels
+    further = {name: [] for name in cells if name not in COLUMNS}
     rows = ScanRows(splits_from=f"the splits of {file.name}", is_told="patient" in found)
+    rows.columns |= further
     _add_rows(rows, cells, root)
     if not len(rows):
         reason = f"; {rows.left_out[0][0]}: {rows.left_out[0][1]}" if rows.left_out else ""
         raise InputError(f"{file}: no row names a scan that is there{reason}")
-    names = ", ".join(name if name == column else f"{name} from {column}" for name, column in found.items())
-    rows.how = f"the table {file.name}: {names}"
+    known = [name if name == column else f"{name} from {column}" for name, column in found.items() if name in COLUMNS]
+    for several, kind in SEVERAL.items():
+        if names := rows.names(kind):
+            known.append(f"{len(names)} {several if len(names) > 1 else several[:-1]} ({examples(names, 6)})")
+    rows.how = f"the table {file.name}: {', '.join(known)}"
     if others := [column for column in values if column not in found.values()]:
         rows.notes.append(f"columns that are not read: {examples(others, 6)}; --dataset.columns NAME=COLUMN reads one")
     return rows
@@ -116,19 +132,33 @@ def _text(cell: Any) -> str:
 
 
 def _find_columns(file: Path, there: list[str], given: Sequence[str]) -> dict[str, str]:
-    """Name of ``COLUMNS`` → the table's column, in the order of ``COLUMNS``."""
+    """Name of ``COLUMNS`` → the table's column, in the order of ``COLUMNS``, then those of one label or target each."""
     found: dict[str, str] = {}
+    several: dict[str, list[str]] = {}
     for entry in given:
         name, _, column = entry.partition("=")
-        if name not in COLUMNS:
-            raise InputError(f"--dataset.columns {entry}: '{name}' is none of {', '.join(COLUMNS)}")
-        if column not in there:
-            raise InputError(f"--dataset.columns {entry}: {file} has no column '{column}'; it has {', '.join(there)}")
-        found[name] = column
+        if name not in COLUMNS and name not in SEVERAL:
+            raise InputError(f"--dataset.columns {entry}: '{name}' is none of {', '.join((*COLUMNS, *SEVERAL))}")
+        listed = [part.strip() for part in column.split(",")] if name in SEVERAL else [column]
+        for wanted in listed:
+            if wanted not in there:
+                raise InputError(
+                    f"--dataset.columns {entry}: {file} has no column '{wanted}'; it has {', '.join(there)}"
+                )
+        if name in SEVERAL:
+            several.setdefault(name, []).extend(listed)
+        else:
+            found[name] = column
+    if "label" in found and "labels" in several:
+        raise InputError("--dataset.columns: label is one class a scan, labels are several; give one of them")
+    further = _further_columns(file, there, several)
+    if "label" in found:
+        further = {name: column for name, column in further.items() if not name.startswith(OF_LABEL)}
+    one_class = not any(name.startswith(OF_LABEL) for name in further)
     by_name: dict[str, str] = {}
     for column in there:
         by_name.setdefault(column.strip().casefold(), column)
-    for name in COLUMNS:
+    for name in COLUMNS if one_class else [name for name in COLUMNS if name != "label"]:
         candidates = (by_name.get(alias) for alias in (name, *ALIASES[name]))
         column = next((c for c in candidates if c and c not in found.values()), None)
         if name not in found and column:
@@ -137,7 +167,38 @@ def _find_columns(file: Path, there: list[str], given: Sequence[str]) -> dict[st
         raise InputError(
             f"{file}: no column of files; it has {', '.join(there)[:200]}; say which: --dataset.columns file=COLUMN"
         )
-    return {name: found[name] for name in COLUMNS if name in found}
+    return {name: found[name] for name in COLUMNS if name in found} | further
+
+
+def _further_columns(file: Path, there: list[str], several: dict[str, list[str]]) -> dict[str, str]:
+    """``label:NAME`` and ``target:NAME`` → the table's column; those that are given, else those named so."""
+    further: dict[str, str] = {}
+    for name, kind in SEVERAL.items():
+        is_named = {column: column.casefold().startswith(kind) for column in there}
+        spelled: dict[str, str] = {}
+        for column in several.get(name) or [column for column in there if is_named[column]]:
+            called = plain(column[len(kind) :] if is_named[column] else column)
+            if not called or called.casefold() in spelled:
+                raise InputError(f"{file}: column {column}: another column has this name, or it has none")
+            spelled[called.casefold()] = column
+            further[kind + called] = column
+    return further
+
+
+def _split_labels(cells: list[str]) -> dict[str, list[str]]:
+    """``label:NAME`` → 1 or 0 of each scan, "" without any label; empty where no cell holds several."""
+    names_in = {cell: [name.strip() for name in _SEPARATOR.split(cell) if name.strip()] for cell in set(cells)}
+    if not any(map(_SEPARATOR.search, names_in)):
+        return {}
+    spelling: dict[str, str] = {}
+    for name in sorted({name for names in names_in.values() for name in names}):
+        spelling.setdefault(name.casefold(), name)  # `cnv` and `CNV` are one label, as they are one class
+    folded = {cell: {name.casefold() for name in names} for cell, names in names_in.items()}
+    of_label = {}
+    for key, name in spelling.items():
+        value = {cell: str(int(key in names)) if names else "" for cell, names in folded.items()}
+        of_label[OF_LABEL + name] = [value[cell] for cell in cells]
+    return of_label
 
 
 def _read(file: Path, name: str, column: str, cells: list[str]) -> list[str]:
@@ -145,15 +206,32 @@ def _read(file: Path, name: str, column: str, cells: list[str]) -> list[str]:
         return [cell.strip().replace("\\", "/") for cell in cells]
     try:
         values = {cell: read_value(name, cell) for cell in set(cells)}
-    except ValueError as error:
-        raise InputError(f"{file}: column {column}: {error}") from None
+    except ValueError:
+        row, error = _first_wrong(name, cells)
+        raise InputError(f"{file}: row {row}, column {column}: {error}") from None
     return [values[cell] for cell in cells]
+
+
+def _first_wrong(name: str, cells: list[str]) -> tuple[int, ValueError]:
+    """Row, from the table's first line as 1, of the first cell that a column cannot have, and why."""
+    for i, cell in enumerate(cells):
+        try:
+            read_value(name, cell)
+        except ValueError as error:
+            several = "; several labels in a cell are read with label=COLUMN" if _is_list(name, cell) else ""
+            return i + 2, ValueError(f"{error}{several}")
+    raise AssertionError("a wrong cell is among the cells")
+
+
+def _is_list(name: str, cell: str) -> bool:
+    return name.startswith(OF_LABEL) and _SEPARATOR.search(cell) is not None
 
 
 def _add_rows(rows: ScanRows, cells: dict[str, list[str]], root: Path) -> None:
     """Add each file once, sorted; list what cannot be used."""
     first: dict[str, int] = {}
     repeated, contradicting, differing = [], set(), set()
+    labels = [name for name in cells if name == "label" or name.startswith(OF_LABEL)]
     for i, cell in enumerate(cells["file"]):
         if not cell.strip():
             rows.left_out.append((f"row {i + 2}", "no file"))
@@ -163,7 +241,7 @@ def _add_rows(rows: ScanRows, cells: dict[str, list[str]], root: Path) -> None:
         if j == i:
             continue
         repeated.append(file)
-        if "label" in cells and cells["label"][i] != cells["label"][j]:
+        if any(cells[name][i] != cells[name][j] for name in labels):
             contradicting.add(file)
         elif any(column[i] != column[j] for name, column in cells.items() if name != "file"):
             differing.add(file)

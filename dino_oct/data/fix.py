@@ -11,7 +11,7 @@ from scipy.sparse.csgraph import connected_components
 
 from dino_oct.data.cache import ScanCache
 from dino_oct.data.duplicates import exact_groups, near_pairs, people_of
-from dino_oct.data.index import UNLABELLED, ScanIndex
+from dino_oct.data.index import ScanIndex
 from dino_oct.data.splits import SPLITS
 from dino_oct.data.table import table_of
 
@@ -117,14 +117,17 @@ def _named(index: ScanIndex, people: np.ndarray, joined: np.ndarray) -> tuple[np
 
 def _contradictions(index: ScanIndex, groups: list[list[int]]) -> dict[int, str]:
     """Position → reason of labelled scans that equal others of another label."""
-    reasons = {}
+    reasons, is_labelled, several = {}, index.is_labelled, index.multilabel_matrix()
     for group in groups:
-        labelled = [i for i in group if index.labels[i] != UNLABELLED]
+        labelled = [i for i in group if is_labelled[i]]
+        first: dict[tuple[int, bytes], int] = {}  # of those labelled alike
         for i in labelled:
-            other = next((j for j in labelled if index.labels[j] != index.labels[i]), None)
-            if other is not None:
-                names = [index.class_names[index.labels[k]] for k in (i, other)]
-                reasons[i] = f"{names[0]}, but equal to {index.files[other]}, which is {names[1]}"
+            first.setdefault((int(index.labels[i]), several[i].tobytes()), i)
+        for i in labelled if len(first) > 1 else []:
+            for j in first.values():
+                if names := index.contradiction(i, j):
+                    reasons[i] = f"{names[0]}, but equal to {index.files[j]}, which is {names[1]}"
+                    break
     return reasons
 
 

@@ -22,14 +22,14 @@ from dino_oct.data.layout import read_layout
 from dino_oct.data.pattern import by_pattern
 from dino_oct.data.people import name_people
 from dino_oct.data.published import read_folder
-from dino_oct.data.rows import FACTS, ScanRows, examples, holder, plain
+from dino_oct.data.rows import FACTS, OF_LABEL, OF_TARGET, ScanRows, examples, holder, plain
 from dino_oct.data.slices import with_slices
 from dino_oct.data.splits import SPLITS, split_patients
 from dino_oct.data.volumes import holds_volume
 from dino_oct.errors import InputError
 from dino_oct.limits import Items, Range, Seed, check_settings
 
-UNLABELLED = -1
+UNLABELLED = UNKNOWN = -1
 _ALIKE = 1.1  # ratio of pixel sizes up to which nothing is said
 HeldOut = Annotated[float, Range(0, below=1)]
 LongerSide = Annotated[int, Range(1, 65535)]
@@ -45,7 +45,8 @@ class Reading:
     """Table (CSV, TSV or Parquet) beside the folder that says what each scan is; --data FILE reads one, too."""
     columns: Annotated[list[str], Items(distinct=True)] = field(default_factory=list)
     """NAME=COLUMN where the table's columns have other names, such as label=diagnosis; names are file, label, patient,
-    eye, visit, volume, slice, device, split, group, mask, severity, axial_um, lateral_um, position_um."""
+    eye, visit, volume, slice, device, split, group, mask, severity, axial_um, lateral_um, position_um. Several labels
+    of a scan, a column of 0 and 1 each: labels=drusen,fluid. Numbers to predict: targets=thickness,acuity."""
     pattern: str = ""
     """Regular expression with named groups that reads file names, such as (?P<label>[A-Z]+)_(?P<patient>\\d+)_.*; one
     with a slash reads the path below the folder."""
@@ -105,10 +106,12 @@ class ScanIndex:
         patients: (N,) str, the patient folder or the patient number of the file name, numbers without leading zeros;
             else the file's own path.
         splits: (N,) str, "train", "val" or "test"; "" for scans that no split may use.
-        class_names: sorted; empty for unlabelled folders.
+        class_names: sorted; empty for unlabelled folders, and for sets with several labels a scan.
         folder_splits: (N,) str, the published split: the folder each file was found in; "" where there is none.
         stored: file → where its pixels are, where that is not the file: B-scans of volumes, hidden names.
         facts: name of ``rows.FACTS`` → (N,) str, "" where not known; only those of which anything is known.
+        multilabels: of a set with several labels a scan, label → (N,) int8: 1, 0, or ``UNKNOWN``; sorted.
+        targets: number to predict → (N,) float64, NaN where not known; sorted.
         how: how the scans were read, one line.
         splits_from: what says the published split, in words.
         split_rule: how ``splits`` came about, why, and the option for another way; one line.
@@ -126,6 +129,8 @@ class ScanIndex:
     folder_splits: np.ndarray
     stored: Mapping[str, Path] = field(default_factory=dict)
     facts: Mapping[str, np.ndarray] = field(default_factory=dict)
+    multilabels: Mapping[str, np.ndarray] = field(default_factory=dict)
+    targets: Mapping[str, np.ndarray] = field(default_factory=dict)
     how: str = ""
     splits_from: str = "the folders train/val/test"
     split_rule: str = ""
@@ -139,6 +144,40 @@ class ScanIndex:
     def path(self, i: int) -> Path:
         """Where the pixels of scan ``i`` are."""
         return self.stored.get(self.files[i]) or self.root / self.files[i]
+
+    @property
+    def is_labelled(self) -> np.ndarray:
+        """(N,) bool: the scan has a class, or any of several labels is known of it."""
+        known = [values != UNKNOWN for values in self.multilabels.values()]
+        return np.logical_or.reduce([self.labels != UNLABELLED, *known])
+
+    def multilabel_matrix(self) -> np.ndarray:
+        """(N, L) int8 of the labels in ``multilabels``."""
+        return np.stack([np.empty(len(self), np.int8), *self.multilabels.values()], axis=1)[:, 1:]
+
+    def target_matrix(self) -> np.ndarray:
+        """(N, T) float64 of the numbers in ``targets``."""
+        return np.stack([np.empty(len(self)), *self.targets.values()], axis=1)[:, 1:]
+
+    def further_columns(self) -> dict[str, list[str]]:
+        """``label:NAME`` → 1, 0 or "", and ``target:NAME`` → a number or "", of every scan, as a table has them."""
+        cells = np.array(["0", "1", ""])  # UNKNOWN is the last
+        labels = {OF_LABEL + name: cells[values].tolist() for name, values in self.multilabels.items()}
+        targets = {
+            OF_TARGET + name: ["" if value != value else repr(value).removesuffix(".0") for value in values.tolist()]
+            for name, values in self.targets.items()
+        }
+        return labels | targets
+
+    def contradiction(self, i: int, j: int) -> tuple[str, str] | None:
+        """What the labels of two scans say against each other, of either; None where they agree or are not known."""
+        labels = self.labels[[i, j]]
+        if UNLABELLED not in labels and labels[0] != labels[1]:
+            return self.class_names[labels[0]], self.class_names[labels[1]]
+        for name, values in self.multilabels.items():
+            if {int(values[i]), int(values[j])} == {0, 1}:
+                return (name, f"not {name}") if values[i] else (f"not {name}", name)
+        return None
 
     def fact(self, name: str) -> np.ndarray:
         """One of ``rows.FACTS`` of each scan, (N,) str, "" where not known."""
@@ -177,6 +216,8 @@ class ScanIndex:
             splits=self.splits[positions],
             folder_splits=self.folder_splits[positions],
             facts={name: values[positions] for name, values in self.facts.items()},
+            multilabels={name: values[positions] for name, values in self.multilabels.items()},
+            targets={name: values[positions] for name, values in self.targets.items()},
             mislabelled=tuple(file for file in self.mislabelled if file in kept),
         )
 
@@ -239,6 +280,8 @@ def _of_rows(root: Path, rows: ScanRows, config: DatasetConfig, is_split: bool) 
         folder_splits=folder_splits,
         stored=rows.stored,
         facts={name: np.array(rows[name], dtype=np.str_) for name in FACTS if any(rows[name])},
+        multilabels={name: _yes_or_no(rows[OF_LABEL + name]) for name in rows.names(OF_LABEL)},
+        targets={name: _numbers(rows[OF_TARGET + name]) for name in rows.names(OF_TARGET)},
         how=rows.how,
         splits_from=rows.splits_from,
         mislabelled=tuple(rows.mislabelled),
@@ -300,6 +343,16 @@ def cache_root(config: DatasetConfig) -> Path:
     if folder := config.cache_dir or os.environ.get("DINO_OCT_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dino_oct"
+
+
+def _yes_or_no(cells: list[str]) -> np.ndarray:
+    values = np.array(cells, dtype="<U1")
+    return np.where(values == "", UNKNOWN, values == "1").astype(np.int8)
+
+
+def _numbers(cells: list[str]) -> np.ndarray:
+    values = np.array(cells, dtype=np.str_)
+    return np.where(values == "", "nan", values).astype(np.float64)
 
 
 def assert_patients_disjoint(index: ScanIndex) -> None:
@@ -385,7 +438,8 @@ def _missing_from_splits(index: ScanIndex) -> list[str]:
             continue
         labels = set(index.labels[inside].tolist())
         absent = [name for c, name in enumerate(index.class_names) if c not in labels]
-        if absent and labels != {UNLABELLED}:
+        absent += [name for name, values in index.multilabels.items() if not np.any(values[inside] == 1)]
+        if absent and index.is_labelled[inside].any():
             notes.append(f"no patient of {', '.join(absent)} in the {split} split{cure}")
     return notes
 
@@ -452,6 +506,11 @@ def _join_unlabelled(index: ScanIndex, folder: Path, config: DatasetConfig) -> S
             for name in FACTS
             if name in index.facts or any(rows[name])
         },
+        multilabels={
+            name: np.concatenate([values, np.full(n, UNKNOWN, dtype=np.int8)])
+            for name, values in index.multilabels.items()
+        },
+        targets={name: np.concatenate([values, np.full(n, np.nan)]) for name, values in index.targets.items()},
         left_out=(*index.left_out, *((str(root / file), reason) for file, reason in rows.left_out)),
         notes=(*index.notes, *notes),
     )

@@ -3,7 +3,7 @@
 import re
 from pathlib import PurePosixPath
 
-from dino_oct.data.rows import COLUMNS, ScanRows, examples, read_value
+from dino_oct.data.rows import COLUMNS, OF_LABEL, ScanRows, examples, read_value
 from dino_oct.errors import InputError
 
 
@@ -26,7 +26,9 @@ def by_pattern(rows: ScanRows, pattern: str) -> ScanRows:
     if not groups or not set(groups) <= set(names):
         wrong = ", ".join(sorted(set(groups) - set(names))) or "none"
         raise InputError(f"{option}: its named groups (?P<NAME>…) must be among {', '.join(names)}; found {wrong}")
-    fitting = ScanRows(splits_from=rows.splits_from, notes=rows.notes, left_out=rows.left_out)
+    replaced = {name for name in rows.columns if name.startswith(OF_LABEL)} if "label" in groups else set()
+    kept = {name: [] for name in rows.columns if name not in replaced}
+    fitting = ScanRows(kept, splits_from=rows.splits_from, notes=rows.notes, left_out=rows.left_out)
     fitting.is_told = rows.is_told and "patient" not in groups
     if "split" in groups:
         fitting.splits_from = "the splits in the names"
@@ -38,7 +40,7 @@ def by_pattern(rows: ScanRows, pattern: str) -> ScanRows:
         if match is None:
             unfitting.append((file, "its name does not fit the pattern"))
             continue
-        known = {name: rows[name][i] for name in names}
+        known = {name: rows[name][i] for name in kept if name != "file"}
         for name in groups:
             try:
                 known[name] = read_value(name, match[name] or "")

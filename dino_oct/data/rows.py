@@ -1,5 +1,6 @@
 """What is known of each scan before any is opened: one row a scan, whatever says it (folders, names, a table)."""
 
+import math
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ SIZES = ("axial_um", "lateral_um", "position_um")
 FACTS = ("eye", "visit", "volume", "slice", "device", "group", "mask", "severity", *SIZES)
 COLUMNS = ("file", "label", "patient", *FACTS[:5], "split", *FACTS[5:])
 """Of a table of scans, in the order in which it is written."""
+OF_LABEL, OF_TARGET = "label:", "target:"
+"""What the names of further columns begin with: one for each label of a set with several a scan, one a target."""
 EYES = {
     **dict.fromkeys(("r", "od", "right", "re", "oculus dexter"), "R"),
     **dict.fromkeys(("l", "os", "left", "le", "oculus sinister"), "L"),
@@ -18,6 +21,10 @@ SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
     **dict.fromkeys(("val", "valid", "validate", "validation", "valset", "dev"), "val"),
     **dict.fromkeys(("test", "testing", "testset"), "test"),
+}
+_YES_NO = {
+    **dict.fromkeys(("1", "1.0", "true", "yes"), "1"),
+    **dict.fromkeys(("0", "0.0", "false", "no"), "0"),
 }
 _SLICE = re.compile(r"#(\d+-)?\d+$")
 
@@ -30,6 +37,8 @@ class ScanRows:
         columns: name of ``COLUMNS`` → values, all of one length. ``file``: POSIX path below the folder, or absolute.
             ``split``: train, val, test. ``eye``: R, L. ``slice``: digits. ``severity``: a number. ``axial_um``,
             ``lateral_um``: height and width of a pixel, ``position_um``: from the fovea across the slices; micrometres.
+            Further ones, where there are any: ``label:NAME``, 1 or 0, and ``target:NAME``, a number. With the former
+            no scan has a ``label``.
         stored: file → where its pixels are, where that is not the file.
         how: one line, how the rows came about.
         splits_from: what says the splits, in words.
@@ -55,6 +64,14 @@ class ScanRows:
 
     def __getitem__(self, column: str) -> list[str]:
         return self.columns[column]
+
+    def names(self, kind: str) -> list[str]:
+        """Names of the further columns of a kind, ``OF_LABEL`` or ``OF_TARGET``, sorted."""
+        return sorted(name.removeprefix(kind) for name in self.columns if name.startswith(kind))
+
+    def no_columns(self) -> dict[str, list[str]]:
+        """The same columns, empty."""
+        return {name: [] for name in self.columns}
 
     def add(self, file: str, **known: str) -> None:
         """Add a scan."""
@@ -100,8 +117,12 @@ def read_value(column: str, text: str) -> str:
                 f"'{text[:50]}' is not {'train, val or test' if column == 'split' else 'R or L (OD or OS)'}"
             )
         return value
-    if column in ("severity", *SIZES) and text:
-        if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.I):
+    if column.startswith(OF_LABEL) and text:
+        if text.casefold() not in _YES_NO:
+            raise ValueError(f"'{text[:50]}' is none of 1, 0, true, false, yes, no, or empty where not known")
+        return _YES_NO[text.casefold()]
+    if (column in ("severity", *SIZES) or column.startswith(OF_TARGET)) and text:
+        if not re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.I) or not math.isfinite(float(text)):
             raise ValueError(f"'{text[:50]}' is no number")
         return text
     if column == "slice" and text and not text.isdecimal():

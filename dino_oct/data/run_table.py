@@ -7,14 +7,15 @@ judged by it (``by_table``).
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from dino_oct.data.index import UNLABELLED, ScanIndex
-from dino_oct.data.rows import examples
+from dino_oct.data.index import ScanIndex
+from dino_oct.data.rows import OF_LABEL, OF_TARGET, examples
 from dino_oct.data.splits import SPLITS
 from dino_oct.errors import InputError
 from dino_oct.files import check_regular, write_whole
@@ -30,6 +31,7 @@ class ScanRow:
         patient: as in ``ScanIndex``.
         split: "train", "val", "test", or "" for a scan that no split may use.
         digest: of the file's bytes (``ScanCache.file_digests``).
+        further: of several labels and of targets, as ``ScanIndex.further_columns``: column → value.
     """
 
     file: str
@@ -37,28 +39,41 @@ class ScanRow:
     patient: str
     split: str
     digest: str
+    further: Mapping[str, str] = field(default_factory=dict)
 
 
-COLUMNS = tuple(column.name for column in fields(ScanRow))
+FURTHER = "further"
+COLUMNS = tuple(column.name for column in fields(ScanRow) if column.name != FURTHER)
 
 
 def rows_of(index: ScanIndex, digests: np.ndarray) -> list[ScanRow]:
     """The rows of an index and its cache's digests of files (N,)."""
     names = [*index.class_names, ""]  # UNLABELLED is the last
     columns = (index.files, index.labels.tolist(), index.patients.tolist(), index.splits.tolist(), digests.tolist())
-    return [
+    rows = [
         ScanRow(file, names[label], patient, split, digest.decode())
         for file, label, patient, split, digest in zip(*columns, strict=True)
     ]
+    if further := index.further_columns():
+        of_scans = (dict(zip(further, cells, strict=True)) for cells in zip(*further.values(), strict=True))
+        rows = [replace(row, further=of_scan) for row, of_scan in zip(rows, of_scans, strict=True)]
+    return rows
 
 
 def write_rows(file: Path, rows: Sequence, columns: Sequence[str] = COLUMNS) -> None:
-    """Write dataclass rows as CSV, whole or not at all; names keep bytes that no encoding explains."""
+    """Write dataclass rows as CSV, whole or not at all; names keep bytes that no encoding explains.
+
+    A scan's ``further`` columns are the last ones.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
+    further = list(dict.fromkeys(name for row in rows for name in getattr(row, FURTHER, ())))
     with io.StringIO(newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(columns)
-        writer.writerows([getattr(row, column) for column in columns] for row in rows)
+        writer.writerow([*columns, *further])
+        writer.writerows(
+            [*(getattr(row, column) for column in columns), *(row.further.get(name, "") for name in further)]
+            for row in rows
+        )
         write_whole(file, stream.getvalue())
 
 
@@ -68,14 +83,15 @@ def read_rows(file: Path, row_type: type = ScanRow) -> list:
     Raises:
         InputError: unreadable, other columns, or a split that there is not.
     """
-    columns = [column.name for column in fields(row_type)]
+    columns = [column.name for column in fields(row_type) if column.name != FURTHER]
     check_regular(file)
     try:
         with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             header, *lines = csv.reader(stream, strict=True)
-        if header != columns:
+        further = header[len(columns) :] if row_type is ScanRow else []
+        if header != columns + further or not all(name.startswith((OF_LABEL, OF_TARGET)) for name in further):
             raise ValueError(f"columns {', '.join(header)}; expected {', '.join(columns)}")
-        rows = [row_type(*line) for line in lines]
+        rows = [_row(row_type, line, len(columns), further) for line in lines]
         if wrong := {row.split for row in rows if hasattr(row, "split")} - {*SPLITS, ""}:
             raise ValueError(f"split '{sorted(wrong)[0]}'")
     except (OSError, ValueError, TypeError, csv.Error) as error:
@@ -85,6 +101,13 @@ def read_rows(file: Path, row_type: type = ScanRow) -> list:
             "commands go on and say what is then not known"
         ) from None
     return rows
+
+
+def _row(row_type: type, line: list[str], n: int, further: list[str]) -> Any:
+    """A row of a line, whose values from the n-th on are those of further columns."""
+    if not further:
+        return row_type(*line)
+    return row_type(*line[:n], dict(zip(further, line[n:], strict=True)))
 
 
 def by_table(index: ScanIndex, digests: np.ndarray, rows: Sequence[ScanRow]) -> tuple[ScanIndex, list[str]]:
@@ -121,6 +144,7 @@ def by_table(index: ScanIndex, digests: np.ndarray, rows: Sequence[ScanRow]) -> 
             ("moved or renamed", before.file != row.file),
             ("with other content", before.digest != row.digest),
             ("of another class", before.label != row.label),
+            ("with other labels or targets", before.further != row.further),
             ("of another patient", before.patient != row.patient),
         ):
             if has_changed:
@@ -147,8 +171,8 @@ def by_table(index: ScanIndex, digests: np.ndarray, rows: Sequence[ScanRow]) -> 
 def without_copies_of_held_out(index: ScanIndex, digests: np.ndarray) -> ScanIndex:
     """The index with unlabelled training scans taken out of use that equal a validation or test scan to the pixel."""
     held = set(digests[np.isin(index.splits, ("val", "test"))].tolist())
-    copies = (index.labels == UNLABELLED) & (index.splits == "train") & np.isin(digests, list(held))
-    if not copies.any() or not index.class_names:
+    copies = ~index.is_labelled & (index.splits == "train") & np.isin(digests, list(held))
+    if not copies.any() or not (index.class_names or index.multilabels):
         return index
     files = [index.files[i] for i in np.flatnonzero(copies)]
     note = (

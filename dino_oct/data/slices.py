@@ -30,8 +30,8 @@ def with_slices(rows: ScanRows, root: Path, cache_root: Path) -> ScanRows:
     groups = group_series(root / file for file in positions)
     files = {root / file: file for file in positions}
     result = ScanRows(
-        stored=dict(rows.stored), splits_from=rows.splits_from, is_told=rows.is_told, notes=rows.notes,
-        left_out=rows.left_out,
+        rows.no_columns(), stored=dict(rows.stored), splits_from=rows.splits_from, is_told=rows.is_told,
+        notes=rows.notes, left_out=rows.left_out,
     )  # fmt: skip
     sliced = {i for at in positions.values() for i in at}
     for i in range(len(rows)):

@@ -35,8 +35,8 @@ class Options:
 
 
 def table_of(index: ScanIndex) -> dict[str, list[str]]:
-    """Name of ``rows.COLUMNS`` → values, as ``columns.read_table`` reads them. The split is the published one; a
-    patient that is the file itself is not known and stays empty."""
+    """Name of ``rows.COLUMNS`` → values, as ``columns.read_table`` reads them, then those of several labels and of
+    targets. The split is the published one; a patient that is the file itself is not known and stays empty."""
     names = [*index.class_names, ""]  # UNLABELLED is the last
     patients = np.where(is_own_patient(index), "", index.patients)
     values = {
@@ -46,7 +46,9 @@ def table_of(index: ScanIndex) -> dict[str, list[str]]:
         "split": index.folder_splits.tolist(),
         **{name: index.fact(name).tolist() for name in FACTS},
     }
-    return {name: values[name] for name in COLUMNS}
+    if index.multilabels:
+        del values["label"]
+    return {name: values[name] for name in COLUMNS if name in values} | index.further_columns()
 
 
 def write_table(file: Path, columns: dict[str, list[str]]) -> None:
