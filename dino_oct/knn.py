@@ -80,6 +80,53 @@ def knn_votes(
         InputError: k is smaller than 1 or larger than the number of training images that may vote, or the temperature
             is not above 0.
     """
+    similarity, position = _voters(train, test, ks, temperature, patients)
+    labels = train_labels[position]
+    return {k: class_votes(similarity[:, :k], labels[:, :k], n_classes, temperature) for k in ks}
+
+
+def label_votes(
+    train: np.ndarray,
+    train_values: np.ndarray,
+    test: np.ndarray,
+    ks: Sequence[int],
+    temperature: float = 0.07,
+    patients: tuple[np.ndarray, np.ndarray] | None = None,
+) -> dict[int, np.ndarray]:
+    """Share of the votes for each of several labels, for several k; of a label the nearest scans vote that know it.
+
+    Args:
+        train_values: (N, L) 1, 0, or negative where not known.
+        patients: as ``knn_votes``.
+
+    Returns:
+        k → (M, L) in [0, 1]; NaN for a label that no training image knows.
+
+    Raises:
+        InputError: as ``knn_votes``; of the images that know a label.
+    """
+    shares = {k: np.full((len(test), train_values.shape[1]), np.nan) for k in ks}
+    masks, mask_of_label = np.unique(train_values >= 0, axis=1, return_inverse=True)
+    for m, known in enumerate(masks.T):  # labels that the same images know share a search
+        if not known.any():
+            continue
+        voting = (patients[0][known], patients[1]) if patients else None
+        similarity, position = _voters(train[known], test, ks, temperature, voting)
+        for label in np.flatnonzero(mask_of_label.reshape(-1) == m):
+            values = train_values[known, label][position]
+            for k in ks:
+                shares[k][:, label] = class_votes(similarity[:, :k], values[:, :k], 2, temperature)[:, 1]
+    return shares
+
+
+def _voters(
+    train: np.ndarray,
+    test: np.ndarray,
+    ks: Sequence[int],
+    temperature: float,
+    patients: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Similarities and positions (M, max k) of the training images that vote; arguments as ``knn_votes``."""
     if not temperature > 0:
         raise InputError(f"temperature {temperature}: must be above 0")
     own = _largest_own(*patients) if patients else 0
@@ -90,8 +137,7 @@ def knn_votes(
         is_own = patients[0][position] == patients[1][:, None]
         order = np.argsort(is_own, axis=1, kind="stable")[:, : max(ks)]
         similarity, position = (np.take_along_axis(values, order, 1) for values in (similarity, position))
-    labels = train_labels[position]
-    return {k: class_votes(similarity[:, :k], labels[:, :k], n_classes, temperature) for k in ks}
+    return similarity, position
 
 
 def check_k(ks: Sequence[int], n_train: int, which: str = "") -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from dino_oct.data.cache import ScanCache
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex
 from dino_oct.data.leaks import describe_leak, find_leak
+from dino_oct.data.rows import examples
 from dino_oct.data.shortcut import check_shortcuts, shortcut_features
 from dino_oct.errors import InputError
 from dino_oct.provenance import TRAINED_ON, TrainedPatients, trained_on, trained_patients
@@ -81,6 +82,12 @@ class ScanData:
             InputError: fewer than two classes, or no labelled scan in this split.
         """
         root = self.index.root
+        if self.index.multilabels:
+            raise InputError(
+                f"{root}: its scans may have several labels each ({examples(list(self.index.multilabels))}), and this "
+                "takes one class a scan; evaluation/linear.py, evaluation/knn.py and supervised/train.py judge several "
+                "labels; --dataset.columns label=COLUMN names a column of classes"
+            )
         if len(self.index.class_names) < 2:
             classes = f"only '{self.index.class_names[0]}'" if self.index.class_names else "none"
             raise InputError(
@@ -90,6 +97,25 @@ class ScanData:
         if not len(positions):
             raise InputError(f"{root}: no labelled scans in the {split} split; give more patients or another split")
         return positions
+
+    def known(self, split: str, *, targets: bool) -> np.ndarray:
+        """Positions of the scans of a split of which any of several labels is known, or, with ``targets``, any of
+        these.
+
+        Raises:
+            InputError: none.
+        """
+        positions = self.index.positions(split)
+        known = self.index.is_labelled[positions]
+        if targets:
+            known |= np.isfinite(self.index.target_matrix()[positions]).any(axis=1)
+        if not known.any():
+            what = "label or target" if targets else "label"
+            raise InputError(
+                f"{self.index.root}: no scan of the {split} split with a known {what}; give more patients or another "
+                "split"
+            )
+        return positions[known]
 
     def _labelled(self, split: str) -> np.ndarray:
         positions = self.index.positions(split)
@@ -126,12 +152,15 @@ class ScanData:
         }
 
     def counts(self, positions: np.ndarray) -> ScanCounts:
-        """Scans and patients, in all and of each class."""
+        """Scans and patients, in all and of each class, or with each of several labels."""
         labels, patients = self.index.labels[positions], self.index.patients[positions]
         by_class = {
             name: {"scans": int((labels == c).sum()), "patients": len(set(patients[labels == c].tolist()))}
             for c, name in enumerate(self.index.class_names)
         }
+        for name, values in self.index.multilabels.items():
+            has = values[positions] == 1
+            by_class[name] = {"scans": int(has.sum()), "patients": len(set(patients[has].tolist()))}
         return {"scans": len(positions), "patients": len(set(patients.tolist())), "classes": by_class}
 
     def training_notes(self, positions: np.ndarray, others: Sequence[str] = ()) -> list[str]:
@@ -181,9 +210,10 @@ class ScanData:
         """How well the classes of these scans are told by what is no anatomy (``data.shortcut``).
 
         Balanced accuracy and its 95 % interval by patient, in per cent. None for phantoms, whose size and gain do
-        not know the class, and where there are too few patients to say.
+        not know the class, where there are too few patients to say, and for several labels a scan, which the audit
+        checks.
         """
-        if self.is_phantom:
+        if self.is_phantom or not self.index.class_names:
             return None
         results, _ = check_shortcuts(
             self.index.labels[positions],

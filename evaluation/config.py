@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
+import numpy as np
 import tyro
 
 from dino_oct.data.index import HeldOut, LongerSide, Micrometres, Reading, WhiteValue
@@ -287,11 +288,16 @@ class LinearOptions(FeatureOptions, ExternalOptions):
     c_range: Annotated[tuple[float, float], Range(1e-10, 1e10), Ordered()] = (1e-5, 1e2)
     """Smallest and largest C of the fast protocol."""
     n_c: Annotated[int, Range(1, 1000)] = 20
-    """Values of C, evenly in the logarithm."""
+    """Values of C, evenly in the logarithm. In the ridge regression of a target, 1/C is the penalty."""
     epochs: Epochs = 100
     """Of the dino protocol."""
     split: Literal["test", "val"] = "test"
     """Scans to classify. With val the setting is chosen and judged on the same scans: for development only."""
+
+    @property
+    def cs(self) -> list[float]:
+        """Values of C, from the smallest."""
+        return np.logspace(*np.log10(self.c_range), self.n_c).tolist()
 
 
 @dataclass

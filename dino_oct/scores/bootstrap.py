@@ -8,7 +8,7 @@ resamples are too narrow with few patients. tests/evaluation/test_coverage.py me
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -63,6 +63,11 @@ class Interval:
         ends = [None if end is None else factor * end for end in (self.low, self.high)]
         return Interval(factor * self.point, *(ends if factor > 0 else ends[::-1]), self.reason)
 
+    def plus(self, amount: float) -> "Interval":
+        """Moved by an amount."""
+        ends = [None if end is None else end + amount for end in (self.low, self.high)]
+        return Interval(self.point + amount, *ends, self.reason)
+
     def is_above(self, value: float) -> bool:
         """Whether the whole interval lies above ``value``."""
         return self.low is not None and self.low > value
@@ -80,12 +85,27 @@ class Support:
         counted: patients, as they are.
         patients: effective number; fewest: of the class that has the fewest.
         df: degrees of freedom of a mean over the classes, each with its own patients.
+        variance: of that mean, relative to that of one patient.
     """
 
     counted: int
     patients: float
     fewest: float
     df: float
+    variance: float
+
+    @classmethod
+    def of_mean(cls, supports: Sequence["Support"]) -> "Support":
+        """Of the mean of several statistics of the same patients, each as far as it rests on fewer.
+
+        They may vary together, so the degrees of freedom do not add up: theirs are averaged, inverse, each by its share
+        of the variance.
+        """
+        variances = np.array([support.variance for support in supports])
+        with np.errstate(divide="ignore"):
+            df = variances.sum() / (variances / np.array([support.df for support in supports])).sum()
+        least = (min(getattr(support, name) for support in supports) for name in ("counted", "patients", "fewest"))
+        return cls(*least, float(df), float(variances.mean()))
 
 
 class PatientBootstrap:
@@ -137,12 +157,18 @@ class PatientBootstrap:
         np.add.at(scans, (classes[counted], self._patient_of_scan[counted]), 1)
         everyone, scans = scans.sum(axis=0), scans[scans.sum(axis=1) > 0]
         if not len(scans):
-            return Support(0, 0, 0, 0)
+            return Support(0, 0, 0, 0, 0)
         of_class = _effective(scans)
         variance = 1 / of_class  # of each class's mean, if patients vary alike in all of them
         with np.errstate(divide="ignore"):
             df = variance.sum() ** 2 / (variance**2 / np.maximum(of_class - 1, 0)).sum()
-        return Support(int((everyone > 0).sum()), float(_effective(everyone)), float(of_class.min()), float(df))
+        return Support(
+            int((everyone > 0).sum()),
+            float(_effective(everyone)),
+            float(of_class.min()),
+            float(df),
+            float(variance.sum()),
+        )
 
     def interval(self, values: np.ndarray, scale: Scale, support: Support | None = None) -> Interval:
         """Point and interval of one statistic.

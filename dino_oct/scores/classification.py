@@ -40,11 +40,37 @@ def auroc(weights: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> np.n
     Returns:
         (R,) in [0, 1]; NaN where positives or negatives have no weight.
     """
+    return _auroc(*_by_threshold(weights, positive, scores))
+
+
+def ranking(weights: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """``auroc`` and average precision for each row of weights.
+
+    Average precision is the mean, over positives, of the precision at their score: Σ (recall_n − recall_n−1) ·
+    precision_n from the highest score down, without interpolation, scans of one score together (scikit-learn's).
+
+    Returns:
+        (R, 2) in [0, 1]; NaN where ``auroc`` is, as the precision then is that of chance.
+    """
+    positives, negatives = _by_threshold(weights, positive, scores)
+    found, called = (values[:, ::-1].cumsum(axis=1) for values in (positives, positives + negatives))
+    area = _auroc(positives, negatives)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision = np.where(called > 0, found / called, 0)
+        average = (positives[:, ::-1] * precision).sum(axis=1) / positives.sum(axis=1)
+    return np.stack([area, np.where(np.isnan(area), np.nan, average)], axis=1)
+
+
+def _by_threshold(weights: np.ndarray, positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Weights (R, distinct scores) of the positives and of the negatives at each score, from the lowest."""
     order = np.argsort(scores, kind="stable")
     first_of_tie = np.flatnonzero(np.concatenate([[True], np.diff(scores[order]) > 0]))
     ordered, is_positive = weights[:, order], positive[order].astype(float)
     positives = np.add.reduceat(ordered * is_positive, first_of_tie, axis=1)
-    negatives = np.add.reduceat(ordered * (1 - is_positive), first_of_tie, axis=1)
+    return positives, np.add.reduceat(ordered * (1 - is_positive), first_of_tie, axis=1)
+
+
+def _auroc(positives: np.ndarray, negatives: np.ndarray) -> np.ndarray:
     negatives_below = negatives.cumsum(axis=1) - negatives
     with np.errstate(invalid="ignore", divide="ignore"):
         won = (positives * (negatives_below + negatives / 2)).sum(axis=1)

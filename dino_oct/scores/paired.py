@@ -181,11 +181,12 @@ def _class_notes(reference: ScanSet, queries: ScanSet, class_names: tuple[str, .
     return notes
 
 
-def verdict(difference: Interval, other: str, setting: str | int) -> str:
-    """What an accuracy difference of the model to ``other`` (points) lets one say, in one sentence.
+def verdict(difference: Interval, other: str, setting: str | int, what: str = "accuracy") -> str:
+    """What a difference of the model to ``other`` (points) lets one say, in one sentence.
 
     Args:
         setting: what the sentence begins with; a number is a k.
+        what: the metric that differs.
     """
     label = f"k={setting}" if isinstance(setting, int) else setting
     if difference.low is None or difference.high is None:
@@ -193,10 +194,10 @@ def verdict(difference: Interval, other: str, setting: str | int) -> str:
         return f"{label}: without an interval{why}, nothing is shown about the model against {other}."
     interval = f"(95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
     if difference.is_above(0):
-        return f"{label}: the model is {difference.point:.1f} points of accuracy above {other} {interval}."
+        return f"{label}: the model is {difference.point:.1f} points of {what} above {other} {interval}."
     if difference.is_below(0):
-        return f"{label}: the model is WORSE than {other}, by {-difference.point:.1f} points of accuracy {interval}."
+        return f"{label}: the model is WORSE than {other}, by {-difference.point:.1f} points of {what} {interval}."
     return (
-        f"{label}: the model does NOT beat {other}: the difference is {difference.point:+.1f} points of accuracy, "
+        f"{label}: the model does NOT beat {other}: the difference is {difference.point:+.1f} points of {what}, "
         f"and its interval includes 0 {interval}."
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -10,9 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dino_oct.errors import InputError
+from dino_oct.scores.multilabel import log_loss, macro_average_precision
 from dino_oct.streams import seed_of
 
 FOLDS = 5  # of the cross-validation within few labelled patients
+SGD_BATCH = 256  # scans, of DINO's protocol
 ON_VALIDATION, WITHIN = "validation patients", "cross-validation over the drawn patients"
 _HISTORY = 10  # pairs of steps that L-BFGS remembers
 
@@ -169,6 +172,114 @@ def logistic_path(
         yield c, _embed(weight.clone(), centred_bias - weight @ problem.mean, present, n_classes)
 
 
+@dataclass(frozen=True)
+class LabelClassifier:
+    """Logistic regressions of L labels, each against its absence; rows of NaN for labels that were not learned.
+
+    Attributes:
+        weight: (L, D); bias: (L,).
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    def probabilities(self, features: Tensor) -> np.ndarray:
+        """Of features (M, D) like those trained on: (M, L) float64."""
+        return (features @ self.weight.T + self.bias).double().sigmoid().cpu().numpy()
+
+
+def one_vs_rest(fit: Fit, features: Tensor, values: np.ndarray) -> dict[float, LabelClassifier]:
+    """Two-class fits of every label on the scans of which it is known.
+
+    Args:
+        fit: from features (N, D), classes (N,) and their number to settings and classifiers.
+        values: (N, L) 1, 0, or negative where not known.
+
+    Returns:
+        Setting → classifier; empty where no label has both a scan with it and one without.
+    """
+    n_labels, width = values.shape[1], features.shape[1]
+    fits: dict[float, LabelClassifier] = {}
+    for i, value in enumerate(values.T):
+        known = np.flatnonzero(value >= 0)
+        if len(np.unique(value[known])) < 2:
+            continue
+        for setting, classifier in fit(features[torch.from_numpy(known).to(features.device)], value[known], 2):
+            if setting not in fits:
+                nothing = features.new_full((n_labels, width + 1), torch.nan)
+                fits[setting] = LabelClassifier(nothing[:, :width], nothing[:, width])
+            fits[setting].weight[i] = classifier.weight[1] - classifier.weight[0]
+            fits[setting].bias[i] = classifier.bias[1] - classifier.bias[0]
+    return fits
+
+
+def logistic_labels(features: Tensor, values: np.ndarray, cs: Sequence[float]) -> dict[float, LabelClassifier]:
+    """``one_vs_rest`` by ``logistic_path``; C is that of scikit-learn's two-class ``LogisticRegression``.
+
+    Its one weight is the difference of the two here, w/2 and −w/2: their penalty ‖w‖² / 4C is that of twice the C.
+    """
+    fit = partial(logistic_path, cs=[c / 2 for c in cs])
+    return {2 * c: classifier for c, classifier in one_vs_rest(fit, features, values).items()}
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """The setting that was chosen for all labels.
+
+    Attributes:
+        setting, classifier: as in ``Choice``.
+        average_precisions: mean over labels, per cent, of every candidate on the scans that chose; NaN where no label
+            has a scan with it and one without among them.
+    """
+
+    setting: float
+    classifier: LabelClassifier
+    average_precisions: dict[float, float]
+
+
+def choose_labels(fits: dict[float, LabelClassifier], features: Tensor, values: np.ndarray) -> LabelChoice:
+    """The candidate of the highest mean average precision on validation scans; ties: lower log-loss, then the earlier.
+
+    One setting serves all labels: a rare label has too few validation patients to choose its own, if it has any.
+
+    Args:
+        features: (M, D) and values: (M, L) of the validation scans, 1, 0, or negative where not known.
+    """
+    probabilities = {setting: classifier.probabilities(features) for setting, classifier in fits.items()}
+    means = {setting: macro_average_precision(values, p) for setting, p in probabilities.items()}
+    losses = {setting: np.nan_to_num(log_loss(values, p)) for setting, p in probabilities.items()}
+    setting = max(fits, key=lambda setting: (np.nan_to_num(means[setting]), -losses[setting]))
+    return LabelChoice(setting, fits[setting], means)
+
+
+def ridge_path(features: Tensor, targets: Tensor, cs: Sequence[float]) -> dict[float, tuple[Tensor, float]]:
+    """Ridge regressions (Hoerl & Kennard 1970) for several C from one eigendecomposition, the intercept free.
+
+    Minimises Σ (target − prediction)² + ‖weight‖² / C, as scikit-learn's ``Ridge`` does with alpha = 1/C.
+
+    Args:
+        features: (N, D); targets: (N,); best both standardised.
+        cs: inverse strengths of the penalty, above 0.
+
+    Returns:
+        C → weight (D,) and bias.
+    """
+    x, y = features.double(), targets.double()
+    mean, centre = x.mean(dim=0), y.mean()
+    x, y = x - mean, y - centre
+    if len(x) >= x.shape[1]:
+        spread, back = torch.linalg.eigh(x.T @ x)
+        onto = back.T @ (x.T @ y)
+    else:  # weights stay in the span of the N scans
+        spread, basis = torch.linalg.eigh(x @ x.T)
+        onto, back = basis.T @ y, x.T @ basis
+    fits = {}
+    for c in cs:
+        weight = back @ (onto / (spread.clamp_min(0) + 1 / c))
+        fits[c] = weight.to(features.dtype), float(centre - mean @ weight)
+    return fits
+
+
 class _Logistic:
     """Mean log-loss + penalty/2 · ‖weight‖² of weights (K, D + 1), the bias last, on centred features."""
 
@@ -245,7 +356,7 @@ class _Logistic:
 
 
 def sgd_epochs(
-    features: Tensor, labels: np.ndarray, n_classes: int, epochs: int = 100, batch_size: int = 256, seed: int = 0
+    features: Tensor, labels: np.ndarray, n_classes: int, epochs: int = 100, batch_size: int = SGD_BATCH, seed: int = 0
 ) -> Iterator[tuple[float, LinearClassifier]]:
     """DINO's linear protocol (Caron et al. 2021): SGD, momentum 0.9, no decay, lr 0.001 · batch/256 to 0 by a cosine.
 

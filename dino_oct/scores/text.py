@@ -124,12 +124,12 @@ def _unit_tables(unit: str, of_unit: ByUnit, setting: str) -> Iterator[str]:
     metrics = ACCURACY_HEADER[: len(METRICS)]
     always, *cells = majority_row(of_unit.majority, {name: {"scans": n} for name, n in of_unit.classes.items()})
     rows = [
-        [*key, name, row.rule, *(_narrow(getattr(row, metric)) for metric in METRICS)]
+        [*key, name, row.rule, *(narrow(getattr(row, metric)) for metric in METRICS)]
         for key, name, row in _by_setting(of_unit.rows, setting)
     ]
     yield table([*columns, "", "rule", *metrics], [*rows, [*("" for _ in columns), always, "", *cells[: len(METRICS)]]])
     differences = [
-        [*key, name.split(" − ", 1)[1], *(_narrow(getattr(row, metric), signed=True) for metric in METRICS)]
+        [*key, name.split(" − ", 1)[1], *(narrow(getattr(row, metric), signed=True) for metric in METRICS)]
         for key, name, row in _by_setting(of_unit.differences, setting)
     ]
     if differences:
@@ -146,7 +146,7 @@ def _by_setting(rows: dict[str, Any], setting: str) -> list[tuple[list[str], str
     return [([str(k)], name, by_k[k]) for k in settings for name, by_k in rows.items() if k in by_k]
 
 
-def _narrow(value: Interval, signed: bool = False) -> str:
+def narrow(value: Interval, signed: bool = False) -> str:
     """As ``show``, the ends as whole numbers, rounded outwards: units are few, and tables stay narrow."""
     if value.low is None or value.high is None or not math.isfinite(value.point):
         return show(value, signed=signed)

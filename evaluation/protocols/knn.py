@@ -14,6 +14,7 @@ from evaluation.inputs.features import extract_features
 from evaluation.inputs.model import open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import Source
+from evaluation.protocols.labels import LabelVotes, vote_labels, votes_text
 from evaluation.protocols.results import (
     Classification,
     of_source,
@@ -59,14 +60,16 @@ def vote(
     }
 
 
-def evaluate(source: Source, options: KnnOptions) -> Knn:
-    """Run the whole evaluation.
+def evaluate(source: Source, options: KnnOptions) -> Knn | LabelVotes:
+    """Run the whole evaluation, of several labels where a scan may have them.
 
     Raises:
         InputError: no run, no labels, k out of range, an image size that does not fit, or as ``load_backbone``.
     """
     check_settings(options)
     data = open_data(source, options)
+    if data.index.multilabels:
+        return vote_labels(source, options, data)
     index, names = data.index, data.index.class_names
     positions = {"reference": data.labelled("train"), "queries": data.labelled(options.split)}
     groupings = data.groupings(options.split)
@@ -147,5 +150,5 @@ def run(options: KnnOptions) -> None:
         result = evaluate(source, options)
         file = folder / f"knn_{options.split}.json"
         write_json(result, file)
-        print(report(result))
+        print(votes_text(result) if isinstance(result, LabelVotes) else report(result))
         print(f"written: {file}")

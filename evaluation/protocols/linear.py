@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,8 +27,10 @@ from evaluation.inputs.model import open_model
 from evaluation.inputs.scans import open_data, open_external
 from evaluation.inputs.sources import Source
 from evaluation.protocols.external import OnExternal, external_lines, judge_external
+from evaluation.protocols.labels import LabelProbes, probe_labels, probe_text
 from evaluation.protocols.results import (
     Classification,
+    Features,
     of_source,
     shared_with_validation,
     tables,
@@ -36,26 +38,17 @@ from evaluation.protocols.results import (
     why_mean,
     with_folders,
 )
+from evaluation.protocols.targets import OnTarget, judge_targets, on_target_lines
 
 PROBE = "linear probe"
 # At least one patient of each class makes small draws even between classes, whatever the test's shares: plain accuracy
 # would rise with the fraction for that alone.
 CURVE_METRIC = "balanced_accuracy"
-SGD_BATCH = 256  # scans, of the dino protocol
 FIXED_C = 1.0  # about; where too few patients are labelled to choose among them
 _TITLES = ("accuracy %", "balanced accuracy %", "macro AUROC %")
 # Okabe and Ito's colours, told apart by readers of any colour vision.
 _COLOURS = {MODEL: "#0072B2", START: "#E69F00", RANDOM: "#CC79A7", PIXELS: "#666666"}
 _MARKERS = {MODEL: "o", START: "s", RANDOM: "^", PIXELS: "D"}
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features (N, D) of the training, validation and classified scans."""
-
-    train: np.ndarray
-    val: np.ndarray
-    queries: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +102,8 @@ class CurvePoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Classification):
-    """What ``linear_PROTOCOL_SPLIT.json`` holds; label_fractions: ascending; external: on ``--external``."""
+    """What ``linear_PROTOCOL_SPLIT.json`` holds; label_fractions: ascending; external: on ``--external``; targets: the
+    numbers of a table, where it has any."""
 
     evaluation: str = "linear"
     units: str = f"{Classification.units}; label curves with mean, lowest and highest of the draws"
@@ -117,6 +111,7 @@ class Linear(Classification):
     differences: dict[str, Metrics]
     label_fractions: list[CurvePoint]
     external: OnExternal | None = None
+    targets: dict[str, OnTarget] = field(default_factory=dict, metadata={"may_be_empty": True})
 
 
 def fit_probe(
@@ -144,10 +139,10 @@ def fit_probe(
     """
     mean, scale = probes.standardisation(features.train) if standardise else (0.0, 1.0)
     if options.protocol == "fast":
-        cs = _cs(options)
+        cs = options.cs
         fit, fallback = partial(probes.logistic_path, cs=cs), min(cs, key=lambda c: abs(np.log(c / FIXED_C)))
     else:
-        fit = partial(probes.sgd_epochs, epochs=options.epochs, batch_size=SGD_BATCH, seed=options.seed)
+        fit = partial(probes.sgd_epochs, epochs=options.epochs, batch_size=probes.SGD_BATCH, seed=options.seed)
         fallback = None
 
     def ready(rows: np.ndarray) -> torch.Tensor:
@@ -184,10 +179,6 @@ def pool_features(
     return {name: pooling.probabilities(model, bags[name]) for name in ("val", "queries")}
 
 
-def _cs(options: LinearOptions) -> list[float]:
-    return np.logspace(*np.log10(options.c_range), options.n_c).tolist()
-
-
 def label_curves(
     fit_row: Callable[[str, np.ndarray, bool], tuple[Choice, np.ndarray]],
     names: list[str],
@@ -219,8 +210,8 @@ def label_curves(
     return curve
 
 
-def evaluate(source: Source, options: LinearOptions) -> Linear:
-    """Run the whole evaluation.
+def evaluate(source: Source, options: LinearOptions) -> Linear | LabelProbes:
+    """Run the whole evaluation, of several labels a scan or of numbers alone where the scans have no classes.
 
     Raises:
         InputError: no run, one class only, no validation scans, an image size that does not fit, or as
@@ -228,6 +219,8 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
     """
     check_settings(options)
     data = open_data(source, options)
+    if data.index.multilabels or (data.index.targets and not data.index.class_names):
+        return probe_labels(source, options, data)
     names = data.index.class_names
     positions = {"train": data.labelled("train"), "val": data.labelled("val"), "queries": data.labelled(options.split)}
     groupings = data.groupings(options.split)
@@ -288,7 +281,9 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
         notes.append("chosen and judged on the same validation scans: too good; report --split test")
     else:
         notes += shared_with_validation(queries, val)
-    tried = {"c": _cs(options)} if options.protocol == "fast" else {"epochs": options.epochs, "batch_size": SGD_BATCH}
+    by_sgd = {"epochs": options.epochs, "batch_size": probes.SGD_BATCH}
+    by_sgd = {"epochs": options.epochs, "batch_size": probes.SGD_BATCH}
+    tried = {"c": options.cs} if options.protocol == "fast" else by_sgd
     return Linear(
         model=of_source(source),
         weights=extracted.weights,
@@ -316,6 +311,7 @@ def evaluate(source: Source, options: LinearOptions) -> Linear:
             external, data, train, options,
         ),
         verdicts=verdicts(compared, lambda name, _: name),
+        targets=judge_targets(features, data, list(positions.values()), options),
         notes=notes + compared.notes + extracted.notes,
     )  # fmt: skip
 
@@ -344,6 +340,7 @@ def report(result: Linear) -> str:
         table(["balanced accuracy %", *shares], drawn),
         f"mean (lowest–highest) of {settings['draws']} draws of p. training patients; {what} chosen by: "
         + "; ".join(f"{100 * point.fraction:g} %: {_settings_by(point.setting_by)}" for point in curve),
+        *on_target_lines(result.targets, settings["bootstrap"]["resamples"]),
     ]
     return "\n".join([*lines, *closing(result, result.verdicts)])
 
@@ -399,6 +396,10 @@ def run(options: LinearOptions) -> None:
         result = evaluate(source, options)
         name = f"linear_{options.protocol}_{options.split}"
         write_json(result, folder / f"{name}.json")
+        if isinstance(result, LabelProbes):
+            print(probe_text(result))
+            print(f"written: {folder / name}.json")
+            continue
         draw_curves(result, folder / f"{name}.png")
         print(report(result))
         print(f"written: {folder / name}.json, {folder / name}.png")

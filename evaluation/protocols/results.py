@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dino_oct.errors import InputError
 from dino_oct.files import private_folder
 from dino_oct.scan_data import ScanData
@@ -20,6 +22,15 @@ from evaluation.inputs.sources import Source, open_sources, short_names
 from evaluation.maps.chefer import PATENT_NOTICE
 from evaluation.maps.methods import MapSettings, usable
 from evaluation.maps.rows import MapMaker
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features (N, D) of the training, validation and classified scans."""
+
+    train: np.ndarray
+    val: np.ndarray
+    queries: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)

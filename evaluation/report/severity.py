@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
 
 from dino_oct.errors import InputError
 from dino_oct.features import unit
@@ -14,6 +13,7 @@ from dino_oct.files import read_json
 from dino_oct.knn import neighbours
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import Interval, Scale
+from dino_oct.scores.regression import rank_correlation
 from evaluation.config import MaskOptions
 from evaluation.inputs.masks import LesionMasks
 from evaluation.report.models import Candidate
@@ -153,17 +153,3 @@ def _correlations(
         values = bootstrap.values(partial(rank_correlation, a=load, b=of_scans))
         intervals[name] = bootstrap.interval(values, Scale.CORRELATION)
     return Correlations(**intervals)
-
-
-def rank_correlation(weights: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Spearman's correlation for each row of weights (R, N): Pearson's of the ranks among all scans, weighted.
-
-    Returns:
-        (R,); NaN where either does not vary.
-    """
-    x, y = (rankdata(values, method="average") for values in (a, b))
-    total = weights.sum(axis=1, keepdims=True)
-    x, y = (ranks - weights @ ranks[:, None] / total for ranks in (x, y))  # (R, N)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.sqrt((weights * x**2).sum(axis=1) * (weights * y**2).sum(axis=1))
-        return np.where(spread > 1e-9, (weights * x * y).sum(axis=1) / spread, np.nan)

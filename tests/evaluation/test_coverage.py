@@ -13,8 +13,9 @@ from scipy.stats import norm
 from dino_oct.data.shortcut import _balanced_accuracy
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
 from dino_oct.scores.classification import METRICS, score_all
+from dino_oct.scores.multilabel import compare_labels
 from dino_oct.scores.paired import metric_supports
-from evaluation.report.severity import rank_correlation
+from dino_oct.scores.regression import compare_numbers, rank_correlation
 
 DESIGNS, REPEATS, RESAMPLES = 8, 50, 200
 RUNS = DESIGNS * REPEATS
@@ -167,6 +168,66 @@ def purity(rng, patients, bootstrap):
     return means(80.0, 10.0 * rng.binomial(10, of_scan), bootstrap, Scale.PERCENT)
 
 
+def label_share(patients: np.ndarray) -> np.ndarray:
+    """Chance of each patient's scans to have a label: most have none or few, a third of them many."""
+    return np.where(np.arange(patients.max() + 1) % 3 == 0, 0.8, 0.05)
+
+
+def label(
+    metric: str, quality: float, other: float | None = None, several: bool = False, of_patients: bool = False
+) -> Kind:
+    """AUROC or average precision of a label that comes and goes within a patient, a difference, or a mean of three.
+
+    Args:
+        of_patients: all scans of three patients have it, and none of any other.
+    """
+
+    def samples(rng, patients, _):
+        share, names = label_share(patients), ["one", "two", "three"] if several else ["one"]
+        share = (np.arange(len(share)) < 3).astype(float) if of_patients else share
+        for repeat in range(REPEATS // 2):  # these cost the most
+            shared = normal(rng, patients, columns=len(names))
+            values = (rng.random(shared.shape) < share[patients][:, None]).astype(np.int8)
+            values[rng.random(shared.shape) < 0.1] = -1  # not known
+            scores = {
+                row: {0: (shared + normal(rng, patients, columns=len(names))) / 2**0.5 + margin * (values == 1)}
+                for row, margin in (("a", quality), ("b", quality if other is None else other))
+            }
+            compared = compare_labels(scores, values, patients, names, bootstrap=RESAMPLES, seed=repeat)
+            if len(compared.rows["a"][0].labels) < len(names):  # by chance none has it
+                continue
+            truth, less = (np.mean([truth_of_label(metric, q, v) for v in values.T]) for q in (quality, other or 0))
+            if other is None:
+                yield truth, getattr(compared.rows["a"][0].macro, metric)
+            else:
+                yield truth - less, getattr(compared.differences["a − b"][0].macro, metric)
+
+    return samples
+
+
+def truth_of_label(metric: str, quality: float, values: np.ndarray) -> float:
+    """Of endlessly many scans, as many of them with the label as here."""
+    if metric == "auroc":
+        return 100 * norm.cdf(quality / 2**0.5)
+    share, x = (values == 1).sum() / max((values >= 0).sum(), 1), np.linspace(-7, 10, 2001)
+    found = share * norm.sf(x - quality)
+    precision = found / np.maximum(found + (1 - share) * norm.sf(x), 1e-300)
+    return 100 * np.trapezoid(norm.pdf(x - quality) * precision, x)
+
+
+def number(metric: str, correlation: float) -> Kind:
+    """R² or mean absolute error of predictions that know a part of the truth."""
+
+    def samples(rng, patients, _):
+        known, rest = normal(rng, patients), normal(rng, patients)
+        truth = correlation * known + (1 - correlation**2) ** 0.5 * rest
+        exact = {"r2": correlation**2, "error": (1 - correlation**2) ** 0.5 * (2 / np.pi) ** 0.5}
+        for y, x in zip(truth.T, correlation * known.T, strict=True):
+            yield exact[metric], getattr(compare_numbers({"a": x}, y, patients, RESAMPLES)[0]["a"], metric)
+
+    return samples
+
+
 def severity(correlation: float) -> Kind:
     def samples(rng, patients, bootstrap):
         a, b = normal(rng, patients), normal(rng, patients)
@@ -200,6 +261,17 @@ KINDS: dict[str, Kind] = {
     "map correlation": map_correlation,
     "purity": purity,
     "severity": severity(0.6),
+    "label AUROC": label("auroc", 1.5),
+    "label AUROC, high": label("auroc", 2.5),
+    "label AUROC, three patients have it": label("auroc", 1.5, of_patients=True),
+    "label average precision, three patients have it": label("average_precision", 1.5, of_patients=True),
+    "label AUROC difference": label("auroc", 1.5, 1.0),
+    "label average precision": label("average_precision", 1.5),
+    "label average precision difference": label("average_precision", 1.5, 1.0),
+    "mean AUROC of labels": label("auroc", 1.5, several=True),
+    "mean average precision of labels": label("average_precision", 1.5, several=True),
+    "R²": number("r2", 0.7),
+    "mean absolute error": number("error", 0.7),
 }
 
 
