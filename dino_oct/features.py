@@ -71,21 +71,33 @@ def predict(
     device: torch.device,
     bf16: bool = False,
     before_batch: Callable[[], None] = lambda: None,
+    multilabel: bool = False,
 ) -> np.ndarray:
     """Class probabilities (N, C) float64 of grey images (N, 1, H, W) uint8, shared out over the processes; see
-    ``extract``."""
+    ``extract``.
+
+    Args:
+        multilabel: each logit is that of a label of its own, which a scan has or not.
+    """
     logits = extract(
         model, images, device, _BATCH, bf16, forward=lambda network, batch: network(batch), before_batch=before_batch
     )
-    return torch.from_numpy(logits).double().softmax(dim=1).numpy()
+    logits = torch.from_numpy(logits).double()
+    return (logits.sigmoid() if multilabel else logits.softmax(dim=1)).numpy()
 
 
 def predict_scans(
-    model: nn.Module, scans: Sequence[np.ndarray], positions: np.ndarray, size: tuple[int, int], device: torch.device
+    model: nn.Module,
+    scans: Sequence[np.ndarray],
+    positions: np.ndarray,
+    size: tuple[int, int],
+    device: torch.device,
+    multilabel: bool = False,
 ) -> np.ndarray:
     """As ``predict``, of the scans at ``positions`` resized to ``size`` (rows, columns), a few in memory at a time."""
     chunks = [positions[start : start + _CHUNK] for start in range(0, len(positions), _CHUNK)]
-    return np.concatenate([predict(model, resize_all((scans[i] for i in chunk), size), device) for chunk in chunks])
+    images = (resize_all((scans[i] for i in chunk), size) for chunk in chunks)
+    return np.concatenate([predict(model, part, device, multilabel=multilabel) for part in images])
 
 
 def unit(features: np.ndarray) -> np.ndarray:

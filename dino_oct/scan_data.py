@@ -84,10 +84,12 @@ class ScanData:
         root = self.index.root
         if self.index.multilabels:
             raise InputError(
-                f"{root}: its scans may have several labels each ({examples(list(self.index.multilabels))}), and this "
-                "takes one class a scan; evaluation/linear.py, evaluation/knn.py and supervised/train.py judge several "
-                "labels; --dataset.columns label=COLUMN names a column of classes"
+                f"{root}: a scan may have several labels ({examples(list(self.index.multilabels))}), and this command "
+                "takes one class a scan: give --dataset.columns label=COLUMN; evaluation/linear.py and evaluation/knn.py "
+                "take several labels"
             )
+        if self.index.targets and not self.index.class_names:
+            raise InputError(f"{root}: its table has numbers and no classes; evaluation/linear.py predicts numbers")
         if len(self.index.class_names) < 2:
             classes = f"only '{self.index.class_names[0]}'" if self.index.class_names else "none"
             raise InputError(

@@ -86,11 +86,11 @@ class OptimConfig:
     clip_grad: Annotated[float, Range(0)] = 0.0
     """Largest joint norm of the gradient; 0 does not clip."""
     label_smoothing: Share = 0.0
-    """Share of the target spread evenly over the classes."""
+    """Share of the target spread evenly over the classes; of several labels, over yes and no."""
     mixup: Annotated[float, Range(0, 100)] = 0.0
     """Alpha of mixup's Beta distribution (Zhang et al. 2018); 0 mixes nothing."""
     balanced: bool = True
-    """Show every class equally often, repeating scans of the rarer ones."""
+    """Show every class equally often, repeating scans of the rarer ones. Several labels a scan: as they are."""
 
 
 @dataclass

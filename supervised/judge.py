@@ -16,6 +16,8 @@ from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import Majority, majority, never_recognised
 from dino_oct.scores.classification import METRICS, NO_CALIBRATION_INTERVAL, calibration_error, confusion, score_all
+from dino_oct.scores.label_text import label_captions, label_lines
+from dino_oct.scores.multilabel import Label, LabelScores, compare_labels, log_loss, rank_all, unlearned
 from dino_oct.scores.paired import ResultByClass, ScanSet, compare_scores
 from dino_oct.scores.text import (
     ACCURACY_HEADER,
@@ -54,6 +56,26 @@ def validation_metrics(labels: np.ndarray, probabilities: np.ndarray, class_name
         zip((f"val_{metric}" for metric in METRICS), scores, strict=True)
     )
     return {name: float(value) for name, value in (metrics | recalls).items() if np.isfinite(value)}
+
+
+def label_metrics(values: np.ndarray, probabilities: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Loss (nats) of what is known, average precision of each label, and the means over labels of it and of AUROC (per
+    cent), prefixed by ``val_``.
+
+    Args:
+        values: (N, L) 1, 0, or negative where not known; probabilities: (N, L).
+    """
+    (scores,) = rank_all(np.ones((1, len(values))), values, probabilities)
+    judged = np.isfinite(scores[:, 0])
+    area, precision = scores[judged].mean(axis=0)
+    each = dict(zip(names, scores[:, 1], strict=True))
+    metrics = {
+        "val_loss": log_loss(values, probabilities),
+        "val_mean_auroc": area,
+        "val_mean_average_precision": precision,
+        **{f"val_average_precision_{name}": value for name, value in each.items()},
+    }
+    return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +145,42 @@ def final_result(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinalLabels(Evaluation):
+    """What ``supervised_test.json`` holds of a set with several labels a scan."""
+
+    evaluation: str = "supervised"
+    units: str = "per cent; each number with its 95 % interval by patient, or the reason why it has none"
+    labels: dict[str, Label]
+    rows: dict[str, LabelScores]
+
+
+def final_labels(
+    data: ScanData,
+    positions: np.ndarray,
+    probabilities: np.ndarray,
+    weights: Weights,
+    settings: dict[str, Any],
+    seed: int = 0,
+) -> FinalLabels:
+    """AUROC and average precision of every label with patient-bootstrap intervals; arguments as ``final_result``."""
+    index, names = data.index, list(data.index.multilabels)
+    values, trained = index.multilabel_matrix(), data.known("train", targets=False)
+    compared = compare_labels(
+        {NAME: {"test": probabilities}}, values[positions], index.patients[positions], names,
+        unfitted=unlearned(values[trained], names), bootstrap=_RESAMPLES, seed=seed,
+    )  # fmt: skip
+    return FinalLabels(
+        model={"source": weights.source, "chosen": "weights of the best validation"},
+        weights={NAME: weights},
+        data={**data.summary(train=trained, queries=positions), "queries": "test"},
+        settings={**settings, "bootstrap": {"unit": "patient", "resamples": _RESAMPLES, "seed": seed}},
+        labels=compared.labels,
+        rows={NAME: compared.rows[NAME]["test"]},
+        notes=[*data.notes, *data.leak_notes(positions, "test"), *compared.notes],
+    )
+
+
 def read_result(file: Path) -> dict[str, Any] | None:
     """What the JSON file of a test holds; None, and a line where it is damaged, if the test must be made again."""
     if not os.path.lexists(file):
@@ -130,6 +188,8 @@ def read_result(file: Path) -> dict[str, Any] | None:
     try:
         result = read_json(file)
         row = result["rows"][NAME]
+        if "macro" in row:  # several labels a scan
+            row = {"accuracy": row["macro"]["auroc"], "balanced_accuracy": row["macro"]["average_precision"]}
         numbers = [row[name][key] for name in ("accuracy", "balanced_accuracy") for key in ("point", "low", "high")]
         if lowest := row.get("lowest_recall"):
             numbers += [lowest["recall"]["point"], result["majority"]["share"]]
@@ -143,15 +203,14 @@ def read_result(file: Path) -> dict[str, Any] | None:
     return result
 
 
-def result_text(result: FinalResult) -> str:
+def result_text(result: FinalResult | FinalLabels) -> str:
     """The result of a test as text."""
+    if isinstance(result, FinalLabels):
+        return _labels_text(result)
     (row,), sets = result.rows.values(), result.data["sets"]
     names = list(row.recall)
     lines = [
-        *heading("test", result),
-        f"data: {result.data['folder']} · trained: {sets['train']['scans']} scans of {sets['train']['patients']} "
-        f"patients · classified once: test, {sets['queries']['scans']} scans of {sets['queries']['patients']} patients",
-        "",
+        *_title(result),
         table(
             ["", *ACCURACY_HEADER, "calibration error %"],
             [
@@ -171,3 +230,18 @@ def result_text(result: FinalResult) -> str:
         *unit_lines(result.by_unit, result.settings["bootstrap"]["resamples"], result.notes),
     ]
     return "\n".join([*lines, *closing(result, result.verdicts)])
+
+
+def _labels_text(result: FinalLabels) -> str:
+    lines = label_lines(result.labels, result.rows, {}) + label_captions(result.settings["bootstrap"]["resamples"])
+    return "\n".join([*_title(result), *lines, *closing(result)])
+
+
+def _title(result: Evaluation) -> list[str]:
+    sets = result.data["sets"]
+    return [
+        *heading("test", result),
+        f"data: {result.data['folder']} · trained: {sets['train']['scans']} scans of {sets['train']['patients']} "
+        f"patients · classified once: test, {sets['queries']['scans']} scans of {sets['queries']['patients']} patients",
+        "",
+    ]

@@ -39,6 +39,8 @@ class ClassifierLearner:
         model: a timm model with a classifier, its frozen part set; wrapped for several processes here. Its BatchNorm
             statistics are then those of all GPUs together (of each process alone on CPUs, which torch cannot join).
         steps: of the whole run, over which the learning rate falls.
+        known_share: of several labels a scan, the share that is known of the training scans; unset: one class a scan.
+            It scales the loss, so that a step does not depend on how micro-batches share out the unknown ones.
     """
 
     def __init__(
@@ -49,11 +51,13 @@ class ClassifierLearner:
         steps_per_epoch: int,
         n_classes: int,
         accelerator: Accelerator,
+        known_share: float | None = None,
     ):
         model = model.to(accelerator.device)
         if processes.count() > 1 and accelerator.device.type == "cuda":
             model = convert_sync_batchnorm(model)
         self.model, self.config, self.n_classes, self.accelerator = model, config, n_classes, accelerator
+        self.known_share = known_share
         self.optimizer = make_optimizer(model, config)
         warmup = min(int(config.warmup_epochs * steps_per_epoch), steps)
         self.lr = warmup_cosine(config.lr, config.lr * config.min_lr_share, steps, warmup)
@@ -65,9 +69,9 @@ class ClassifierLearner:
         """One optimiser step.
 
         Args:
-            micro_batches: of this process; normalised images (B, C, H, W) and classes (B,). Mixup mixes each scan with
-                its neighbour in the batch (0 with 1, 2 with 3 …), so that micro-batches of an even size, and any number
-                of processes, mix the same.
+            micro_batches: of this process; normalised images (B, C, H, W) and classes (B,), or several labels (B, L),
+                1, 0, or negative where not known. Mixup mixes each scan with its neighbour in the batch (0 with 1, 2
+                with 3 …), so that micro-batches of an even size, and any number of processes, mix the same.
             rate: learning rate.
             mixing: draws how strongly mixup mixes; the same on every process.
 
@@ -83,14 +87,15 @@ class ClassifierLearner:
         self.optimizer.zero_grad(set_to_none=True)
         total = 0.0
         for i, (images, labels) in enumerate(micro_batches):
-            target = F.one_hot(labels, self.n_classes).float()
+            known, target = self._target(labels)
             if share < 1:
                 images, target = (share * batch + (1 - share) * _neighbours(batch) for batch in (images, target))
+                known = known & _neighbours(known) if known is not None else None
             last = i == len(micro_batches) - 1
             with self.accelerator.no_sync(self._model) if not last else contextlib.nullcontext():
                 with self.accelerator.autocast():
                     logits = self._model(images)
-                loss = F.cross_entropy(logits.float(), target, label_smoothing=self.config.label_smoothing)
+                loss = self._loss(logits.float(), target, known)
                 mean = processes.total(loss.detach()) / processes.count()
                 if not torch.isfinite(mean):
                     raise NotFiniteError(f"the loss is {mean.item()}")
@@ -102,6 +107,21 @@ class ClassifierLearner:
             raise NotFiniteError(f"the gradient's norm is {norm.item()}")
         self.optimizer.step()
         return {"loss": total, "grad_norm": float(norm), "lr": rate}
+
+    def _target(self, labels: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """What is known of several labels (B, L), None of classes, and probabilities (B, C or L) to learn."""
+        if self.known_share is None:
+            return None, F.one_hot(labels, self.n_classes).float()
+        return labels >= 0, labels.clamp_min(0).float()
+
+    def _loss(self, logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor | None) -> torch.Tensor:
+        """Cross-entropy of classes; of several labels, binary cross-entropy where they are ``known``."""
+        smoothing = self.config.label_smoothing
+        if known is None:
+            return F.cross_entropy(logits, target, label_smoothing=smoothing)
+        target = target * (1 - smoothing) + smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        return (losses * known).mean() / self.known_share
 
     def check_weights(self) -> None:
         """Raise NotFiniteError, on every process, unless all weights are finite."""

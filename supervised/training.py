@@ -38,8 +38,17 @@ from dino_oct.stopping import Stopped, StopSignal
 from dino_oct.streams import generator, seed_of
 from supervised.architectures import build, find
 from supervised.config import SupervisedConfig
-from supervised.data import LabelledScans, check_classes, labelled
-from supervised.judge import FinalResult, final_result, read_result, result_text, validation_metrics
+from supervised.data import LabelledScans, check_classes, check_labels, labelled
+from supervised.judge import (
+    FinalLabels,
+    FinalResult,
+    final_labels,
+    final_result,
+    label_metrics,
+    read_result,
+    result_text,
+    validation_metrics,
+)
 from supervised.learner import ClassifierLearner
 
 STATE: dict[str, type | tuple[type, ...]] = {  # what resuming needs
@@ -47,13 +56,15 @@ STATE: dict[str, type | tuple[type, ...]] = {  # what resuming needs
     **{"losses": list, "is_judged": bool},
 }
 JUDGED_BY = "val_balanced_accuracy"
+LABELS_JUDGED_BY = "val_mean_average_precision"  # of several labels a scan
 
 OnEpoch = Callable[[int, dict[str, float]], None]
 
 
 @dataclass
 class Best:
-    """The best validation so far: highest balanced accuracy, ties by lower loss.
+    """The best validation so far: highest balanced accuracy, of several labels a scan highest mean average precision;
+    ties by lower loss.
 
     Attributes:
         is_old: so many epochs ago that training should stop.
@@ -67,13 +78,18 @@ class Best:
         """Consider an epoch's metrics; whether they are the best so far."""
 
         def rank(of: dict[str, float]) -> tuple[float, float]:
-            return of[JUDGED_BY], -of["val_loss"]
+            return of[judged_by(of)], -of["val_loss"]
 
         is_better = not self.metrics or rank(metrics) > rank(self.metrics)
         if is_better:
             self.epoch, self.metrics = epoch, metrics
         self.is_old = patience > 0 and epoch - self.epoch >= patience
         return is_better
+
+
+def judged_by(metrics: dict[str, float]) -> str:
+    """Which of an epoch's metrics chooses the weights."""
+    return LABELS_JUDGED_BY if LABELS_JUDGED_BY in metrics else JUDGED_BY
 
 
 def train(config: SupervisedConfig, on_epoch: OnEpoch = lambda epoch, metrics: None) -> dict[str, float]:
@@ -123,8 +139,14 @@ def _train(
     table = provenance.table_of(resume_file)
     with accelerator.local_main_process_first():
         index, scans = load_scans(config.data, config.dataset, config.phantom, say, table)
-    check_classes(index)
-    names, train_index, val_index = index.class_names, labelled(index, "train"), labelled(index, "val")
+    multilabel = bool(index.multilabels)
+    (check_labels if multilabel else check_classes)(index)
+    names, targets = index.class_names, index.labels
+    if multilabel:
+        names, targets = tuple(index.multilabels), index.multilabel_matrix()
+    balanced = config.optim.balanced and not multilabel  # a scan of a rare label brings its frequent ones
+    train_index, val_index = labelled(index, "train"), labelled(index, "val")
+    known_share = float((targets[train_index] >= 0).mean()) if multilabel else None
     n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
     progress = Progress(Plan(config.optim.epochs, n_steps_per_epoch, config.optim.batch_size))
     steps = progress.plan.steps
@@ -155,14 +177,16 @@ def _train(
         f"{sum(p.numel() for p in classifier.model.parameters()) / 1e6:.2f} M parameters learn · "
         f"images {classifier.input_size[0]} px"
     )
-    learner = ClassifierLearner(classifier.model, config.optim, steps, n_steps_per_epoch, len(names), accelerator)
+    learner = ClassifierLearner(
+        classifier.model, config.optim, steps, n_steps_per_epoch, len(names), accelerator, known_share
+    )
     best, losses, rate, is_judged = Best(), [], {}, False
     if state:
         with checkpoint.restoring(resume_file):
             learner.load_state_dict(state)
             checkpoint.check_optimizer(learner.optimizer)
             best, losses, rate, is_judged = Best(**state["best"]), state["losses"], state["rate"], state["is_judged"]
-            ranked = [best.metrics[name] for name in (JUDGED_BY, "val_loss")] if best.metrics else []
+            ranked = [best.metrics[name] for name in (judged_by(best.metrics), "val_loss")] if best.metrics else []
             checkpoint.check_numbers([best.epoch, *ranked, *losses, *([rate["lr"]] if progress.step else [])])
         if progress.hand_over(rate, {"lr": float(learner.lr[min(max(progress.position, 1), steps) - 1])}):
             plan_change += ("; " if plan_change else "") + (
@@ -178,7 +202,7 @@ def _train(
         start = "" if resume_file else find(config.model, config.init == "pretrained")[1]
         provenance.record(run, index, scans.file_digests, start, resume_file)
         if progress.step == 0:
-            save_export(learner.model, run / "checkpoints" / "start", names, scan_settings(config.dataset))
+            save_export(learner.model, run / "checkpoints" / "start", names, scan_settings(config.dataset), multilabel)
     if plan_change:
         say(f"warning: {plan_change}")
     accelerator.wait_for_everyone()
@@ -188,7 +212,7 @@ def _train(
 
     # ---- views -----------------------------------------------------------------------------------------------------
     augment = SingleCrop(config.augment, classifier.input_size[0], config.seed, device)
-    training_scans = LabelledScans(scans, train_index, index.labels[train_index], config.seed, config.optim.balanced)
+    training_scans = LabelledScans(scans, train_index, targets[train_index], config.seed, balanced)
     sampler = StepSampler(
         len(train_index), config.optim.batch_size, config.optim.accumulate, config.seed, progress.position,
         steps, accelerator.process_index,
@@ -214,10 +238,10 @@ def _train(
         """
         nonlocal is_judged
         learner.check_weights()
-        probabilities = predict(learner.model, val_images, device, bf16, lambda: stop.check(device))
+        probabilities = predict(learner.model, val_images, device, bf16, lambda: stop.check(device), multilabel)
         if not np.isfinite(probabilities).all():
             raise NotFiniteError("the validation loss is not finite")
-        metrics = validation_metrics(index.labels[val_index], probabilities, names)
+        metrics = (label_metrics if multilabel else validation_metrics)(targets[val_index], probabilities, names)
         if losses:
             metrics["train_loss"] = sum(losses) / len(losses)
             losses.clear()
@@ -238,14 +262,14 @@ def _train(
         if main_process:
             rest = {"step": progress.step, "progress": progress.state_dict(), "rate": rate, "is_judged": is_judged}
             rest |= {"best": dataclasses.asdict(best), "losses": losses}
-            rest["hub_config"] = {**learner.model.hub_config, "label_names": list(names)}
+            rest["hub_config"] = {**learner.model.hub_config, "label_names": list(names), "multilabel": multilabel}
             if is_best:  # first: last.pt will say that these weights were the best
-                save_export(learner.model, run / "export", names, scan_settings(config.dataset))
+                save_export(learner.model, run / "export", names, scan_settings(config.dataset), multilabel)
             checkpoints.save(learner.state_dict() | rest, best=is_best)
 
     try:
         say(
-            f"training: {len(train_index):,} scans{', classes balanced' if config.optim.balanced else ''} · at most "
+            f"training: {len(train_index):,} scans{', classes balanced' if balanced else ''} · at most "
             f"{config.optim.epochs} epochs of {n_steps_per_epoch} steps · batch {config.optim.batch_size} = "
             f"{processes.count()} processes × {config.optim.accumulate} micro-batches × {share} · "
             f"{config.optim.optimizer}, lr {config.optim.lr:.2e} · {device.type}, {'bf16' if bf16 else 'fp32'}"
@@ -299,7 +323,8 @@ def _train(
         return best.metrics
     if best.is_old:
         say(f"stopped early: no better validation in {config.optim.patience} epochs")
-    say(f"best: epoch {best.epoch}, {best.metrics[JUDGED_BY]:.1f} % balanced validation accuracy; in {run}/export")
+    metric = "mean average precision of validation" if multilabel else "balanced validation accuracy"
+    say(f"best: epoch {best.epoch}, {best.metrics[judged_by(best.metrics)]:.1f} % {metric}; in {run}/export")
 
     # ---- test, once ------------------------------------------------------------------------------------------------
     if config.test:
@@ -350,6 +375,8 @@ def build_model(config: SupervisedConfig, n_classes: int, state: Checkpoint | No
 
 def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], names: Sequence[str]) -> str:
     """One line of an epoch."""
+    if LABELS_JUDGED_BY in metrics:
+        return _label_line(epoch, epochs, metrics, names)
     recall = {name: metrics[f"val_recall_{name}"] for name in names if f"val_recall_{name}" in metrics}
     each = ", ".join(f"{name} {value:.0f}" for name, value in recall.items())
     never = ClassSummary(recall).never_recognised
@@ -367,7 +394,23 @@ def epoch_line(epoch: int, epochs: int, metrics: dict[str, float], names: Sequen
     )
 
 
-def test(config: SupervisedConfig, data: ScanData, run: Path, device: torch.device) -> FinalResult | None:
+def _label_line(epoch: int, epochs: int, metrics: dict[str, float], names: Sequence[str]) -> str:
+    precision = {name: metrics.get(f"val_average_precision_{name}") for name in names}
+    each = ", ".join(f"{name} {value:.0f}" for name, value in precision.items() if value is not None)
+    losses = [f"loss {metrics['train_loss']:.3f}"] if "train_loss" in metrics else []
+    return " · ".join(
+        [
+            f"epoch {epoch}/{epochs}",
+            *losses,
+            f"validation: loss {metrics['val_loss']:.3f}",
+            f"mean AUROC {metrics['val_mean_auroc']:.1f} %",
+            f"mean average precision {metrics[LABELS_JUDGED_BY]:.1f} % ({each})",
+            f"{metrics['epoch_seconds']:.1f} s",
+        ]
+    )
+
+
+def test(config: SupervisedConfig, data: ScanData, run: Path, device: torch.device) -> FinalResult | FinalLabels | None:
     """Classify the test split with a run's exported weights; None where there are no labelled test scans.
 
     Every process must call it.
@@ -375,10 +418,16 @@ def test(config: SupervisedConfig, data: ScanData, run: Path, device: torch.devi
     positions = {"queries": labelled(data.index, "test")}
     if not len(positions["queries"]):
         return None
-    if data.groupings("test"):
+    multilabel = bool(data.index.multilabels)
+    if not multilabel and data.groupings("test"):
         positions["val"] = labelled(data.index, "val")
     network = load_frozen(str(run / "export"), device, num_classes=None)
     size = tuple(network.pretrained_cfg["input_size"][-2:])
-    probabilities = {name: predict_scans(network, data.scans, p, size, device) for name, p in positions.items()}
+    probabilities = {
+        name: predict_scans(network, data.scans, p, size, device, multilabel) for name, p in positions.items()
+    }
     settings = {"model": config.model, "init": config.init, "image_size": size}
+    if multilabel:
+        queries, scores = positions["queries"], probabilities["queries"]
+        return final_labels(data, queries, scores, network.weights, settings, config.seed)
     return final_result(data, positions["queries"], probabilities, network.weights, settings, config.seed)

@@ -58,6 +58,11 @@ def search(options: SearchOptions, say: Say = print) -> dict[str, Any]:
     space = read_space(options.space, options.models, base)
     base = base_of(base, space.given["model"])
     index, scans = load_scans(base.data, base.dataset, base.phantom, say)
+    if index.multilabels:
+        raise InputError(
+            f"{index.root}: its scans may have several labels each, and a search compares classifiers of one class a "
+            "scan; train models one by one: supervised/train.py"
+        )
     check_classes(index)
     data = ScanData(index, scans, base.dataset, None, index.notes)
     out = Path(options.out)

@@ -143,7 +143,8 @@ def adopt_description(model: nn.Module, hub_config: ModelDescription) -> None:
     """Take over what a description (of ``check_description``) says beside the architecture, for a model built anew."""
     model.pretrained_cfg = {**model.pretrained_cfg, **hub_config["pretrained_cfg"]}
     model.hub_config["pretrained_cfg"] = {**model.hub_config["pretrained_cfg"], **hub_config["pretrained_cfg"]}
-    model.hub_config |= {key: hub_config[key] for key in ("label_names", "scans", "norm_eps") if key in hub_config}
+    told = ("label_names", "multilabel", "scans", "norm_eps")
+    model.hub_config |= {key: hub_config[key] for key in told if key in hub_config}
     if "norm_eps" in hub_config:
         for norm in _norms(model):
             norm.eps = hub_config["norm_eps"]
@@ -198,6 +199,7 @@ def save_export(
     folder: str | Path,
     label_names: Sequence[str] | None = None,
     scans: dict[str, Any] | None = None,
+    multilabel: bool = False,
 ) -> None:
     """Write ``backbone.safetensors`` and ``config.json`` in timm's hub format (architecture, model_args, …).
 
@@ -208,11 +210,15 @@ def save_export(
         backbone: from ``load_backbone``; its classifier, if it has one, is written with it.
         label_names: the classes of that classifier, in order; unset: those it was loaded with.
         scans: what was done to scans before they became images, which timm does not know; unset: as it was loaded.
+        multilabel: the ``label_names`` are labels that a scan may have together.
     """
     folder = Path(folder)
+    told = backbone.hub_config
+    if label_names is not None:
+        told = {key: value for key, value in told.items() if key != "multilabel"}
+        told |= {"label_names": list(label_names)} | ({"multilabel": True} if multilabel else {})
     config = {
-        **backbone.hub_config,
-        **({"label_names": list(label_names)} if label_names is not None else {}),
+        **told,
         **({"scans": scans} if scans is not None else {}),
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -439,7 +445,7 @@ def _build(
     report = replace(load(model), format=format_name)
     model = _finish(model, hub_config["architecture"], args, report)
     if report.classifier != "loaded":  # then its names are not the model's
-        hub_config = {key: value for key, value in hub_config.items() if key != "label_names"}
+        hub_config = {key: value for key, value in hub_config.items() if key not in ("label_names", "multilabel")}
     adopt_description(model, {**hub_config, "pretrained_cfg": {}})
     return model
 

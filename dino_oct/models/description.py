@@ -38,8 +38,9 @@ class ModelDescription(TypedDict, total=False):
     """What rebuilds a network, in timm's hub format: an export's ``config.json``, a checkpoint's ``hub_config``.
 
     ``num_classes`` is the classifier's, 0 without. Not always there are ``num_features``, ``label_names`` (the
-    classes), and what timm does not know: ``scans`` (what was done to scans before they became images) and ``norm_eps``
-    (of all layer norms, in ConvNeXt of the last one; where it is not timm's).
+    classes), and what timm does not know: ``multilabel`` (the names are labels that a scan may have together, each
+    logit a yes or no), ``scans`` (what was done to scans before they became images) and ``norm_eps`` (of all layer
+    norms, in ConvNeXt of the last one; where it is not timm's).
     """
 
     architecture: str
@@ -48,6 +49,7 @@ class ModelDescription(TypedDict, total=False):
     model_args: ModelArgs
     pretrained_cfg: ImageDescription
     label_names: list[str]
+    multilabel: bool
     scans: dict[str, Any]
     norm_eps: float
 
@@ -135,6 +137,8 @@ def check_description(hub_config: Any, source: str) -> ModelDescription:
         if len(names) != described["num_classes"]:
             raise InputError(f"{source}: {len(names)} label_names for {described['num_classes']} classes")
         described["label_names"] = list(names)
+        if hub_config.get("multilabel") is True:
+            described["multilabel"] = True
     scans = hub_config.get("scans")
     if isinstance(scans, dict):
         described["scans"] = {str(name): value for name, value in scans.items() if _is_plain(value)}

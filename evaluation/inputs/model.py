@@ -216,6 +216,11 @@ def as_classifier(model: Model, options: ClassTargetOptions, data: ScanData | No
         raise InputError(
             f"{source.name} has no classifier of its own; use --classifier probe, or name a supervised run"
         )
+    if options.classifier in (None, "own") and model.head == "own" and model.model.hub_config.get("multilabel"):
+        raise InputError(
+            f"{source.name}: its classifier gives several labels a scan ({', '.join(model.class_names[:20])}), and "
+            "this explains one class a scan; --classifier probe fits one to the scans of --data DIR"
+        )
     if options.classifier in (None, "own") and model.head == "own" and (model.class_names or options.classifier):
         names = model.class_names or tuple(map(str, range(model.model.num_classes)))
         return dataclasses.replace(model, class_names=names)

@@ -106,6 +106,8 @@ def open_external(
         return None
     settings = dataclasses.replace(own.dataset, **vars(Reading()), unlabelled=[], split="patient")
     index, scans = load_scans(options.external, settings, PhantomConfig(), lambda text: say(f"external {text}"))
+    if index.multilabels:
+        raise InputError(f"--external {options.external}: a scan may have several labels; give scans of one class each")
     pairs = dict(entry.split("=", 1) for entry in options.external_classes)
     for names, wanted, where in (
         (own.index.class_names, pairs, own.index.root), (index.class_names, pairs.values(), index.root)
