@@ -15,6 +15,7 @@ from dino_oct.data.shortcut import check_shortcuts, shortcut_features
 from dino_oct.errors import InputError
 from dino_oct.provenance import TRAINED_ON, TrainedPatients, trained_on, trained_patients
 from dino_oct.scores.bootstrap import Interval
+from dino_oct.scores.label_units import LabelGroupings, group_labels
 from dino_oct.scores.paired import ScanSet
 from dino_oct.scores.text import PHANTOM_NOTICE, slice_words
 from dino_oct.scores.units import Groupings, group, keys_of, units_to_report
@@ -85,8 +86,8 @@ class ScanData:
         if self.index.multilabels:
             raise InputError(
                 f"{root}: a scan may have several labels ({examples(list(self.index.multilabels))}), and this command "
-                "takes one class a scan: give --dataset.columns label=COLUMN; evaluation/linear.py and evaluation/knn.py "
-                "take several labels"
+                "takes one class a scan: give --dataset.columns label=COLUMN; several labels are for "
+                "evaluation/linear.py and evaluation/knn.py"
             )
         if self.index.targets and not self.index.class_names:
             raise InputError(f"{root}: its table has numbers and no classes; evaluation/linear.py predicts numbers")
@@ -151,6 +152,19 @@ class ScanData:
         return {
             unit: {name: group(keys[unit][rows], sets[name]) for name, rows in positions.items() if len(rows)}
             for unit in reported
+        }
+
+    def label_groupings(self, positions: np.ndarray, val: np.ndarray | None = None) -> LabelGroupings:
+        """Scans with several labels grouped to the units that are worth reporting, and validation scans beside them.
+
+        Args:
+            positions: of the scans that are judged; val: of those that choose the rule, if any do.
+        """
+        keys, values, patients = self.unit_keys(), self.index.multilabel_matrix(), self.index.patients
+        sets = {"queries": positions} | ({"val": val} if val is not None and len(val) else {})
+        return {
+            unit: {name: group_labels(keys[unit][rows], values[rows], patients[rows]) for name, rows in sets.items()}
+            for unit in units_to_report({unit: of_scans[positions] for unit, of_scans in keys.items()})
         }
 
     def counts(self, positions: np.ndarray) -> ScanCounts:

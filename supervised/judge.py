@@ -16,7 +16,8 @@ from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import Majority, majority, never_recognised
 from dino_oct.scores.classification import METRICS, NO_CALIBRATION_INTERVAL, calibration_error, confusion, score_all
-from dino_oct.scores.label_text import label_captions, label_lines
+from dino_oct.scores.label_text import label_captions, label_lines, label_unit_lines
+from dino_oct.scores.label_units import LabelsByUnit, compare_label_units
 from dino_oct.scores.multilabel import Label, LabelScores, compare_labels, log_loss, rank_all, unlearned
 from dino_oct.scores.paired import ResultByClass, ScanSet, compare_scores
 from dino_oct.scores.text import (
@@ -153,31 +154,40 @@ class FinalLabels(Evaluation):
     units: str = "per cent; each number with its 95 % interval by patient, or the reason why it has none"
     labels: dict[str, Label]
     rows: dict[str, LabelScores]
+    by_unit: dict[str, LabelsByUnit] = field(default_factory=dict, metadata={"may_be_empty": True})
 
 
 def final_labels(
     data: ScanData,
-    positions: np.ndarray,
-    probabilities: np.ndarray,
+    positions: dict[str, np.ndarray],
+    probabilities: BySet,
     weights: Weights,
     settings: dict[str, Any],
     seed: int = 0,
 ) -> FinalLabels:
-    """AUROC and average precision of every label with patient-bootstrap intervals; arguments as ``final_result``."""
+    """AUROC and average precision of every label with patient-bootstrap intervals.
+
+    Args:
+        positions: "queries", and "val" where there are units: as the ``probabilities`` of ``final_result``.
+    """
     index, names = data.index, list(data.index.multilabels)
     values, trained = index.multilabel_matrix(), data.known("train", targets=False)
+    queries, resampling = positions["queries"], {"bootstrap": _RESAMPLES, "seed": seed}
+    resampling |= {"unfitted": unlearned(values[trained], names)}
     compared = compare_labels(
-        {NAME: {"test": probabilities}}, values[positions], index.patients[positions], names,
-        unfitted=unlearned(values[trained], names), bootstrap=_RESAMPLES, seed=seed,
-    )  # fmt: skip
+        {NAME: {"test": probabilities["queries"]}}, values[queries], index.patients[queries], names, **resampling
+    )
+    groupings = data.label_groupings(queries, positions.get("val"))
+    by_unit = compare_label_units({NAME: {"test": probabilities}}, groupings, names, **resampling)
     return FinalLabels(
         model={"source": weights.source, "chosen": "weights of the best validation"},
         weights={NAME: weights},
-        data={**data.summary(train=trained, queries=positions), "queries": "test"},
+        data={**data.summary(train=trained, queries=queries), "queries": "test"},
         settings={**settings, "bootstrap": {"unit": "patient", "resamples": _RESAMPLES, "seed": seed}},
         labels=compared.labels,
         rows={NAME: compared.rows[NAME]["test"]},
-        notes=[*data.notes, *data.leak_notes(positions, "test"), *compared.notes],
+        by_unit={unit: of_unit.of("test") for unit, of_unit in by_unit.items()},
+        notes=[*data.notes, *data.leak_notes(queries, "test"), *compared.notes],
     )
 
 
@@ -233,7 +243,8 @@ def result_text(result: FinalResult | FinalLabels) -> str:
 
 
 def _labels_text(result: FinalLabels) -> str:
-    lines = label_lines(result.labels, result.rows, {}) + label_captions(result.settings["bootstrap"]["resamples"])
+    lines = label_lines(result.labels, result.rows, {}) + label_unit_lines(result.by_unit, result.notes)
+    lines += label_captions(result.settings["bootstrap"]["resamples"])
     return "\n".join([*_title(result), *lines, *closing(result)])
 
 

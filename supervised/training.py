@@ -419,7 +419,7 @@ def test(config: SupervisedConfig, data: ScanData, run: Path, device: torch.devi
     if not len(positions["queries"]):
         return None
     multilabel = bool(data.index.multilabels)
-    if not multilabel and data.groupings("test"):
+    if data.label_groupings(positions["queries"]) if multilabel else data.groupings("test"):
         positions["val"] = labelled(data.index, "val")
     network = load_frozen(str(run / "export"), device, num_classes=None)
     size = tuple(network.pretrained_cfg["input_size"][-2:])
@@ -428,6 +428,5 @@ def test(config: SupervisedConfig, data: ScanData, run: Path, device: torch.devi
     }
     settings = {"model": config.model, "init": config.init, "image_size": size}
     if multilabel:
-        queries, scores = positions["queries"], probabilities["queries"]
-        return final_labels(data, queries, scores, network.weights, settings, config.seed)
+        return final_labels(data, positions, probabilities, network.weights, settings, config.seed)
     return final_result(data, positions["queries"], probabilities, network.weights, settings, config.seed)

@@ -1,8 +1,9 @@
 """Results of several labels a scan, and of predicted numbers, as text in 80 columns."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from dino_oct.scores.label_units import LabelsByUnit
 from dino_oct.scores.multilabel import Label, LabelScores
 from dino_oct.scores.regression import Regression, Target
 from dino_oct.scores.text import narrow, table
@@ -16,16 +17,17 @@ def label_lines(
     rows: Mapping[str, LabelScores],
     differences: Mapping[str, LabelScores],
     title: str = "",
+    noun: str = "scans",
 ) -> list[str]:
     """A row for each label of the first classifier, then each metric of all classifiers, then the differences of means.
 
     Args:
         rows: name → scores; differences: "a − b" → difference of the first row to another one.
-        title: of the first table, where there are several.
+        title: of the first table, where there are several; noun: what is counted, before patients in brackets.
     """
     (first, scores), *others = rows.items()
     lines = [f"{title}{first}"] if others or title else []
-    lines.append(table(["label", "with it", "known", "share %", *_TITLES.values()], _first(labels, scores)))
+    lines.append(table(["label", f"{noun} with", "known", "share %", *_TITLES.values()], _first(labels, scores)))
     if others:
         for metric, title in _TITLES.items():
             cells = [
@@ -41,10 +43,26 @@ def label_lines(
     return lines
 
 
+def label_unit_lines(by_unit: Mapping[str, LabelsByUnit], said: Sequence[str] = (), title: str = "") -> list[str]:
+    """As ``label_lines`` of each unit, with the rule of each row, and notes.
+
+    Args:
+        by_unit: of one setting; said: notes that are not said again.
+    """
+    lines = []
+    for unit, of_unit in by_unit.items():
+        rules = ", ".join(f"{row} {rule}" for row, rule in of_unit.rules.items())
+        how = f"chosen on {of_unit.val_units} validation {unit}s" if of_unit.val_units else "not chosen"
+        tables = label_lines(of_unit.labels, of_unit.rows, of_unit.differences, f"by {unit}, {title}", f"{unit}s")
+        lines += ["", *tables, f"rule: {rules}; {how}"]
+        lines += [f"note: by {unit}: {note}" for note in of_unit.notes if note not in said]
+    return lines
+
+
 def label_captions(resamples: int) -> list[str]:
     """What the cells of ``label_lines`` are."""
     return [
-        "with it, known: scans (patients)",
+        "with, known: in brackets the patients",
         "AP: average precision; that of chance is the share of the scans with the label",
         *([_intervals(resamples)] if resamples else []),
     ]

@@ -104,6 +104,12 @@ def aggregate(scores: np.ndarray, unit_of_scan: np.ndarray, share: float) -> np.
     Returns:
         (U, C), rows sum to 1.
     """
+    means = highest_means(scores, unit_of_scan, share)
+    return means / means.sum(axis=1, keepdims=True)
+
+
+def highest_means(scores: np.ndarray, unit_of_scan: np.ndarray, share: float) -> np.ndarray:
+    """As ``aggregate``, of any scores, each column by itself."""
     kept = unit_of_scan >= 0
     unit, scores = unit_of_scan[kept], scores[kept]
     counts = np.bincount(unit)
@@ -115,8 +121,7 @@ def aggregate(scores: np.ndarray, unit_of_scan: np.ndarray, share: float) -> np.
         rank = np.arange(len(unit)) - first[unit[order]]
         highest = of_class[order] * (rank < used[unit[order]])
         columns.append(np.bincount(unit[order], weights=highest) / used)
-    means = np.stack(columns, axis=1)
-    return means / means.sum(axis=1, keepdims=True)
+    return np.stack(columns, axis=1)
 
 
 def unit_means(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,10 +12,12 @@ from dino_oct.knn import label_votes
 from dino_oct.runtime import default_device
 from dino_oct.scan_data import ScanData
 from dino_oct.scores import probes
-from dino_oct.scores.label_text import label_captions, label_lines
+from dino_oct.scores.label_text import label_captions, label_lines, label_unit_lines
+from dino_oct.scores.label_units import LabelsByUnit, compare_label_units
 from dino_oct.scores.multilabel import ComparedLabels, Label, LabelScores, compare_labels, unlearned
 from dino_oct.scores.paired import MODEL, PIXELS, START, ScanSet, Setting, verdict
 from dino_oct.scores.text import Evaluation, closing, heading
+from dino_oct.scores.units import BySet
 from evaluation.config import IMAGE_FEATURE, FeatureOptions, KnnOptions, LinearOptions
 from evaluation.inputs.features import FrozenFeatures, extract_features
 from evaluation.inputs.model import open_model
@@ -33,10 +35,12 @@ class LabelEvaluation(Evaluation):
 
     Attributes:
         labels: what is known of each on the classified scans; verdicts: what the numbers let one say.
+        by_unit: the same rows on volumes, eyes and patients, where these hold several scans.
     """
 
     units: str = _UNITS
     labels: dict[str, Label]
+    by_unit: dict[str, LabelsByUnit] = field(default_factory=dict, metadata={"may_be_empty": True})
     verdicts: list[str]
 
 
@@ -90,17 +94,24 @@ def probe_labels(source: Source, options: LinearOptions, data: ScanData) -> Labe
     }
     probed, labels, verdicts = {}, {}, []
     differences: dict[str, LabelScores] = {}
+    by_unit: dict[str, LabelsByUnit] = {}
     notes = _notes(data, positions, options, val=positions["val"])
     if names:
         unfitted = unlearned(values["train"], names)
         if len(unfitted) == len(names):
             raise InputError(f"{index.root}: no label can be learned: {names[0]}: {unfitted[names[0]]}")
         fitted = {row: _fit(of_row, row, values, options) for row, of_row in features.items()}
+        resampling = {"unfitted": unfitted, "bootstrap": options.bootstrap, "seed": options.seed}
         compared = compare_labels(
-            {row: {_ONE: scores} for row, (_, scores) in fitted.items()},
-            values["queries"], index.patients[positions["queries"]], names,
-            unfitted=unfitted, bootstrap=options.bootstrap, seed=options.seed,
+            {row: {_ONE: by_set["queries"]} for row, (_, by_set) in fitted.items()},
+            values["queries"], index.patients[positions["queries"]], names, **resampling,
         )  # fmt: skip
+        val = positions["val"] if options.split != "val" else None
+        units = compare_label_units(
+            {row: {_ONE: by_set} for row, (_, by_set) in fitted.items()},
+            data.label_groupings(positions["queries"], val), names, **resampling,
+        )  # fmt: skip
+        by_unit = {unit: of_unit.of(_ONE) for unit, of_unit in units.items()}
         for row, (choice, _) in fitted.items():
             scores, width = compared.rows[row][_ONE], features[row].train.shape[1]
             probed[row] = LabelProbe(**vars(scores), setting=choice.setting,
@@ -123,6 +134,7 @@ def probe_labels(source: Source, options: LinearOptions, data: ScanData) -> Labe
             "bootstrap": options.intervals,
         },
         labels=labels,
+        by_unit=by_unit,
         rows=probed,
         differences=differences,
         targets=judge_targets(features, data, list(positions.values()), options),
@@ -133,8 +145,8 @@ def probe_labels(source: Source, options: LinearOptions, data: ScanData) -> Labe
 
 def _fit(
     features: Features, row: str, values: dict[str, np.ndarray], options: LinearOptions
-) -> tuple[probes.LabelChoice, np.ndarray]:
-    """The setting that validation chose, and probabilities (M, L) of the classified scans."""
+) -> tuple[probes.LabelChoice, BySet]:
+    """The setting that validation chose, and probabilities (M, L) of the validation and the classified scans."""
     # SGD's learning rate is made for a backbone's features as they are; grey values need scaling.
     standardise = options.protocol == "fast" or row == PIXELS
     mean, scale = probes.standardisation(features.train) if standardise else (0.0, 1.0)
@@ -149,7 +161,7 @@ def _fit(
             partial(probes.sgd_epochs, epochs=options.epochs, seed=options.seed), train, values["train"]
         )
     choice = probes.choose_labels(fits, val, values["val"])
-    return choice, choice.classifier.probabilities(queries)
+    return choice, {name: choice.classifier.probabilities(x) for name, x in (("val", val), ("queries", queries))}
 
 
 def vote_labels(source: Source, options: KnnOptions, data: ScanData) -> LabelVotes:
@@ -162,18 +174,33 @@ def vote_labels(source: Source, options: KnnOptions, data: ScanData) -> LabelVot
     positions = {
         name: data.known(split, targets=False) for name, split in (("train", "train"), ("queries", options.split))
     }
-    train, queries = (index.multilabel_matrix()[rows] for rows in positions.values())
-    patients = {name: index.patients[rows] for name, rows in positions.items()}
+    val = index.positions("val") if options.split != "val" else np.zeros(0, np.int64)
+    val = val[index.is_labelled[val]]
+    groupings = data.label_groupings(positions["queries"], val)
+    if groupings and len(val):  # they choose how scans become units
+        positions["val"] = val
+    values = index.multilabel_matrix()
+    train, patients = values[positions["train"]], index.patients
     extracted = _extract(source, options, data, positions)
-    apart = tuple(patients.values()) if options.exclude_same_patient else None
-    scores = {
-        row: label_votes(of_row, train, extracted.by_set["queries"][row], options.k, options.temperature, apart)
+    by_set = {
+        row: {
+            name: label_votes(
+                of_row, train, extracted.by_set[name][row], options.k, options.temperature,
+                (patients[positions["train"]], patients[positions[name]]) if options.exclude_same_patient else None,
+            )
+            for name in positions if name != "train"
+        }
         for row, of_row in extracted.by_set["train"].items()
-    }
+    }  # fmt: skip
+    resampling = {"unfitted": unlearned(train, names), "bootstrap": options.bootstrap, "seed": options.seed}
     compared = compare_labels(
-        scores, queries, patients["queries"], names,
-        unfitted=unlearned(train, names), bootstrap=options.bootstrap, seed=options.seed,
+        {row: votes["queries"] for row, votes in by_set.items()},
+        values[positions["queries"]], patients[positions["queries"]], names, **resampling,
     )  # fmt: skip
+    by_k = {
+        row: {k: {name: votes[k] for name, votes in of_row.items()} for k in options.k}
+        for row, of_row in by_set.items()
+    }
     return LabelVotes(
         model=of_source(source),
         weights=extracted.weights,
@@ -186,6 +213,7 @@ def vote_labels(source: Source, options: KnnOptions, data: ScanData) -> LabelVot
             "bootstrap": options.intervals,
         },
         labels=compared.labels,
+        by_unit=compare_label_units(by_k, groupings, names, **resampling),
         rows=compared.rows,
         differences=compared.differences,
         verdicts=_verdicts(compared, lambda k: k),
@@ -246,6 +274,7 @@ def probe_text(result: LabelProbes) -> str:
         chosen = ", ".join(f"{name} {row.setting:.3g}" for name, row in result.rows.items())
         lines += label_lines(result.labels, result.rows, result.differences) + label_captions(resamples)
         lines.append(f"{what}, one for all labels, by mean average precision on the validation scans: {chosen}")
+        lines += label_unit_lines(result.by_unit, result.notes)
     lines += on_target_lines(result.targets, resamples)
     return "\n".join([*lines, *closing(result, result.verdicts)])
 
@@ -255,6 +284,8 @@ def votes_text(result: LabelVotes) -> str:
     lines = _heading(result, "k-NN", "votes")
     for k in result.settings["k"]:
         rows, differences = ({name: by_k[k] for name, by_k in of.items()} for of in (result.rows, result.differences))
-        lines += [*label_lines(result.labels, rows, differences, f"k={k}: "), ""]
+        lines += label_lines(result.labels, rows, differences, f"k={k}: ")
+        of_k = {unit: of_unit.of(k) for unit, of_unit in result.by_unit.items()}
+        lines += [*label_unit_lines(of_k, result.notes, f"k={k}: "), ""]
     lines += label_captions(result.settings["bootstrap"]["resamples"])
     return "\n".join([*lines, *closing(result, result.verdicts)])

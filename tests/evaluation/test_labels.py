@@ -1,6 +1,7 @@
 """Several labels a scan, and numbers to predict: the scores, what fits them, and the commands as a user runs them."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from dino_oct.errors import InputError
 from dino_oct.knn import knn_votes, label_votes
 from dino_oct.scores.bootstrap import PatientBootstrap, Support
 from dino_oct.scores.classification import auroc, ranking
+from dino_oct.scores.label_units import compare_label_units, group_labels
 from dino_oct.scores.multilabel import compare_labels, describe, macro_average_precision, rank_all, unlearned
 from dino_oct.scores.probes import choose_labels, logistic_labels, one_vs_rest, ridge_path, sgd_epochs
 from dino_oct.scores.regression import compare_numbers, score_numbers
@@ -191,6 +193,39 @@ def test_votes_for_a_label_are_those_of_the_scans_that_know_it():
         label_votes(train, values[:80], test, [70])
 
 
+# Units
+
+
+def test_a_unit_has_a_label_if_any_of_its_scans_has_it():
+    keys = np.array(["b", "a", "b", "a", "", "c"])
+    values = np.array([[0, 1], [0, UNKNOWN], [1, UNKNOWN], [0, 0], [1, 1], [UNKNOWN, 0]])
+    grouped = group_labels(keys, values, np.array([2, 1, 2, 1, 9, 3]))
+    assert grouped.unit_of_scan.tolist() == [1, 0, 1, 0, -1, 2]
+    assert grouped.values.tolist() == [[0, UNKNOWN], [1, 1], [UNKNOWN, 0]]
+    assert grouped.patients.tolist() == [1, 2, 3]
+
+
+def test_units_are_judged_by_the_rule_that_is_best_on_validation_units():
+    """One scan of a unit shows the label; the others' scores are noise of one mean, so the highest score tells."""
+    rng = RNG(0)
+    keys = np.repeat(np.arange(40), 6).astype(str)
+    values = np.zeros((240, 1), int)
+    values[:120:6] = 1
+    scores = np.where(values == 1, 0.9, rng.uniform(0, 0.8, (240, 1)))
+    scores[~values.astype(bool)[:, 0] & (np.arange(240) < 120)] *= 0.5  # their mean is below that of the others
+    grouped = group_labels(keys, values, keys)
+    by_set = {"queries": scores, "val": scores}
+    arguments = {"unfitted": {}, "bootstrap": 50}
+    result = compare_label_units({"a": {3: by_set}}, {"eye": {"queries": grouped, "val": grouped}}, ["x"], **arguments)
+    assert result["eye"].of(3).rules == {"a": "max"}
+    assert result["eye"].of(3).rows["a"].macro.auroc.point == 100
+    assert result["eye"].labels["x"].scans == 40
+    mean = compare_label_units({"a": {3: by_set}}, {"eye": {"queries": grouped}}, ["x"], **arguments)["eye"]
+    assert mean.rules == {"a": {3: "mean"}}
+    expected = roc_auc_score(grouped.values[:, 0], [scores[keys == name].mean() for name in np.unique(keys)])
+    assert mean.rows["a"][3].macro.auroc.point == pytest.approx(100 * expected)
+
+
 # Commands
 
 
@@ -223,6 +258,9 @@ def test_the_linear_probe_of_several_labels_and_a_target(trained, labelled, call
             of_model, of_pixels, difference = (row["labels"][name][metric]["point"] for row in of_rows)
             assert difference == pytest.approx(of_model - of_pixels)
     assert model["val_average_precision"][str(model["setting"])] == max(model["val_average_precision"].values())
+    assert "by patient, model" in finished.stdout
+    assert set(result["by_unit"]) == {"patient"}
+    assert result["by_unit"]["patient"]["labels"]["drusen"]["scans"] == 8
     target = result["targets"]["thickness"]
     assert target["target"]["scans"] == 12
     assert set(target["rows"]["model"]) == {"r2", "spearman", "error"}
@@ -256,3 +294,40 @@ def test_a_target_alone_and_a_target_beside_classes(trained, labelled, call, tmp
     assert "thickness: 12 scans of 8 patients" in finished.stdout
     assert "recall %" in finished.stdout
     assert json.loads((tmp_path / "linear_fast_test.json").read_text())["targets"]["thickness"]["fitted"] > 10
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("evaluation/knn.py", ["targets=thickness"], "numbers and no classes; evaluation/linear.py predicts numbers"),
+        ("evaluation/gradcam.py", ["labels=fluid,drusen"], "a scan may have several labels .drusen, fluid."),
+        ("evaluation/occlusion.py", ["labels=fluid,drusen"], "one class a scan: give --dataset.columns label="),
+        ("evaluation/relevance.py", ["labels=fluid,drusen"], "this command takes one class a scan"),
+        ("evaluation/side_by_side.py", ["labels=fluid,drusen"], "this command takes one class a scan"),
+        ("evaluation/localization.py", ["labels=fluid,drusen"], "this command takes one class a scan"),
+        ("evaluation/compare.py", ["labels=fluid,drusen"], "this command takes one class a scan"),
+        ("evaluation/linear.py", ["labels=hole"], "no label can be learned: hole: no training scan has it"),
+    ],
+)
+def test_what_takes_one_class_a_scan_says_so_in_one_line(trained, labelled, call, tmp_path, script, words, message):
+    options = ("--model", trained, "--data", labelled, "--out", tmp_path / "out")
+    refused = call(script, *options, "--dataset.columns", *words)
+    assert refused.returncode == 2
+    assert re.search(message, refused.stderr)
+    assert refused.stderr.count("\n") == 1
+
+
+def test_what_needs_no_class_goes_on_without(trained, labelled, call, tmp_path):
+    options = ("--model", trained, "--data", labelled, *COLUMNS, "--out", tmp_path / "out", "--n", 2)
+    finished = call("evaluation/attention.py", *options)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_other_scans_must_have_one_class_each(trained, labelled, call, tmp_path):
+    several, classes = ("--data", labelled, *COLUMNS), ("--data", labelled.parent)
+    words = ("--model", trained, "--out", tmp_path, "--external")
+    ragged = write_labelled(labelled.parent.parent / "ragged", wide=False)
+    for options in ((*several, *words, labelled.parent), (*classes, *words, ragged)):
+        refused = call("evaluation/linear.py", *options)
+        assert refused.returncode == 2
+        assert re.search("--external.* (one class a scan|several labels)", refused.stderr)
