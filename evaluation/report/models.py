@@ -149,6 +149,8 @@ def _open(key: str, source: Source, shared: Setting) -> Candidate:
     gaps = {}
     if kind != "supervised":
         gaps[CLASSIFIER] = "no trained classifier of its own; its linear probe stands beside"
+    elif model.model.hub_config.get("multilabel"):
+        gaps[CLASSIFIER] = "its classifier gives several labels a scan; its linear probe stands beside"
     elif set(model.class_names) != set(shared.class_names):
         gaps[CLASSIFIER] = (
             f"its classifier knows {', '.join(model.class_names)}, the scans are of {', '.join(shared.class_names)}"
