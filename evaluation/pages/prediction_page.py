@@ -71,18 +71,32 @@ def map_picture(values: np.ndarray) -> str:
 
 
 def page(
-    title: str, facts: Sequence[str], notes: Sequence[str], cards: Sequence[Card], left_out: str, map_words: str
+    title: str,
+    notice: str,
+    facts: Sequence[str],
+    notes: Sequence[str],
+    cards: Sequence[Card],
+    left_out: str,
+    map_words: str,
 ) -> str:
     """The page as HTML; every name in it is escaped.
 
     Args:
+        notice: what phantoms bear; empty for scans.
         facts: lines about the model and all scans; notes: what limits them.
         left_out: in words, which scans are not shown; map_words: what the map over a scan is.
     """
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     classes = list(dict.fromkeys(name for card in cards for name in card.probabilities))
     return environment.get_template("prediction_page.html").render(
-        title=title, facts=facts, notes=notes, cards=cards, left_out=left_out, map_words=map_words, classes=classes
+        title=title,
+        notice=notice,
+        facts=facts,
+        notes=notes,
+        cards=cards,
+        left_out=left_out,
+        map_words=map_words,
+        classes=classes,
     )
 
 

@@ -23,7 +23,7 @@ from dino_oct.provenance import trained_on, trained_patients
 from dino_oct.scores.calibration import prediction_sets
 from dino_oct.scores.class_summary import never_recognised
 from dino_oct.scores.paired import ResultByClass, ScanSet, compare_scores
-from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, show, table, write_json
+from dino_oct.scores.text import ACCURACY_HEADER, PHANTOM_NOTICE, accuracy_cells, show, table, write_json
 from dino_oct.scores.units import keys_of
 from evaluation.config import ClassTargetOptions, PhantomOptions, PredictOptions
 from evaluation.inputs import fitted as kept
@@ -255,15 +255,15 @@ def write_page(
         method = next(iter(usable(model, ["attention", "gradcam"])[0]), None)
     shown, n = cards(found, reading, model, method, options.page), len(found.positions)
     some = "All scans are shown" if len(shown) == n else f"{len(shown):,} of {n:,} scans are shown"
+    of_class = " of the most probable class" if method and METHODS[method].of_class else ""
     html = page(
         f"{n:,} scan{'s' * (n > 1)}, read by {model.name}",
+        PHANTOM_NOTICE if is_phantom(found) else "",
         [f"Classifier: {_in_words(model, found.fitted)}.", *report(found, None, options.coverage, [])],
         notes,
         shown,
         f"{some}: unlike anything seen first, then uncertain ones.",
-        f"The map over a scan is {method}, of its most probable class where the method knows classes."
-        if method
-        else "",
+        f"The map over a scan is {method}{of_class}." if method else "",
     )
     file = Path(options.out) / "predictions.html"
     write_whole(file, html.encode(errors="backslashreplace"))
@@ -360,7 +360,9 @@ def run(options: PredictOptions) -> None:
     written.append(folder / "predictions.json")
     if options.page:
         written.append(write_page(found, reading, model, options, notes))
-    print("\n".join(report(found, judged, options.coverage, notes)))
+    print(
+        "\n".join([*([PHANTOM_NOTICE] if is_phantom(found) else []), *report(found, judged, options.coverage, notes)])
+    )
     print("\n".join(["written:", *(f"  {path}" for path in written)]))
 
 
@@ -390,6 +392,12 @@ def few_patients(fitted: Fitted, coverage: float) -> list[str]:
         f"every set holds every class: {fitted.val['patients']:,} validation patients say nothing about "
         f"{100 * coverage:g} %, {needed:,} would; give a lower --coverage"
     ]
+
+
+def is_phantom(found: Predictions) -> bool:
+    """Whether the scans are synthetic."""
+    places = {found.index.path(i).parent for i in found.positions.tolist()}
+    return any((folder / "phantom.json").is_file() for place in places for folder in (place, *place.resolve().parents))
 
 
 def _in_words(model: Model, fitted: Fitted) -> str:
@@ -449,6 +457,7 @@ def facts(
         },
         "settings": {"coverage": options.coverage, "limit": fitted.limit(options.coverage), "unlike_from": UNLIKE},
         "scans": len(found.positions),
+        "synthetic": is_phantom(found),
         "left_out": [{"file": file, "reason": reason} for file, reason in found.left_out],
         "judged": judged,
         "notes": list(notes),

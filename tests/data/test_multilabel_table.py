@@ -7,7 +7,7 @@ import pytest
 from test_index import touch
 from test_table import write
 
-from dino_oct.data.audit import AuditOptions
+from dino_oct.data.audit import Options as AuditOptions
 from dino_oct.data.audit import main as audit_main
 from dino_oct.data.cache import open_cache
 from dino_oct.data.checks import audit, render
@@ -15,7 +15,8 @@ from dino_oct.data.fix import fixed_table
 from dino_oct.data.index import UNKNOWN, UNLABELLED, DatasetConfig, index_scans
 from dino_oct.data.phantom import PhantomConfig, write_phantoms
 from dino_oct.data.run_table import by_table, read_rows, rows_of, without_copies_of_held_out, write_rows
-from dino_oct.data.table import TableOptions, main
+from dino_oct.data.table import Options as TableOptions
+from dino_oct.data.table import main
 from dino_oct.errors import InputError
 
 RAGGED = "file,label,patient\na.png,DRUSEN;CNV,1\nb.png,cnv | edema,2\nc.png,NORMAL,3\nd.png,,4\ne.png,CNV,5\n"

@@ -1,7 +1,10 @@
 """Predictions for new scans: what is kept of a classifier, the tables, what is told, and what is refused."""
 
+import dataclasses
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from evaluation.inputs import fitted as kept
 from evaluation.inputs.model import open_model
 from evaluation.inputs.sources import open_source
 from evaluation.inputs.stream import answers
+from evaluation.pages.prediction_page import Card, map_picture, page, scan_picture
 
 CLASSES = ["CNV", "DME", "DRUSEN", "NORMAL"]
 
@@ -173,3 +177,69 @@ def test_labels_of_other_classes_do_not_judge(run, predict, tmp_path):
     _, table, facts = predict(run, tmp_path / "scans")
     assert sorted(table["label"]) == ["AMD", "AMD", "CNV", "CNV"]
     assert (facts["judged"]["scans"], facts["judged"]["patients"]) == (2, 2)
+
+
+HOSTILE = """<img src=x onerror="document.title='owned'">'"&{{ 7*7 }}</script>"""
+
+
+def card(n: int, **changes) -> Card:
+    shares = {"CNV": 60.0, HOSTILE: 40.0}
+    usual = Card(
+        file=f"{n}{HOSTILE}.png", place=f"patient {HOSTILE}", label=HOSTILE, called="CNV", probabilities=shares,
+        inside=("CNV",), is_unlike=False, nearer=12.0, similar=((HOSTILE, HOSTILE),), flags=(HOSTILE,),
+        image=scan_picture(np.zeros((40, 60), np.uint8)), overlay=map_picture(np.eye(6)), ratio=1.5,
+    )  # fmt: skip
+    return dataclasses.replace(usual, **changes)
+
+
+def test_every_name_on_the_page_is_escaped_and_nothing_is_fetched():
+    html = page(HOSTILE, HOSTILE, [HOSTILE], [HOSTILE], [card(0), card(1, inside=())], HOSTILE, HOSTILE)
+    tags = re.findall(r"<(img|script|link|iframe)\b([^>]*)", html)
+    assert [name for name, _ in tags] == ["img", "img"] * 2 + ["script"]
+    assert all('src="data:' in attributes for name, attributes in tags if name == "img")
+    assert "{{" not in re.sub(r"\{\{ 7\*7 \}\}", "", html)
+    assert "49" not in re.sub(r"base64,[^\"]*", "", html)
+    assert "default-src 'none'" in html
+    assert "fits no class" in html
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+def test_the_page_filters_in_a_browser(tmp_path):
+    cards = [card(0), card(1, inside=("CNV", HOSTILE)), card(2, is_unlike=True, flags=())]
+    html = page("Predictions", "", [], [], cards, "", "")
+    ask = """<script>
+      const choose = (id, value) => { const control = document.getElementById(id); control.value = value;
+        control.dispatchEvent(new Event("input")); };
+      const shown = () => [...document.querySelectorAll("article")].map(card => card.hidden ? 0 : 1).join("");
+      const seen = [shown()];
+      for (const kind of ["uncertain", "unlike", "flagged", "certain"]) { choose("kind", kind); seen.push(shown()); }
+      choose("kind", ""); choose("name", "2<IMG"); seen.push(shown(), document.getElementById("count").textContent);
+      document.title = seen.join(" ");
+    </script>"""
+    (tmp_path / "page.html").write_text(
+        html.replace("</body>", ask + "</body>").replace("img-src data:;", "img-src data:; ")
+    )
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    finished = subprocess.run(
+        [*browser, "--dump-dom", f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True, timeout=120
+    )
+    (title,) = re.findall(r"<title>(.*?)</title>", finished.stdout)
+    assert title == "111 010 001 110 101 001 1 of 3 scans"
+
+
+def test_the_page_shows_what_a_person_should_look_at_first(run, predict, tmp_path):
+    said, table, _ = predict(run, "phantom", *FEW_PHANTOMS, "--page", "3")
+    html = (tmp_path / "out" / "predictions.html").read_text()
+    assert "PHANTOMS" in said
+    assert "PHANTOMS" in html
+    assert html.count("<article") == 3
+    assert "3 of 48 scans are shown" in html
+    if table["unlike"].any():
+        assert 'class="badge serious"' in html.partition("</article>")[0]
+    assert oct((tmp_path / "out" / "predictions.html").stat().st_mode)[-3:] == "600"
+
+
+def test_a_flat_map_is_not_drawn():
+    assert map_picture(np.full((8, 8), 0.3)) == ""
+    assert map_picture(np.zeros((8, 8))) == ""
+    assert map_picture(np.eye(8)) != ""
