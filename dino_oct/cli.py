@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import difflib
 import gc
+import importlib
 import io
 import itertools
 import os
@@ -27,6 +28,7 @@ from dino_oct.devices import on_device
 from dino_oct.errors import InputError, Interrupted, interrupt
 from dino_oct.files import explain, harden_terminal, read_yaml, write_whole
 from dino_oct.limits import Setting, all_settings, check_settings
+from dino_oct.phases import moving_bars, phase
 from dino_oct.presets import preset_names
 
 Options = TypeVar("Options")
@@ -163,10 +165,17 @@ def write_settings(settings: Any, file: str | Path) -> None:
     write_whole(file, yaml.safe_dump(_as_dict(settings), sort_keys=False, width=120))
 
 
-def run_command(main: Callable[[Options], Any], options_type: type[Options]) -> None:
-    """Parse the command line, call ``main(options)`` and exit with the house's status."""
+def run_command(main: Callable[[Options], Any], options_type: type[Options], room: str = "") -> None:
+    """Parse the command line, call ``main(options)`` and exit with the house's status.
+
+    Args:
+        room: module with the work, whose libraries take seconds to import.
+    """
     with one_line_errors():
         options = parse_options(options_type, sys.argv[1:])
+        if room:
+            with phase("loading"):
+                importlib.import_module(room)
         with on_device(getattr(options, "device", "auto")):
             main(options)
 
@@ -184,7 +193,8 @@ def one_line_errors() -> Iterator[None]:
     hook, sys.unraisablehook = sys.unraisablehook, _end_if_interrupted
     harden_terminal()
     try:
-        yield
+        with moving_bars():
+            yield
     except InputError as error:
         _stop(str(error))
     except OSError as error:

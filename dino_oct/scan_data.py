@@ -13,6 +13,7 @@ from dino_oct.data.leaks import describe_leak, find_leak
 from dino_oct.data.rows import examples
 from dino_oct.data.shortcut import check_shortcuts, shortcut_features
 from dino_oct.errors import InputError
+from dino_oct.phases import phase
 from dino_oct.provenance import TRAINED_ON, TrainedPatients, trained_on, trained_patients
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.label_units import LabelGroupings, group_labels
@@ -187,6 +188,7 @@ class ScanData:
             notes += [f"{name}: {note}" for note in self._of_training(self.provenance_of(name), positions)]
         return notes
 
+    @phase("looking for leaks")
     def leak_notes(self, positions: np.ndarray, split: str, with_patients: bool = True) -> list[str]:
         """What train scans give away of these scans of a split, in one line; none where nothing leaks.
 
@@ -222,6 +224,7 @@ class ScanData:
             )
         return notes
 
+    @phase("shortcut check")
     def shortcuts(self, positions: np.ndarray) -> list[Shortcut] | None:
         """How well the classes of these scans are told by what is no anatomy (``data.shortcut``).
 

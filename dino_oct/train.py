@@ -12,13 +12,15 @@ import sys
 from dino_oct.cli import one_line_errors
 from dino_oct.config import load_config
 from dino_oct.devices import on_device
+from dino_oct.phases import phase
 
 
 def main() -> None:
     """Read the settings, then train."""
     with one_line_errors():
         config = load_config(sys.argv[1:])
-        from dino_oct import pretraining
+        with phase("loading"):
+            from dino_oct import pretraining
 
         with on_device(config.device):
             pretraining.train(config)

@@ -10,6 +10,7 @@ import sys
 
 from dino_oct.cli import one_line_errors
 from dino_oct.devices import on_device
+from dino_oct.phases import phase
 from supervised.config import load_config
 
 
@@ -17,7 +18,8 @@ def main() -> None:
     """Read the settings, then train."""
     with one_line_errors():
         config = load_config(sys.argv[1:])
-        from supervised import training
+        with phase("loading"):
+            from supervised import training
 
         with on_device(config.device):
             training.train(config)

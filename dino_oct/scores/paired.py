@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from dino_oct.phases import phase
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale, Support
 from dino_oct.scores.class_summary import Majority, majority, summarise
 from dino_oct.scores.classification import METRICS, confusion, score_all
@@ -77,6 +78,7 @@ class Compared(Generic[Setting]):
     notes: list[str]
 
 
+@phase("intervals")
 def compare_scores(
     scores: dict[str, dict[Setting, np.ndarray]],
     reference: ScanSet,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from dino_oct.phases import phase
 from dino_oct.scores.class_summary import Majority
 from dino_oct.scores.paired import ResultByClass, ScanSet, Setting, compare_scores
 from dino_oct.scores.probes import best_candidate
@@ -186,6 +187,7 @@ BySet = dict[str, np.ndarray]
 """Set ("queries", "val") → class scores (N, C) of its scans, or (U, C) of its units."""
 
 
+@phase("eyes and patients")
 def compare_units(
     scores: dict[str, dict[Setting, BySet]],
     groupings: Groupings,

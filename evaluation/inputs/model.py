@@ -25,6 +25,7 @@ from dino_oct.models.frozen import RandomWeights, Weights, freeze, load_frozen
 from dino_oct.models.layers import classifier_layer, embed
 from dino_oct.models.loading import classifier_tensors
 from dino_oct.monitor import MonitorConfig
+from dino_oct.phases import phase
 from dino_oct.scan_data import ScanCounts, ScanData
 from dino_oct.scores.paired import RANDOM
 from dino_oct.scores.probes import LinearClassifier, choose, logistic_path, standardisation
@@ -131,6 +132,7 @@ class Model(Classifier):
         return self.class_names.index(name)
 
 
+@phase("opening the network")
 def open_model(
     source: Source,
     name: str = "",
@@ -234,6 +236,7 @@ def as_classifier(model: Model, options: ClassTargetOptions, data: ScanData | No
     return _with_fitted_head(model, options.classifier or "probe", data)
 
 
+@phase("fitting a classifier")
 def _with_fitted_head(model: Model, head: Head, data: ScanData) -> Model:
     try:
         train, val = (data.labelled(split) for split in ("train", "val"))

@@ -1,14 +1,16 @@
 """Linear probe on frozen features, beside the controls it must beat, and how it fares with fewer labels."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from tqdm import tqdm
 
 from dino_oct.devices import default_device
 from dino_oct.errors import InputError
@@ -179,6 +181,10 @@ def pool_features(
     return {name: pooling.probabilities(model, bags[name]) for name in ("val", "queries")}
 
 
+def _count_fits(rows: Collection[str], options: LinearOptions) -> int:
+    return len(rows) * (1 + sum(options.draws if fraction < 1 else 1 for fraction in set(options.fractions)))
+
+
 def label_curves(
     fit_row: Callable[[str, np.ndarray, bool], tuple[Choice, np.ndarray]],
     names: list[str],
@@ -253,7 +259,18 @@ def evaluate(source: Source, options: LinearOptions) -> Linear | LabelProbes:
         of_row = replace(features[name], queries=np.concatenate([features[name].queries, elsewhere[name]]))
         return fit_probe(of_row, train, None if within else val, labelled, options, len(names), standardise)
 
-    everywhere = {name: fit_to(name, np.arange(len(train.labels))) for name in features}
+    with tqdm(total=_count_fits(features, options), desc="probes", unit="fit", disable=None, leave=False) as bar:
+
+        def counted(fit: Callable[..., tuple[Choice, np.ndarray]]) -> Callable[..., tuple[Choice, np.ndarray]]:
+            def run(*args: Any) -> tuple[Choice, np.ndarray]:
+                result = fit(*args)
+                bar.update()
+                return result
+
+            return run
+
+        everywhere = {name: counted(fit_to)(name, np.arange(len(train.labels))) for name in features}
+        curves = label_curves(counted(fit_row), list(features), train, queries, options)
     fitted = {name: (choice, scores[: len(queries.labels)]) for name, (choice, scores) in everywhere.items()}
     resampling = {"bootstrap": options.bootstrap, "seed": options.seed}
     scores = {name: {PROBE: probabilities} for name, (_, probabilities) in fitted.items()}
@@ -304,7 +321,7 @@ def evaluate(source: Source, options: LinearOptions) -> Linear | LabelProbes:
         differences={name: row[PROBE] for name, row in compared.differences.items()},
         by_unit={unit: of_unit.of(PROBE) for unit, of_unit in by_unit.items()},
         majority=compared.majority,
-        label_fractions=label_curves(fit_row, list(features), train, queries, options),
+        label_fractions=curves,
         external=external
         and judge_external(
             {name: scores[len(queries.labels) :] for name, (_, scores) in everywhere.items()},
