@@ -297,7 +297,7 @@ class RunConfig:
     reduce: Literal["fp32", "bf16"] = "fp32"
     """Precision in which several processes sum their gradients; bf16 sends half the bytes and rounds."""
     workers: Annotated[int, Range(0, 256)] = 4
-    """Loader processes per training process; 0 loads in the training process."""
+    """Loader processes per training process, as many as there are cores at most; 0 loads in the training process."""
     log_every: Steps = 10
     """Optimiser steps between lines of metrics.jsonl."""
     save_every: Steps = 500

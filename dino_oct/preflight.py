@@ -5,6 +5,7 @@ import copy
 import math
 import operator
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from dino_oct.cli import read_settings
 from dino_oct.config import LossConfig, TrainConfig
 from dino_oct.data.cores import usable_cores
 from dino_oct.data.decode import BadScan, open_image
-from dino_oct.data.index import UNLABELLED, ScanIndex
+from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, cache_root
 from dino_oct.data.sampler import shares, steps_per_epoch
 from dino_oct.errors import InputError
 from dino_oct.learner import Learner, StepValues
@@ -157,6 +158,18 @@ def say_cost(
         f"estimate: {memory / 2**30:.1f} GB of memory at the peak, {machine.memory / 2**30:.0f} GB are free"
         + (" on each GPU" if machine.device == "cuda" else "")
     )
+
+
+def warn_of_disk(index: ScanIndex, dataset: DatasetConfig, say: Callable[[str], None]) -> None:
+    """Say if the decoded scans may not fit the disk of their cache; those that are there already are counted, too."""
+    rows, columns = _median_size(index, np.arange(len(index)), dataset.max_side)
+    root = cache_root(dataset).absolute()
+    free = shutil.disk_usage(next(folder for folder in (root, *root.parents) if folder.is_dir())).free
+    if (needed := len(index) * rows * columns) > free:
+        say(
+            f"warning: {len(index):,} decoded scans take about {needed / 2**30:.0f} GB, {free / 2**30:.0f} GB are free "
+            f"in {root}; --dataset.cache-dir names another place, a lower --dataset.max-side makes them smaller"
+        )
 
 
 # ---- choosing --------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from dino_oct.learner import Learner, NotFiniteError, Schedules, StepMetrics
 from dino_oct.limits import check_settings
 from dino_oct.masking import block_masks
 from dino_oct.models.attention import has_cls_attention
-from dino_oct.models.backbone import check_size, load_backbone, patch_size, save_export
+from dino_oct.models.backbone import check_sizes, load_backbone, patch_size, save_export
 from dino_oct.models.layers import check_runs
 from dino_oct.models.network import normalise_views
 from dino_oct.models.plain_attention import use_plain_attention
@@ -64,8 +64,7 @@ def _check_sizes(config: TrainConfig, backbone: nn.Module) -> None:
     if config.augment.n_local:
         sizes["augment.local_size"] = (config.augment.local_size,) * 2
     sizes["monitor.image_size"] = config.monitor.image_size
-    for name, size in sizes.items():
-        check_size(size, backbone, name)
+    check_sizes(sizes, backbone)
     if not has_cls_attention(backbone):
         if config.monitor.attention_scans:  # drawn at their own aspect
             sizes["monitor.attention_size"] = (config.monitor.attention_size, 2 * config.monitor.attention_size)
@@ -104,6 +103,9 @@ def _train(
         return say("dry run: nothing was decoded, trained or written")
 
     # ---- data ------------------------------------------------------------------------------------------------------
+    if table is None:  # refused before hours of decoding
+        steps_per_epoch(len(index.positions("train")), config.optim.batch_size)
+    preflight.warn_of_disk(index, config.dataset, say)
     with accelerator.local_main_process_first():
         index, scans = load_scans(config.data, config.dataset, config.phantom, say, table, index)
     train_index = index.positions("train")

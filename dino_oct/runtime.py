@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dino_oct.config import RunConfig
+from dino_oct.data.cores import usable_cores
 from dino_oct.data.sampler import StepSampler, belong_to_trainer
 from dino_oct.devices import default_device
 from dino_oct.errors import InputError
@@ -44,9 +45,15 @@ def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]
             f"several processes were asked for, and {accelerator.num_processes} works alone: this launch file is for "
             "one process; for several on CPUs run: PROCESSES=N bash launch/torchrun.sh …"
         )
-    if accelerator.is_main_process:
-        return accelerator, lambda text: tqdm.write(text, file=sys.stdout)
-    return accelerator, lambda text: None
+    if not accelerator.is_main_process:
+        return accelerator, lambda text: None
+    beside, cores = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), usable_cores()
+    if accelerator.device.type == "cpu" and beside > cores:
+        shared = f"{cores} core{'s' * (cores > 1)}"
+        tqdm.write(
+            f"warning: {beside} processes share {shared}, as there is no GPU: one process is faster", file=sys.stdout
+        )
+    return accelerator, lambda text: tqdm.write(text, file=sys.stdout)
 
 
 def _accelerator(run: RunConfig, bf16: bool) -> Accelerator:
@@ -100,7 +107,9 @@ def check_same_start(accelerator: Accelerator, step: int, out: str) -> None:
 
 
 def step_loader(scans: Dataset, sampler: StepSampler, workers: int) -> DataLoader:
-    """Micro-batches of this process as lists of items, read ahead by ``workers`` processes."""
+    """Micro-batches of this process as lists of items, read ahead by ``workers`` processes, or as many as there are
+    cores for each process of this machine."""
+    workers = min(workers, max(usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1))
     return DataLoader(
         scans,
         batch_sampler=sampler,

@@ -4,7 +4,7 @@ import json
 import os
 import re
 import urllib.error
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -188,10 +188,21 @@ def patch_size(backbone: nn.Module) -> int:
 
 def check_size(size: tuple[int, int], backbone: nn.Module, name: str) -> None:
     """Raise InputError unless both sides are multiples of the backbone's patch; names the nearest that are."""
-    patch = patch_size(backbone)
-    if any(side % patch or side < patch for side in size):
-        near = " ".join(str(max(round(side / patch), 1) * patch) for side in size)
-        raise InputError(f"{name} {' '.join(map(str, size))} is not a multiple of the patch ({patch} px); use {near}")
+    check_sizes({name: size}, backbone)
+
+
+def check_sizes(sizes: Mapping[str, tuple[int, int]], backbone: nn.Module) -> None:
+    """As ``check_size``, for all of several at once."""
+    patch, wrong = patch_size(backbone), []
+    for name, size in sizes.items():
+        if any(side % patch or side < patch for side in size):
+            near = " ".join(str(max(round(side / patch), 1) * patch) for side in size)
+            wrong.append((f"{name} {' '.join(map(str, size))}", near))
+    if len(wrong) == 1:
+        raise InputError(f"{wrong[0][0]} is not a multiple of the patch ({patch} px); use {wrong[0][1]}")
+    if wrong:
+        cures = ", ".join(f"{given} (use {near})" for given, near in wrong)
+        raise InputError(f"not multiples of the patch ({patch} px): {cures}")
 
 
 def save_export(
