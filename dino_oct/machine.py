@@ -30,6 +30,7 @@ from dino_oct.speed import operations_per_pass, operations_per_scan
 _EXTRAS = {
     "clinic": ("eyepy", "oct_converter", "pydicom", "openjpeg", "nibabel"),
     "lora": ("peft",),
+    "onnx": ("onnx", "onnxruntime", "onnxscript"),
 }
 _HOSTS = {"weights of timm": "https://huggingface.co", "DINO's own weights": "https://dl.fbaipublicfiles.com"}
 _SECONDS = 5  # that a host may take to answer

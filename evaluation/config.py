@@ -480,6 +480,38 @@ class PredictOptions(DataOptions):
         return None
 
 
+Format = Literal["timm", "hf", "onnx", "torch-export", "card"]
+
+
+@dataclass
+class ExportOptions:
+    """Write a network for other programs: timm, Hugging Face, ONNX, torch.export. Each is read back and compared."""
+
+    model: tyro.conf.Positional[str] = ""
+    """Run, export, file of weights, timm:NAME, timm:NAME@FILE or random:NAME."""
+    format: Annotated[tuple[Format, ...], Items(1, distinct=True)] = ("hf",)
+    """timm: folder for timm.create_model; hf: the same as a Hugging Face repository, with model card; onnx;
+    torch-export; card: the model card alone."""
+    out: NewPath = Path("exported")
+    """Folder; each format has a folder of its own in it."""
+    output: Literal["features", "logits"] | None = None
+    """Unset: logits where there is a classifier (the model's, or the one that predict keeps beside a run)."""
+    image_size: tuple[Side, Side] | None = None
+    """Rows and columns of the images; unset: the size that the model was trained or judged at."""
+    attention: bool = False
+    """Also give the attention from CLS to the patches in the last block, as second output (onnx, torch-export)."""
+    heads: Heads | None = None
+    """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
+
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        if not self.model:
+            return "model", "expected a model: export MODEL"
+        if self.attention and not {"onnx", "torch-export"} & set(self.format):
+            return "attention", "it is an output of --format onnx and torch-export"
+        return None
+
+
 @dataclass
 class ComparisonOptions(MaskOptions, ExternalOptions, DataOptions):
     """Compare models on the same test scans: one page, numbers as JSON and CSV, figures as PNG and SVG."""

@@ -1,8 +1,8 @@
 """Where CLS looks, and the features of the linear protocol, of timm transformers."""
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +41,19 @@ def cls_attentions(backbone: nn.Module, images: torch.Tensor, blocks: Sequence[i
     Returns:
         (B, heads, rows, columns) float32 of each. Rows sum to 1 less the attention to CLS itself and to registers.
     """
+    with attention_watched(backbone, blocks) as attentions:
+        backbone.forward_features(images)
+    return attentions(images.shape[-2])
+
+
+@contextmanager
+def attention_watched(backbone: nn.Module, blocks: Sequence[int]) -> Iterator[Callable[[int], list[torch.Tensor]]]:
+    """Keep what ``cls_attentions`` are made of while the backbone passes images; the function that is given makes them
+    of the last pass, told the rows of its images in pixels.
+
+    Raises:
+        InputError: no transformer with CLS.
+    """
     check_transformer(backbone)
     captured: dict[tuple[int, str], torch.Tensor] = {}
 
@@ -56,6 +69,9 @@ def cls_attentions(backbone: nn.Module, images: torch.Tensor, blocks: Sequence[i
 
         return hook
 
+    def attentions(height: int) -> list[torch.Tensor]:
+        return [_attention_of(backbone, block, captured, height // patch_size(backbone)) for block in blocks]
+
     with ExitStack() as hooks:
         for block in blocks:
             attn = backbone.blocks[block].attn
@@ -65,22 +81,24 @@ def cls_attentions(backbone: nn.Module, images: torch.Tensor, blocks: Sequence[i
                 attn.register_forward_pre_hook(keep_rope(block), with_kwargs=True),
             ):
                 hooks.callback(handle.remove)
-        backbone.forward_features(images)
-    rows, prefix, maps = images.shape[-2] // patch_size(backbone), backbone.num_prefix_tokens, []
-    for block in blocks:
-        attn = backbone.blocks[block].attn
-        q, k, rope = captured[block, "q"].float(), captured[block, "k"].float(), captured[block, "rope"]
-        if rope is not None:
-            # Rotary positions turn the patches' keys only; CLS has no position.
-            from timm.layers import apply_rot_embed_cat
+        yield attentions
 
-            half = getattr(attn, "rotate_half", False)
-            turned = apply_rot_embed_cat(k[:, :, prefix:], rope.float(), half=half)
-            k = torch.cat([k[:, :, :prefix], turned], dim=2)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped queries share keys
-        weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(dim=-1)[:, :, 0, prefix:]  # (B, heads, N)
-        maps.append(rearrange(weights, "b heads (rows columns) -> b heads rows columns", rows=rows))
-    return maps
+
+def _attention_of(
+    backbone: nn.Module, block: int, captured: dict[tuple[int, str], torch.Tensor], rows: int
+) -> torch.Tensor:
+    attn, prefix = backbone.blocks[block].attn, backbone.num_prefix_tokens
+    q, k, rope = captured[block, "q"].float(), captured[block, "k"].float(), captured[block, "rope"]
+    if rope is not None:
+        # Rotary positions turn the patches' keys only; CLS has no position.
+        from timm.layers import apply_rot_embed_cat
+
+        half = getattr(attn, "rotate_half", False)
+        turned = apply_rot_embed_cat(k[:, :, prefix:], rope.float(), half=half)
+        k = torch.cat([k[:, :, :prefix], turned], dim=2)
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)  # grouped queries share keys
+    weights = (q @ k.transpose(-2, -1) * attn.scale).softmax(dim=-1)[:, :, 0, prefix:]  # (B, heads, N)
+    return rearrange(weights, "b heads (rows columns) -> b heads rows columns", rows=rows)
 
 
 def head_concentration(attention: torch.Tensor, mass: float = 0.6) -> tuple[torch.Tensor, torch.Tensor]:
