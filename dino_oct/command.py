@@ -50,6 +50,7 @@ COMMANDS = {
     "explain": Command("evaluation.side_by_side", "explanation maps of several methods side by side"),
     "localize": Command("evaluation.localization", "which explanation map finds the lesion"),
     "predict": Command("evaluation.predict", "classes, probabilities and sets of new scans"),
+    "embed": Command("evaluation.embed", "features of any scans as a file"),
     "export": Command("evaluation.export_model", "a network for timm, Hugging Face, ONNX, torch.export"),
     "compare": Command("evaluation.compare", "one report that compares models"),
 }

@@ -191,6 +191,20 @@ class Kind(NamedTuple):
 IMAGE_FEATURE = Kind()
 
 
+Features = Literal["cls", "mean-patch", "cls+mean-patch", "blocks"]
+
+
+def kind_of(features: Features | None, n_blocks: int) -> Kind | None:
+    """The features that are asked for by name; None where they are not."""
+    kinds = {
+        "cls": IMAGE_FEATURE,
+        "mean-patch": Kind(0, mean_patch=True),
+        "cls+mean-patch": Kind(1, mean_patch=True),
+        "blocks": Kind(n_blocks),
+    }
+    return kinds[features] if features else None
+
+
 @dataclass
 class FeatureOptions(EvaluationOptions):
     """Which features, of images of which size."""
@@ -199,7 +213,7 @@ class FeatureOptions(EvaluationOptions):
     """Rows and columns of the images; unset: the run's monitor.image_size, or the model's own size."""
     preprocessing: Protocol = "squash"
     """squash: the whole scan, resized; dino: short side to 256/224 of image-size, then the central square."""
-    features: Literal["cls", "mean-patch", "cls+mean-patch", "blocks"] | None = None
+    features: Features | None = None
     """cls: after the final norm (CNNs: the vector before the classifier); mean-patch: mean patch token; blocks: CLS of
     the last n-blocks."""
     n_blocks: Blocks = 4
@@ -211,13 +225,7 @@ class FeatureOptions(EvaluationOptions):
 
     def kind(self) -> Kind | None:
         """The features asked for; None where the evaluation chooses."""
-        kinds = {
-            "cls": IMAGE_FEATURE,
-            "mean-patch": Kind(0, mean_patch=True),
-            "cls+mean-patch": Kind(1, mean_patch=True),
-            "blocks": Kind(self.n_blocks),
-        }
-        return kinds[self.features] if self.features else None
+        return kind_of(self.features, self.n_blocks)
 
 
 @dataclass
@@ -477,6 +485,45 @@ class PredictOptions(DataOptions):
         """See ``check_settings``."""
         if not self.model or not self.scans:
             return "scans", "expected a model and scans: predict MODEL SCAN …"
+        return None
+
+
+@dataclass
+class EmbedOptions:
+    """Features of any scans, with their file names and what else is known of them, as one file."""
+
+    model: tyro.conf.Positional[str] = ""
+    """Run, export, file of weights, timm:NAME, timm:NAME@FILE or random:NAME."""
+    scans: tyro.conf.Positional[tuple[Name, ...]] = ()
+    """Image files and volumes, or one folder or table."""
+    out: NewPath = Path("embeddings.npz")
+    """File: .npz, .csv or .parquet."""
+    features: Features = "cls"
+    """cls: after the final norm (CNNs: the vector before the classifier); mean-patch: mean patch token; blocks: CLS of
+    the last n-blocks."""
+    n_blocks: Blocks = 4
+    """Of features 'blocks'."""
+    image_size: tuple[Side, Side] | None = None
+    """Rows and columns of the images; unset: the run's monitor.image_size, or the model's own size."""
+    preprocessing: Protocol = "squash"
+    """squash: the whole scan, resized; dino: short side to 256/224 of image-size, then the central square."""
+    precision: Precision = "fp32"
+    """Of the network; bf16 is faster where the processor has it, and changes features slightly."""
+    batch_size: BatchSize = 32
+    """Scans per pass."""
+    heads: Heads | None = None
+    """Attention heads, for a file whose tensors do not tell; unset: 64 channels each, which is said."""
+    device: Device = "auto"
+    """What networks compute on: auto (a GPU where there is one), cpu, cuda, cuda:N or mps."""
+    dataset: DatasetOptions = field(default_factory=DatasetOptions)
+    phantom: PhantomOptions = field(default_factory=PhantomOptions)
+
+    def mismatch(self) -> tuple[str, str] | None:
+        """See ``check_settings``."""
+        if not self.model or not self.scans:
+            return "scans", "expected a model and scans: embed MODEL SCAN …"
+        if self.out.suffix not in (".npz", ".csv", ".parquet"):
+            return "out", "must end in .npz, .csv or .parquet"
         return None
 
 

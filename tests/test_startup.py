@@ -37,7 +37,7 @@ def run(script: str, *args: str) -> tuple[int, str, set[str]]:
 
 
 def test_every_command_is_found():
-    assert len(SCRIPTS) == 21
+    assert len(SCRIPTS) == 22
     assert set(HAS_PRESETS) == {"dino_oct/train.py", "supervised/train.py"}
 
 

@@ -1,14 +1,15 @@
 """Which scans an evaluation uses."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from dino_oct.data.index import DatasetConfig, Reading, is_one_volume
+from dino_oct.data.columns import is_table
+from dino_oct.data.index import DatasetConfig, Reading, ScanIndex, index_files, is_one_volume
 from dino_oct.data.load import find_scans, load_scans
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.data.run_table import read_rows
@@ -21,6 +22,7 @@ from evaluation.config import DataOptions, DatasetOptions, ExternalOptions, Phan
 from evaluation.inputs.sources import Source
 
 _OF_FOLDER = tuple(field.name for field in dataclasses.fields(Reading))
+_FACTS = ("eye", "visit", "volume", "slice", "device")
 _SPLITTING = ("split", "split_seed", "val_fraction", "test_fraction")
 Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 
@@ -76,6 +78,26 @@ def open_data(source: Source | None, options: DataOptions, say: Callable[[str], 
     if config is not None and provenance is not None and not provenance.is_home:
         notes.append("other data than the run was trained on: none of these scans is among its training scans")
     return ScanData(index, scans, settings, provenance, tuple(notes))
+
+
+def find_given(scans: Sequence[str], dataset: DatasetConfig, phantom: PhantomConfig) -> ScanIndex:
+    """The index of one folder, table or 'phantom', or of files; raises as ``index_scans`` and ``index_files``."""
+    if len(scans) > 1 or (Path(scans[0]).is_file() and not is_table(Path(scans[0]))):
+        return index_files(scans, dataset)
+    return find_scans(scans[0], dataset, phantom)
+
+
+def known_of(index: ScanIndex, rows: np.ndarray) -> dict[str, Any]:
+    """Columns of what is known of scans: file, and patient, eye, visit, volume, slice and device where any is.
+
+    Args:
+        rows: (N,) positions in the index.
+    """
+    files = np.array([index.files[i] for i in rows])
+    columns, patients = {"file": files}, index.patients[rows]
+    if (patients != files).any():  # a file of which nothing is known is a patient of its own
+        columns["patient"] = np.where(patients == files, "", patients)
+    return columns | {name: index.fact(name)[rows] for name in _FACTS if name in index.facts}
 
 
 @dataclass(frozen=True)

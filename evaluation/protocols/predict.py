@@ -13,9 +13,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from dino_oct.data.columns import is_table
-from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex, index_files
-from dino_oct.data.load import find_scans
+from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
 from dino_oct.files import private_folder, replacing, write_whole
@@ -29,7 +27,7 @@ from evaluation.config import ClassTargetOptions, PhantomOptions, PredictOptions
 from evaluation.inputs import fitted as kept
 from evaluation.inputs.fitted import Fitted
 from evaluation.inputs.model import Model, as_classifier, open_model
-from evaluation.inputs.scans import changed, open_data
+from evaluation.inputs.scans import changed, find_given, known_of, open_data
 from evaluation.inputs.selection import grey_range_of
 from evaluation.inputs.sources import Source, open_source
 from evaluation.inputs.stream import Arrays, Prepared, Reading, answers, prepared
@@ -38,7 +36,6 @@ from evaluation.pages.prediction_page import Card, map_picture, page, scan_pictu
 
 UNLIKE = 0.99  # share of the validation scans that are nearer to the training scans
 _NONE = "none"
-_FACTS = ("eye", "visit", "volume", "slice", "device")
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,11 +135,7 @@ def predict(
 def table_of_scans(found: Predictions) -> pd.DataFrame:
     """A row a scan: file, what is known of it, class, probabilities, set, how unlike, similar scans, flags."""
     fitted, index, rows = found.fitted, found.index, found.positions
-    columns: dict[str, Any] = {"file": [index.files[i] for i in rows]}
-    patients, files = index.patients[rows], np.array(columns["file"])
-    if (patients != files).any():
-        columns["patient"] = np.where(patients == files, "", patients)
-    columns |= {name: index.fact(name)[rows] for name in _FACTS if name in index.facts}
+    columns: dict[str, Any] = known_of(index, rows)
     if found.labels() is not None:
         named = np.array([*index.class_names, ""])
         columns["label"] = named[index.labels[rows]]
@@ -364,13 +357,6 @@ def run(options: PredictOptions) -> None:
         "\n".join([*([PHANTOM_NOTICE] if is_phantom(found) else []), *report(found, judged, options.coverage, notes)])
     )
     print("\n".join(["written:", *(f"  {path}" for path in written)]))
-
-
-def find_given(scans: Sequence[str], dataset: DatasetConfig, phantom: PhantomConfig) -> ScanIndex:
-    """The index of one folder, table or 'phantom', or of files; raises as ``index_scans`` and ``index_files``."""
-    if len(scans) > 1 or (Path(scans[0]).is_file() and not is_table(Path(scans[0]))):
-        return index_files(scans, dataset)
-    return find_scans(scans[0], dataset, phantom)
 
 
 def known_patients(source: Source, found: Predictions) -> list[str]:

@@ -96,6 +96,7 @@ BASES = {
         *(*_MAPS, "--methods", "attention", "gradcam", "--faithfulness", "1", "--sanity", "1", "--pages", "1"),
         *("--stride", "1"),
     ],
+    "evaluation/embed.py": ["RUN", "SCANS", "--out", "OUT.npz"],
     "evaluation/export_model.py": ["RUN", "--format", "timm", "--out", "OUT"],
     "evaluation/predict.py": ["RUN", "phantom", *_phantoms("phantom."), "--out", "OUT"],
     "evaluation/compare.py": [
