@@ -4,6 +4,7 @@ Nothing here imports a network, so that ``--help`` and wrong options are answere
 """
 
 import dataclasses
+import operator
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from dino_oct.limits import (
     DropPath,
     Epochs,
     Heads,
+    Items,
     Name,
     Neighbours,
     NewName,
@@ -37,6 +39,7 @@ from dino_oct.limits import (
     Share,
     Side,
     Text,
+    all_settings,
 )
 from dino_oct.presets import find_preset
 
@@ -285,6 +288,7 @@ class MonitorConfig:
 
 
 Steps = Annotated[int, Range(1, 10**9)]
+Tracker = Literal["wandb", "mlflow", "trackio", "comet"]
 
 
 @dataclass
@@ -304,6 +308,10 @@ class RunConfig:
     """Optimiser steps between checkpoints (checkpoints/last.pt)."""
     keep_every: Annotated[int, Range(0, 10**9)] = 0
     """Also keep a checkpoint every so many optimiser steps; 0 keeps only the last and the best."""
+    trackers: Annotated[list[Tracker], Items(distinct=True)] = field(default_factory=list)
+    """Experiment trackers that get the numbers, too, beside TensorBoard; each must be installed."""
+    tracker_images: bool = False
+    """Send the images as well (attention, views). They show scans of patients: mind where the tracker keeps them."""
     timeout_minutes: Annotated[int, Range(1, 100_000)] = 60
     """Give up when another process has not answered for so long; the first decoding of a large data set counts."""
 
@@ -396,6 +404,12 @@ def load_settings(settings_type: type[Settings], args: Sequence[str], preset: st
     if config.resume not in ("auto", "never") and not Path(config.resume).exists():
         raise InputError(f"--resume {config.resume}: no such checkpoint; give auto, never or a path")
     return config
+
+
+def flat(settings: RunSettings) -> dict[str, Any]:
+    """All settings by their whole names, as ``optim.lr``; lists as one text, for trackers and tables."""
+    values = {setting.name: operator.attrgetter(setting.name)(settings) for setting in all_settings(type(settings))}
+    return {name: " ".join(map(str, v)) if isinstance(v, (list, tuple)) else v for name, v in values.items()}
 
 
 def _is_same(old: Any, new: Any) -> bool:

@@ -26,7 +26,7 @@ from dino_oct.models.backbone import check_sizes, load_backbone, patch_size, sav
 from dino_oct.models.layers import check_runs
 from dino_oct.models.network import normalise_views
 from dino_oct.models.plain_attention import use_plain_attention
-from dino_oct.monitor import BestCheckpoint, Judgement, Monitor, collapses, warnings_of
+from dino_oct.monitor import PROBE, BestCheckpoint, Judgement, Monitor, collapses, warnings_of
 from dino_oct.networks import Networks, build_networks
 from dino_oct.pictures import draw_views
 from dino_oct.progress import Plan, Progress
@@ -36,6 +36,7 @@ from dino_oct.runtime import check_same_start, gpu_memory, main_first, start_pro
 from dino_oct.speed import Pace
 from dino_oct.stopping import Stopped, StopSignal
 from dino_oct.streams import seed_of
+from dino_oct.trackers import Trackers, check_trackers
 
 STATE: dict[str, type | tuple[type, ...]] = {  # what resuming needs
     **dict.fromkeys(("student", "teacher", "dino_loss", "optimizer", "progress", "values", "hub_config"), dict),
@@ -52,9 +53,14 @@ def train(config: TrainConfig) -> None:
         InputError: wrong settings or data, a run folder in use, or a loss, gradient or weight that is not finite.
     """
     check_settings(config)
+    check_trackers(config.run.trackers)
     accelerator, say = start_processes(config.run)
-    with StopSignal() as stop, RunFolder(config.out, accelerator.is_main_process and not config.dry_run) as folder:
-        _train(config, accelerator, say, stop, folder)
+    trackers = Trackers(config.run.trackers)
+    try:
+        with StopSignal() as stop, RunFolder(config.out, accelerator.is_main_process and not config.dry_run) as folder:
+            _train(config, accelerator, say, stop, folder, trackers)
+    finally:
+        trackers.close()  # after the last checkpoint, as they may take their time
     accelerator.end_training()
 
 
@@ -73,7 +79,12 @@ def _check_sizes(config: TrainConfig, backbone: nn.Module) -> None:
 
 
 def _train(
-    config: TrainConfig, accelerator: Accelerator, say: Callable[[str], None], stop: StopSignal, folder: RunFolder
+    config: TrainConfig,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    stop: StopSignal,
+    folder: RunFolder,
+    trackers: Trackers,
 ) -> None:
     # ---- settings --------------------------------------------------------------------------------------------------
     run = folder.path
@@ -210,7 +221,8 @@ def _train(
         say(f"note: checkpoints/best_knn.pt stays at the first evaluation: {monitor.no_choice_because}")
     best = BestCheckpoint(judged_by, monitor.no_choice_because)
     best.value = best_value
-    log = RunLog(run, progress.step if progress.step or is_judged else None, main_process)
+    known = progress.step if progress.step or is_judged else None
+    log = RunLog(run, known, main_process, config, [judged_by, PROBE], trackers)
     fixed = [training_scans[(VIEWS_EPOCH, i)] for i in range(min(32, len(train_index)))]
     recent: collections.deque[float] = collections.deque(maxlen=50)
     last_step, start_is_lost = progress.last_step, False
@@ -366,7 +378,7 @@ def _train(
         bar.close()
         log.close()
     if progress.is_complete and is_judged:
-        say(f"done: {run}/export holds the backbone; watch with: tensorboard --logdir {run}/tensorboard")
+        say(f"done: {run}/export holds the backbone; watch with: tensorboard --logdir {run}")
     else:
         save()
         if main_process:

@@ -1,4 +1,4 @@
-"""The run folder's records: ``metrics.jsonl``, TensorBoard, and what the terminal says."""
+"""The run folder's records: ``metrics.jsonl``, TensorBoard, trackers, and what the terminal says."""
 
 import json
 import sys
@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from dino_oct import checkpoint
+from dino_oct.config import RunSettings, flat
 from dino_oct.files import naming, private_folder, replacing, short_name
+from dino_oct.trackers import Trackers
 
 if TYPE_CHECKING:
     from dino_oct.monitor import Judgement, Monitor
@@ -20,16 +23,47 @@ COLUMNS = 100  # of the line of an evaluation
 
 
 class RunLog:
-    """``metrics.jsonl`` and TensorBoard of a run, cut back to ``step`` first (None: emptied); silent where not
-    ``active``."""
+    """``metrics.jsonl``, TensorBoard and trackers of a run, cut back to ``step`` first (None: emptied); silent where
+    not ``active``.
 
-    def __init__(self, run: Path, step: int | None, active: bool):
+    TensorBoard's files are in ``tensorboard/NAME``, NAME that of the run's folder, as TensorBoard names runs so.
+
+    Args:
+        config: settings of the run, shown by all of them.
+        judged_by: names of the evaluation's metrics that TensorBoard's table of runs shows.
+        trackers: not started yet; the one who gives them closes them.
+    """
+
+    def __init__(
+        self,
+        run: Path,
+        step: int | None,
+        active: bool,
+        config: RunSettings,
+        judged_by: Sequence[str] = (),
+        trackers: Trackers | None = None,
+    ):
         self.file, self.folder, self.active = run / "metrics.jsonl", run, active
+        self.trackers = trackers or Trackers()
         if active:
             if n_damaged := checkpoint.trim_metrics(self.file, -1 if step is None else step):
                 print(f"warning: {self.file}: {n_damaged} damaged lines left out", file=sys.stderr, flush=True)
-            folder = private_folder(run / "tensorboard")
-            self.writer = SummaryWriter(str(folder), purge_step=None if step is None else step + 1)
+            folder = events_folder(run)
+            private_folder(folder.parent)
+            self.writer = SummaryWriter(str(private_folder(folder)), purge_step=None if step is None else step + 1)
+            with naming(folder):
+                self._show_settings(config, judged_by, step or 0)
+            self.trackers.start(run, config, goes_on=step is not None)
+
+    def _show_settings(self, config: RunSettings, judged_by: Sequence[str], step: int) -> None:
+        """As text, and for the tab of hyper-parameters."""
+        settings = flat(config)
+        lines = [f"    {name}: {value}" for name, value in settings.items()]  # indented: code, not Markdown
+        self.writer.add_text("settings", "\n".join(lines), step)
+        values = {name: v if isinstance(v, (bool, int, float, str)) else str(v) for name, v in settings.items()}
+        experiment, started, self._ended = hparams(values, {f"evaluation/{name}": 0.0 for name in judged_by})
+        for summary in (experiment, started):
+            self.writer.file_writer.add_summary(summary)
 
     def write(self, step: int, epoch: float, metrics: dict[str, float], section: str = "training") -> None:
         """One line: step, epoch and the metrics; scalars under their section in TensorBoard."""
@@ -40,6 +74,7 @@ class RunLog:
         with naming(self.folder / "tensorboard"):
             for name, value in metrics.items():
                 self.writer.add_scalar(f"{section}/{name}", value, step)
+        self.trackers.log({"epoch": epoch, **metrics}, step)
 
     def images(self, section: str, images: dict[str, np.ndarray], step: int) -> None:
         """Images (H, W) or (H, W, 3) uint8 for TensorBoard, and as PNG in the run's folder of that section."""
@@ -49,15 +84,24 @@ class RunLog:
             with naming(self.folder / "tensorboard"):
                 self.writer.add_image(f"{section}/{name}", image, step, dataformats="HWC" if image.ndim == 3 else "HW")
             stem = short_name(Path(name).stem.replace(" ", "_"))
-            with replacing(private_folder(self.folder / section) / f"{stem}_step_{step:07d}.png") as partial:
+            file = private_folder(self.folder / section) / f"{stem}_step_{step:07d}.png"
+            with replacing(file) as partial:
                 Image.fromarray(image).save(partial, "PNG")
+            self.trackers.image(section, name, file, image, step)
         with naming(self.folder / "tensorboard"):
             self.writer.flush()
 
     def close(self) -> None:
+        """End TensorBoard's file."""
         if self.active:
             with naming(self.folder / "tensorboard"):
+                self.writer.file_writer.add_summary(self._ended)
                 self.writer.close()
+
+
+def events_folder(run: Path) -> Path:
+    """Where TensorBoard's files of a run are."""
+    return run / "tensorboard" / run.resolve().name
 
 
 def evaluation_line(step: int, steps: int, now: "Judgement", start: "Judgement", monitor: "Monitor") -> str:

@@ -21,4 +21,4 @@ echo
 echo "All of it beside the weights before training, as one page: python evaluation/compare.py --model $run $run/checkpoints/start"
 echo "… and beside supervised networks:  bash launch/compare_phantoms.sh"
 echo "Attention over training, per head: $run/attention/   (look with any image viewer)"
-echo "Curves and images:                 tensorboard --logdir $run/tensorboard   (after: . .venv/bin/activate)"
+echo "Curves and images:                 tensorboard --logdir $run   (after: . .venv/bin/activate)"

@@ -36,6 +36,7 @@ from dino_oct.scores.class_summary import ClassSummary
 from dino_oct.scores.text import write_json
 from dino_oct.stopping import Stopped, StopSignal
 from dino_oct.streams import generator, seed_of
+from dino_oct.trackers import Trackers, check_trackers
 from supervised.architectures import build, find
 from supervised.config import SupervisedConfig
 from supervised.data import LabelledScans, check_classes, check_labels, labelled
@@ -106,10 +107,12 @@ def train(config: SupervisedConfig, on_epoch: OnEpoch = lambda epoch, metrics: N
             little memory.
     """
     check_settings(config)
+    check_trackers(config.run.trackers)
     accelerator, say = start_processes(config.run)
+    trackers = Trackers(config.run.trackers)
     try:
         with StopSignal() as stop, RunFolder(config.out, accelerator.is_main_process) as folder:
-            metrics = _train(config, on_epoch, accelerator, say, stop, folder)
+            metrics = _train(config, on_epoch, accelerator, say, stop, folder, trackers)
         accelerator.end_training()
         return metrics
     except NotFiniteError as error:
@@ -122,6 +125,8 @@ def train(config: SupervisedConfig, on_epoch: OnEpoch = lambda epoch, metrics: N
             f"{config.out}: out of GPU memory; raise --optim.accumulate (now {config.optim.accumulate}), or lower "
             f"--optim.batch-size (now {config.optim.batch_size}) or --network.image-size"
         ) from None
+    finally:
+        trackers.close()
 
 
 def _train(
@@ -131,6 +136,7 @@ def _train(
     say: Callable[[str], None],
     stop: StopSignal,
     folder: RunFolder,
+    trackers: Trackers,
 ) -> dict[str, float]:
     # ---- data ------------------------------------------------------------------------------------------------------
     device, bf16, main_process = accelerator.device, accelerator.mixed_precision == "bf16", accelerator.is_main_process
@@ -207,7 +213,8 @@ def _train(
         say(f"warning: {plan_change}")
     accelerator.wait_for_everyone()
     checkpoints = checkpoint.Checkpoints(run, "best_val.pt")
-    log = RunLog(run, progress.step if progress.step or is_judged else None, main_process)
+    known = progress.step if progress.step or is_judged else None
+    log = RunLog(run, known, main_process, config, [JUDGED_BY, "val_accuracy", "val_loss"], trackers)
     last_step = progress.last_step
 
     # ---- views -----------------------------------------------------------------------------------------------------

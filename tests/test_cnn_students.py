@@ -22,6 +22,7 @@ from dino_oct.models.backbone import load_backbone
 from dino_oct.models.layers import check_runs, feature_cam, layer_maps
 from dino_oct.models.network import cls_feature
 from dino_oct.networks import build_networks
+from dino_oct.runlog import events_folder
 from dino_oct.speed import PACE
 
 RUN = [*TINY_RUN, "--model.args", "--augment.global-size", "64", "--augment.local-size", "32", "--run.log-every", "1"]
@@ -65,7 +66,7 @@ def test_a_run_of_a_convolutional_network(name, runs):
     assert len(images) == 4 * 3  # a scan of each class, three times
     heights = {Image.open(image).size[1] for image in images}
     assert heights == {2 * 22 + 2 * (256 + 4)}  # two lines of text, start and now
-    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"images": 0}).Reload()
+    events = EventAccumulator(str(events_folder(run)), size_guidance={"images": 0}).Reload()
     tags = [tag for tag in events.Tags()["images"] if tag.startswith("gradcam/")]
     assert len(tags) == 4
     assert all([event.step for event in events.Images(tag)] == [0, 4, 8] for tag in tags)

@@ -17,6 +17,7 @@ from dino_oct.augment import AugmentConfig
 from dino_oct.models.backbone import load_backbone
 from dino_oct.models.head import DinoHead
 from dino_oct.models.network import DinoNetwork
+from dino_oct.runlog import events_folder
 from dino_oct.speed import PACE, Pace
 
 
@@ -70,7 +71,7 @@ def test_the_best_checkpoint_exists_from_the_first_evaluation(trained):
 
 
 def test_tensorboard_has_the_same_scans_at_every_evaluation(trained):
-    events = EventAccumulator(str(trained / "tensorboard"), size_guidance={"images": 0}).Reload()
+    events = EventAccumulator(str(events_folder(trained)), size_guidance={"images": 0}).Reload()
     tags = events.Tags()
     assert {"training/loss", "evaluation/knn_3", "evaluation/rankme", "training/images_per_s"} <= set(tags["scalars"])
     attention = [tag for tag in tags["images"] if tag.startswith("attention/")]

@@ -227,12 +227,15 @@ def report(result: EmbeddingMap) -> str:
     return "\n".join([*lines, *closing(result, result.verdicts)])
 
 
-def write_results(result: EmbeddingMap, maps: Maps, folder: Path, projector: bool = True) -> list[str]:
+def write_results(result: EmbeddingMap, maps: Maps, folder: Path, projector: Path | None) -> list[str]:
     """Write figure, page, coordinates, animation, projector export and ``embedding_map.json`` into a folder.
 
     ``maps.npz`` holds ``row0`` … in the order of the JSON file's ``rows``, each (seeds, N, 2); ``frame0`` … (N, 2) in
     the order of ``training``; and ``files``, ``labels`` (−1 without a class) and ``patients`` of the N scans, those in
     the middle where points are units.
+
+    Args:
+        projector: folder of the export for TensorBoard's projector; None: there is none.
 
     Returns:
         the names of what was written.
@@ -271,8 +274,7 @@ def write_results(result: EmbeddingMap, maps: Maps, folder: Path, projector: boo
         metadata = np.stack([classes, maps.patients, index.splits[maps.chosen], files], axis=1)[keep].tolist()
         features = {name: rows[keep] for name, rows in maps.features.items()}
         columns = ("class", "patient", "split", "file")
-        result.notes.extend(write_projector(features, columns, metadata, images, folder / "projector"))
-        written.append("projector/")
+        result.notes.extend(write_projector(features, columns, metadata, images, projector))
     write_json(result, folder / "embedding_map.json")
     return [*written, "embedding_map.json"]
 

@@ -266,6 +266,17 @@ def run(options: EmbeddingMapOptions) -> None:
     sources = open_sources(options.sources)
     result, maps = evaluate(sources, options)
     folder = private_folder(sources[0].results_folder("embedding_map", options.out))
-    written = embedding_results.write_results(result, maps, folder, options.projector)
+    projector = projector_folder(sources[0], folder, options) if options.projector else None
+    written = embedding_results.write_results(result, maps, folder, projector)
     print(embedding_results.report(result))
     print(f"written: {', '.join(written)} in {folder}")
+    if projector:
+        print(f"written: {projector}, to be looked at with: tensorboard --logdir {projector.parent}")
+
+
+def projector_folder(source: Source, folder: Path, options: EmbeddingMapOptions) -> Path:
+    """Where the export for the projector goes: among the run's files of TensorBoard, which shows both then; into the
+    folder of the results where there is no run, or the folder was given."""
+    if source.run is None or options.out:
+        return folder / "projector"
+    return private_folder(source.run / "tensorboard") / folder.name.replace("embedding_map", "projector")

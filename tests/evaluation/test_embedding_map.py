@@ -317,7 +317,7 @@ def test_a_page_of_many_scans_is_bounded(trained, own_cache, monkeypatch, tmp_pa
     options = parse_options(embedding_map.Options, ["--model", str(trained), "--seeds", "1", "--bootstrap", "20"])
     result, maps = protocol.evaluate([source], options)
     monkeypatch.setattr(embedding_results, "MOST_SHOWN", 10)
-    embedding_results.write_results(result, maps, tmp_path, projector=False)
+    embedding_results.write_results(result, maps, tmp_path, projector=None)
     page = Scripts((tmp_path / "maps.html").read_text())
     assert {len(column) for column in page.data["scans"].values()} == {10}
     assert page.data["panels"][0]["near"] is None

@@ -19,6 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dino_oct.cli import read_settings, write_settings
 from dino_oct.errors import InputError
 from dino_oct.models.backbone import load_backbone
+from dino_oct.runlog import events_folder
 from evaluation.config import ClassTargetOptions
 from evaluation.inputs.model import as_classifier, open_model
 from evaluation.inputs.sources import open_source, starting_weights
@@ -51,7 +52,7 @@ def test_a_run_leaves_what_every_run_leaves(fitted):
     logged = {"trainable_parameters", "epoch_seconds", "train_loss", "val_accuracy", "val_balanced_accuracy",
               "val_macro_auroc", "val_recall_CNV", "val_recall_NORMAL"}  # fmt: skip
     assert logged <= epochs[-1].keys()
-    tags = EventAccumulator(str(fitted / "tensorboard")).Reload().Tags()
+    tags = EventAccumulator(str(events_folder(fitted))).Reload().Tags()
     shown = {"training/loss", "training/lr", "evaluation/val_accuracy", "evaluation/val_recall_CNV"}
     assert shown <= set(tags["scalars"])
     assert any(tag.startswith("views/") for tag in tags["images"])
