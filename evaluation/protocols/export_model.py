@@ -73,14 +73,14 @@ def describe(exported: Exported, network: Portable) -> dict[str, Any]:
     return facts
 
 
-def write(form: Format, exported: Exported, folder: Path, attention: bool) -> float:
+def write(form: Format, exported: Exported, folder: Path, attention: bool) -> float | None:
     """Write one form into a folder of its own, in place of what an earlier export left there.
 
     Args:
         attention: as a second output of ONNX and torch.export.
 
     Returns:
-        The largest difference to the network; see ``portable.largest_difference``.
+        The largest difference to the network (``portable.largest_difference``); None for the card alone.
 
     Raises:
         InputError: the folder holds something else, or what is written differs: it is then not kept.
@@ -90,15 +90,15 @@ def write(form: Format, exported: Exported, folder: Path, attention: bool) -> fl
     network = exported.network
     if attention and form in _WITH_ATTENTION:
         network = Portable(network.network, network.output, network.size, attention=True)
-    facts = describe(exported, network)
+    facts, difference = describe(exported, network), None
     with scratch_folder(folder) as building:
         if form == "onnx":
             difference = portable.write_onnx(network, building / "model.onnx", facts)
         elif form == "torch-export":
             difference = portable.write_torch_export(network, building / "model.pt2", facts)
-        else:
+        elif form in ("timm", "hf"):
             difference = portable.write_timm(network, building, exported.classes)
-        if form == "hf":
+        if form in ("hf", "card"):
             write_whole(building / "README.md", card(exported))
         write_whole(building / _PREPROCESSING, json.dumps(facts, indent=1))
         remove(folder)
@@ -119,12 +119,9 @@ def run(options: ExportOptions) -> None:
     print(f"written: {_in_words(exported)}")
     out = private_folder(options.out)
     for form in options.format:
-        if form == "card":
-            write_whole(out / "README.md", card(exported))
-            print(f"  card: {out / 'README.md'}")
-            continue
         difference = write(form, exported, out / form, options.attention)
-        print(f"  {form}: {out / form}, differs by {difference:.1e} at most", flush=True)
+        compared = "" if difference is None else f", differs by {difference:.1e} at most"
+        print(f"  {form}: {out / form}{compared}", flush=True)
     print("\n".join([f"note: {note}" for note in notes]), end="\n" if notes else "")
 
 

@@ -227,7 +227,7 @@ def _audit(run: Path) -> list[str]:
         return []
     try:
         found = read_json(file)
-        shared = found["patients"]["shared_between_splits"]
+        folder, shared = found["folder"], found["patients"]["shared_between_splits"]
         counts = {
             "files left out": len(found["left_out"]),
             "scans that copy another": found["duplicates"]["exact"]["surplus_scans"],
@@ -240,7 +240,11 @@ def _audit(run: Path) -> list[str]:
         }
     except (InputError, KeyError, TypeError, AttributeError):
         return ["Audit: audit.json cannot be read."]
-    return ["Audit of the scans: " + ", ".join(f"{name} {count:,}" for name, count in counts.items()) + "."]
+    return [
+        f"Audit of `{_code(_last_part(folder))}`: "
+        + ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        + "."
+    ]
 
 
 def _settings(source: Source) -> list[str]:

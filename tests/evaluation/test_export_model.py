@@ -253,7 +253,7 @@ def judged(probed, command) -> Path:
 
 def test_the_card_tells_what_the_run_knows(judged, export):
     out, _ = export(judged, "--format", "card")
-    text = (out / "README.md").read_text()
+    text = (out / "card" / "README.md").read_text()
     head = yaml.safe_load(text.split("---")[1])
     assert (head["library_name"], head["license"]) == ("timm", "unknown")
     assert (head["pipeline_tag"], "dino" in head["tags"]) == ("image-classification", True)
@@ -302,7 +302,7 @@ def test_hostile_names_are_text(fitted, tmp_path, call):
         (run / file).write_text(re.sub(r'(?<=[,"])DRUSEN(?=[,"])', lambda _, name=name: name, text))
     finished = call("evaluation/export_model.py", run, "--format", "card", "--out", tmp_path / "out")
     assert finished.returncode == 0, finished.stderr
-    text = (tmp_path / "out" / "README.md").read_text()
+    text = (tmp_path / "out" / "card" / "README.md").read_text()
     assert "\u202e" not in text
     body = text.split("---\n", 2)[2]
     page = markdown_it.MarkdownIt("commonmark", {"html": True}).enable("table").render(body)
@@ -318,11 +318,40 @@ def test_an_unknown_network_has_an_unknown_past(tmp_path, call):
     source = f"timm:test_resnet@{tmp_path / 'Jane Doe.pth'}"
     finished = call("evaluation/export_model.py", source, "--format", "card", "--out", tmp_path / "out")
     assert finished.returncode == 0, finished.stderr
-    text = (tmp_path / "out" / "README.md").read_text()
+    text = (tmp_path / "out" / "card" / "README.md").read_text()
     assert "Unknown: the weights are not of a run" in text
     assert "None are known here." in text
     assert "| unknown |" in text
     assert str(tmp_path) not in text
+
+
+def test_the_first_weights_are_followed_to_their_licence(trained, tmp_path, call):
+    for name, init in (("first", "timm:vit_base_patch8_224.dino"), ("second", tmp_path / "first")):
+        shutil.copytree(trained, tmp_path / name)
+        file = tmp_path / name / "config.yaml"
+        file.write_text(re.sub(r"^init: .*$", f"init: {init}", file.read_text(), flags=re.M))
+    args = [tmp_path / "second", "--format", "card", "--out", tmp_path / "out"]
+    assert call("evaluation/export_model.py", *args).returncode == 0
+    text = (tmp_path / "out" / "card" / "README.md").read_text()
+    licence = timm.get_pretrained_cfg("vit_base_patch8_224.dino").license
+    assert f"| `timm:vit_base_patch8_224.dino` | {escaped(licence)}, as timm states it |" in text
+    assert "| `init` | `first` |" in text
+    assert str(tmp_path) not in text
+
+
+def test_the_numbers_of_an_audit_are_in_the_card(trained, tmp_path, call, cache_root):
+    shutil.copytree(trained, tmp_path / "run")
+    phantoms = min(file.parent for file in cache_root.glob("phantom-*/phantom.json"))
+    audit = call("dino_oct/data/audit.py", phantoms, "--json", tmp_path / "run" / "audit.json")
+    assert audit.returncode == 0, audit.stderr
+    args = [tmp_path / "run", "--format", "card", "--out", tmp_path / "out"]
+    assert call("evaluation/export_model.py", *args).returncode == 0
+    text = (tmp_path / "out" / "card" / "README.md").read_text()
+    assert f"Audit of `{phantoms.name}`: files left out 0" in text
+    assert "patients in two splits (as used) 0" in text
+    (tmp_path / "run" / "audit.json").write_text("{}")
+    assert call("evaluation/export_model.py", *args).returncode == 0
+    assert "audit.json cannot be read" in (tmp_path / "out" / "card" / "README.md").read_text()
 
 
 def test_escaped_text_is_one_line_without_markup():
