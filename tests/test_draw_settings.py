@@ -6,7 +6,7 @@ import pytest
 from campaigns.draw_settings import PACKAGES, Sandbox, commands, draws, refusal
 from conftest import REPOSITORY
 
-EVERY, PARSED, SECONDS = 800, 150, 15
+EVERY, PARSED, SECONDS = 900, 150, 15
 
 
 def test_every_script_with_a_command_line_is_drawn():

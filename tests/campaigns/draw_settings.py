@@ -477,6 +477,7 @@ class Sandbox:
         os.chdir(self.box)
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
         os.environ["DINO_OCT_CACHE"] = str(self.root / "cache")
+        os.environ |= {"WANDB_MODE": "offline", "COMET_START_ONLINE": "0"}  # trackers, where they are installed
         for number, target in ((0, "/dev/null"), (1, self.root / "stdout"), (2, self.root / "stderr")):
             mode = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
             os.dup2(os.open(target, mode), number)
