@@ -109,7 +109,7 @@ class _Line:
             self.waiting.put(work)
 
     def wait(self, seconds: float) -> None:
-        self.thread.join(seconds)
+        self.thread.join(0 if self.is_left else seconds)
         if self.thread.is_alive():
             self._leave(f"did not finish within {seconds:g} s")
 
