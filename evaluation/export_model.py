@@ -21,4 +21,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, Options)
+    run_command(main, Options, "evaluation.protocols.export_model")

@@ -18,6 +18,7 @@ from evaluation.config import IMAGE_FEATURE, DatasetOptions, Kind, PredictOption
 from evaluation.inputs.feature_cache import of_network
 from evaluation.inputs.fitted import Fitted
 from evaluation.inputs.model import Model, open_model
+from evaluation.inputs.scans import find_given
 from evaluation.inputs.selection import grey_range_of
 from evaluation.inputs.sources import Source, open_source
 from evaluation.inputs.stream import Arrays, Reading, prepared
@@ -208,7 +209,7 @@ class OctModel:
             raise InputError("no scan is given")
         if all(isinstance(scan, np.ndarray) for scan in given):
             return Arrays([as_scan(scan) for scan in given], self._settings, size)
-        index = predicting.find_given([str(scan) for scan in given], self._settings, PhantomConfig())
+        index = find_given([str(scan) for scan in given], self._settings, PhantomConfig())
         files = [str(index.path(i)) for i in range(len(index))]
         grey_range, _ = grey_range_of(files, self._source, DatasetOptions())
         return Reading(index, self._settings, grey_range, size)

@@ -22,7 +22,7 @@ from evaluation.config import DataOptions, DatasetOptions, ExternalOptions, Phan
 from evaluation.inputs.sources import Source
 
 _OF_FOLDER = tuple(field.name for field in dataclasses.fields(Reading))
-_FACTS = ("eye", "visit", "volume", "slice", "device")
+SHOWN_FACTS = ("eye", "visit", "volume", "slice", "device")
 _SPLITTING = ("split", "split_seed", "val_fraction", "test_fraction")
 Settings = TypeVar("Settings", DatasetConfig, PhantomConfig)
 
@@ -97,7 +97,7 @@ def known_of(index: ScanIndex, rows: np.ndarray) -> dict[str, Any]:
     columns, patients = {"file": files}, index.patients[rows]
     if (patients != files).any():  # a file of which nothing is known is a patient of its own
         columns["patient"] = np.where(patients == files, "", patients)
-    return columns | {name: index.fact(name)[rows] for name in _FACTS if name in index.facts}
+    return columns | {name: index.fact(name)[rows] for name in SHOWN_FACTS if name in index.facts}
 
 
 @dataclass(frozen=True)

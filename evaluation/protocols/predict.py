@@ -27,7 +27,7 @@ from evaluation.config import ClassTargetOptions, PhantomOptions, PredictOptions
 from evaluation.inputs import fitted as kept
 from evaluation.inputs.fitted import Fitted
 from evaluation.inputs.model import Model, as_classifier, open_model
-from evaluation.inputs.scans import changed, find_given, known_of, open_data
+from evaluation.inputs.scans import SHOWN_FACTS, changed, find_given, known_of, open_data
 from evaluation.inputs.selection import grey_range_of
 from evaluation.inputs.sources import Source, open_source
 from evaluation.inputs.stream import Arrays, Prepared, Reading, answers, prepared
@@ -211,7 +211,7 @@ def cards(found: Predictions, reading: Reading, model: Model, method: str | None
             target = int(found.probabilities[i].argmax())
             overlay = map_picture(make_maps(model, method, [scan], [target], settings)[0].mean(axis=0))
         row = table.iloc[i]
-        known = [f"{name} {row[name]}" for name in ("patient", *_FACTS) if name in table and str(row[name])]
+        known = [f"{name} {row[name]}" for name in ("patient", *SHOWN_FACTS) if name in table and str(row[name])]
         similar = [(names[found.fitted.labels[j]], found.fitted.files[j]) for j in found.similar[i].tolist()]
         made.append(
             Card(
