@@ -81,12 +81,12 @@ function embeddingMaps(root, data) {
     }
 
     function highlight() {
-      const context = over.getContext("2d");
+      const context = over.getContext("2d"), ink = getComputedStyle(root).color;
       context.clearRect(0, 0, size, size);
       neighbours.textContent = "";
       if (current < 0) return;
       const near = panel.near ? panel.near[current] : [];
-      context.strokeStyle = "black";
+      context.strokeStyle = ink;
       context.lineWidth = 1;
       for (const i of near) {
         path(context, "circle", ...place(i), radius + 2.5);
@@ -95,7 +95,7 @@ function embeddingMaps(root, data) {
       const [x, y] = place(current);
       mark(context, scans.label[current], x, y, radius + 3);
       path(context, "circle", x, y, radius + 6);
-      context.strokeStyle = "black";
+      context.strokeStyle = ink;
       context.lineWidth = 2;
       context.stroke();
       if (near.length) neighbours.textContent = `nearest in these features: ${counted(near)}`;
@@ -182,8 +182,10 @@ function embeddingMaps(root, data) {
     details.textContent = `patient ${scans.patient[i]} · ${scans.split[i]}\n${place}${scans.file[i]}`;
     if (x === undefined) [x, y] = [innerWidth / 2, innerHeight / 2];
     const {offsetWidth: width, offsetHeight: height} = card; // beside the cursor, inside the window
-    card.style.left = `${Math.max(4, x + 18 + width < innerWidth ? x + 18 : x - 18 - width)}px`;
-    card.style.top = `${Math.max(4, Math.min(y + 12, innerHeight - height - 4))}px`;
+    const bounds = root.getBoundingClientRect(); // the card moves with the maps and never leaves them
+    const left = x + 18 + width < innerWidth ? x + 18 : x - 18 - width, top = Math.min(y + 12, innerHeight - height - 4);
+    card.style.left = `${Math.max(4, left) - bounds.left}px`;
+    card.style.top = `${Math.max(0, Math.min(Math.max(4, top) - bounds.top, bounds.height - height))}px`;
   }
 
   const legend = make("div", root, "legend");
@@ -209,6 +211,7 @@ function embeddingMaps(root, data) {
   const title = make("strong", card), details = make("p", card);
   const drawn = panels.map(panelOf);
   drawn.forEach((panel) => panel.draw());
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawn.forEach((panel) => panel.draw()));
   new ResizeObserver(() => drawn.forEach((panel) => panel.draw())).observe(grid);
   return {select};
 }
