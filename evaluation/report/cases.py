@@ -23,6 +23,7 @@ from evaluation.scores.localization import score_map
 
 CHOSEN_HEAD = "attention, chosen head"  # of each model; the leaderboard names it
 _OUTLINE = (0, 229, 255, 255)  # red, green, blue, alpha
+_FLAT = 0.05  # of a map's maximum
 _SIDE, _QUALITY = 384, 88  # of a scan on the page: pixels of its short side at most, and JPEG quality
 
 
@@ -33,12 +34,14 @@ class ShownMap:
     Attributes:
         class_: name of the class that it explains; None for a map of no class.
         peak: its highest value; shape: rows and columns.
+        flat: it hardly differs between places, or has nothing positive.
         lesion_over_retina, auprc: agreement with the lesion mask; None without a lesion.
     """
 
     class_: str | None
     peak: float
     shape: list[int]
+    flat: bool
     lesion_over_retina: float | None = None
     auprc: float | None = None
 
@@ -195,6 +198,7 @@ def _ask(
                 class_=name if method != CHOSEN_HEAD and METHODS[method].of_class else None,
                 peak=float(values.max()),
                 shape=list(values.shape),
+                flat=is_flat(values),
                 **_scores(values, mask),
             )
             for method, values in of_scan.items()
@@ -233,9 +237,17 @@ def _outline(mask: Mask, scan: np.ndarray) -> str:
     return _encoded(with_outline(np.zeros((rows, columns, 4), np.uint8), mask.lesion, _OUTLINE, width=7))
 
 
+def is_flat(values: np.ndarray) -> bool:
+    """Whether a map says nothing about places: its positive part varies by less than a twentieth of its maximum."""
+    positive = values.clip(0)
+    return bool(np.ptp(positive) <= _FLAT * positive.max())
+
+
 def _grey(values: np.ndarray) -> np.ndarray:
-    """A map as 8-bit grey, 255 at its own maximum."""
-    return np.round(255 * values.clip(0) / max(float(values.max()), 1e-12)).astype(np.uint8)
+    """A map as 8-bit grey, 255 at its own maximum; nothing of a flat one, which would be bright all over."""
+    if is_flat(values):
+        return np.zeros(values.shape, np.uint8)
+    return np.round(255 * values.clip(0) / values.max()).astype(np.uint8)
 
 
 def _encoded(pixels: np.ndarray, kind: str = "PNG", **settings: int) -> str:

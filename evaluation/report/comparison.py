@@ -29,6 +29,7 @@ from evaluation.pages.embedding_figures import marks
 from evaluation.protocols.external import external_lines
 from evaluation.report.answers import Answers, ask
 from evaluation.report.cases import Case, Pictures, choose_cases, show_scans
+from evaluation.report.certainty import roc
 from evaluation.report.embedding import embedding
 from evaluation.report.external import judge_elsewhere
 from evaluation.report.figures import write_figures
@@ -36,15 +37,17 @@ from evaluation.report.findings import warnings
 from evaluation.report.label_errors import suspects
 from evaluation.report.leaderboard import leaderboard
 from evaluation.report.methods import INTENDED_USE, command, limits, paragraphs, single_commands, versions
-from evaluation.report.models import check_names, open_candidates
+from evaluation.report.models import Candidate, check_names, open_candidates
+from evaluation.report.overview import overview, pixel_accuracy
 from evaluation.report.page import render
 from evaluation.report.results import Answered, ClassFacts, DataFacts, Media, ModelFacts, Results
 from evaluation.report.scans import ShownScans
 from evaluation.report.severity import lesion_loads, severity
 from evaluation.report.steps import Setting, StepCache
+from evaluation.report.subgroups import subgroups
 from evaluation.report.table import URGENT, Intervals, make_table, protocol_title, score
 from evaluation.report.units import judge_units
-from evaluation.report.verdict import best_on_validation, verdict
+from evaluation.report.verdict import START, best_of_kinds, best_on_validation, verdict
 from evaluation.report.volumes import Volumes, choose_volumes, with_answers
 
 _URGENT = ("urgent_sensitivity", "urgent_specificity")
@@ -88,6 +91,13 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         elsewhere = judge_elsewhere(answers, shared, external)
     reference = best_on_validation({key: of_model.classifier_validation for key, of_model in answers.items()})
 
+    pair = best_of_kinds(answers)
+    first_of_pair = next((answers[key] for key in (*pair, *answers) if key and answers[key].knn), None)
+    pixels = pixel_accuracy(first_of_pair.model, options.k[0], intervals, shared) if first_of_pair else None
+
+    first_screen = overview(answers, pair, pixels, intervals, shared)
+    two = [key for key in (first_screen.leader, first_screen.rival) if key]
+
     def section(name: str, make: Callable[[], Any]) -> Any:
         """A section of the report, or None and its reason among the gaps."""
         try:
@@ -120,7 +130,8 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         commands=single_commands(models, options),
         made=datetime.date.today().isoformat(),
         notice=summary["notice"],
-        verdict=verdict(answers, intervals, shared),
+        verdict=verdict(answers, pair, pixels, intervals, shared),
+        overview=first_screen,
         warnings=findings,
         data=DataFacts(
             folder="phantom" if data.is_phantom and options.data in (None, "phantom") else Path(index.root).name,
@@ -136,6 +147,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
                 architecture=model.model.timm_name,
                 sha256=model.model.weights.sha256,
                 loaded=model.model.weights.loaded,
+                start_of=_start_of(model, models),
                 gaps=model.gaps,
             )
             for key, model in models.items()
@@ -143,6 +155,8 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         table=make_table(answers, intervals, shared),
         confusions={key: of_model.confusion for key, of_model in answers.items() if of_model.confusion},
         reliability={key: of_model.reliability for key, of_model in answers.items()},
+        roc={key: roc(answers[key], intervals, shared) for key in two},
+        subgroups=subgroups(answers, two, intervals, shared) if two else None,
         answers={
             key: Answered(np.arange(len(stated)), stated.argmax(axis=1), stated.max(axis=1))
             for key, of_model in answers.items()
@@ -171,6 +185,12 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
     results = replace(results, limits=limits(results), methods=paragraphs(results, shared))
     files, drawn = write_figures(results, points, folder)
     return replace(results, figures=files), Media(scans.thumbnails(), pictures, drawn, of_volumes), shared.cache
+
+
+def _start_of(model: Candidate, models: dict[str, Candidate]) -> str | None:
+    """The finished model of the run that starting weights are of."""
+    runs = (key for key, other in models.items() if other is not model and other.source.run == model.source.run)
+    return next(runs, None) if model.kind == START else None
 
 
 def _cases(

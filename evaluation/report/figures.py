@@ -17,7 +17,7 @@ from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.classification import CALIBRATION_BINS
 from dino_oct.scores.text import show
 from evaluation.pages.embedding_figures import Frame, Panel, draw_panels
-from evaluation.report.leaderboard import SCORE
+from evaluation.report.leaderboard import SCORE, row_title
 from evaluation.report.results import FigureFile, Results
 from evaluation.report.table import protocol_title
 
@@ -100,7 +100,7 @@ def _accuracy(results: Results, where: str) -> Figure:
     balanced = {column.key for column in table.columns if column.key.endswith("_balanced_accuracy")}
     beside = {key.removesuffix("_balanced_accuracy"): key for key in balanced}
     beside |= {f"{protocol}_accuracy": key for protocol, key in beside.items()}
-    columns = [column for column in table.columns if column.key in beside]
+    columns = [c for c in table.columns if c.key in beside and any(row[c.key] for row in table.rows.values())]
     models = list(results.models)
     title = (
         f"{where} · points: accuracy with 95 % intervals by patient, bold: shown to be the best; diamonds: balanced "
@@ -139,12 +139,9 @@ def _interval(axes: Axes, value: Interval, y: float, scale: float = 1, **style: 
 
 
 def _reliability(results: Results, where: str) -> Figure | None:
-    """Accuracy over stated probability of every classifier; on the diagonal it is calibrated."""
-    diagrams = {
-        (model, protocol): diagram
-        for model, by_protocol in results.reliability.items()
-        for protocol, diagram in by_protocol.items()
-    }
+    """Accuracy over stated probability of the first screen's two models; on the diagonal they are calibrated."""
+    two = [key for key in (results.overview.leader, results.overview.rival) if key]
+    diagrams = {(key, by): results.reliability[key][by] for key in two if (by := results.overview.models[key].by)}
     if not diagrams:
         return None
     title = (
@@ -163,6 +160,28 @@ def _reliability(results: Results, where: str) -> Figure | None:
         axes.set(xlim=(0, 1), ylim=(0, 1.03), aspect="equal", xlabel="stated probability", ylabel="accuracy")
         error = show(results.table.rows[model][f"{protocol}_calibration_error"])
         axes.set_title(f"{_wrapped(f'{model}, {protocol_title(protocol)}', 34)}\ncalibration error {error} %")
+    return panels[0].figure
+
+
+def _roc(results: Results, where: str) -> Figure | None:
+    """Sensitivity over false alarms of the first screen's two models, with the point of their own answers."""
+    if not results.roc:
+        return None
+    colours = {mark.name: mark.colour for mark in results.classes}
+    title = f"{where} · curves: the area under each, %; dots: the model's own answers"
+    panels = _panels(len(results.roc), 4, 3.9, title, across=2)
+    for axes, (model, curves) in zip(panels, results.roc.items(), strict=True):
+        for name, curve in curves.items():
+            colour, width = (colours[name], 1.4) if name in colours else ("black", 2.2)
+            label = f"{_wrapped(name)} {show(curve.area)}"
+            axes.plot(curve.false_alarms, curve.sensitivity, color=colour, linewidth=width, label=label)
+            at = 1 - curve.at_specificity.point / 100, curve.at_sensitivity.point / 100
+            axes.plot(*at, "o", color=colour, markersize=7, markeredgecolor="white", markeredgewidth=0.8)
+        axes.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1)
+        axes.set(xlim=(-0.02, 1), ylim=(0, 1.03), aspect="equal", title=_wrapped(model, 40))
+        axes.set(xlabel="false alarms (1 − specificity)", ylabel="sensitivity")
+        axes.grid()
+        axes.legend(loc="lower right", frameon=False).set_in_layout(False)
     return panels[0].figure
 
 
@@ -198,7 +217,7 @@ def _severity(results: Results, where: str) -> Figure | None:
                 axes.scatter(x, y, s=9, color=mark.colour, alpha=0.6, linewidths=0, label=mark.name)
         correlation = show(severity.rows[key].all.from_normal, 2)
         axes.set(title=f"{_wrapped(key, 34)}\nrank correlation {correlation}", xlabel=severity.measure)
-        axes.set_ylabel("1 − cosine to normal")
+        axes.set_ylabel("distance from normal")
         axes.grid()
     panels[0].legend(frameon=False)
     return panels[0].figure
@@ -222,7 +241,7 @@ def _leaderboard(results: Results, where: str) -> Figure | None:
         value = row.scores[score.key]
         axes.barh(y, factor * value.point, color=_ROWS[row.kind][1], height=0.7)
         _interval(axes, value, y, factor, color="black", linewidth=1.2)
-    axes.set_yticks(range(len(rows)), [_wrapped(row.name, 60) for row in rows])
+    axes.set_yticks(range(len(rows)), [_wrapped(row_title(row), 60) for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel(score.title + unit)
     axes.grid(axis="x")
@@ -237,10 +256,11 @@ def _wrapped(name: str, width: int = 26) -> str:
 # Name → what draws it, and what it shows.
 _DRAWN = {
     "accuracy": (
-        _accuracy, "Accuracy and balanced accuracy of every model by each protocol, with 95 % intervals of accuracy",
+        _accuracy, "Accuracy and balanced accuracy of every model by each classifier, with 95 % intervals of accuracy",
     ),
-    "reliability": (_reliability, "Reliability of every classifier: accuracy over stated probability"),
+    "reliability": (_reliability, "Reliability: share of right answers over the stated probability"),
+    "roc": (_roc, "Sensitivity over false alarms of each class, and the model's own answers"),
     "confusions": (_confusions, "Confusions of every model's classifier"),
-    "severity": (_severity, "Distance of the features from normal scans over the lesion load"),
+    "severity": (_severity, "Distance from normal scans over the amount of lesion"),
     "leaderboard": (_leaderboard, f"Leaderboard of explanation maps by {SCORE.title}"),
 }  # fmt: skip

@@ -11,6 +11,7 @@ from evaluation.inputs.masks import LesionMasks, layers_digest
 from evaluation.inputs.sources import Source
 from evaluation.protocols import localization
 from evaluation.protocols.localization_text import PERCENT, TITLES, Localization
+from evaluation.report.cases import CHOSEN_HEAD
 from evaluation.report.models import STRIDE, WINDOW, Candidate
 from evaluation.report.steps import Setting, digest
 
@@ -39,6 +40,10 @@ class ScoreColumn:
     percent: bool
 
 
+_TITLES = {
+    "rollout": "attention rollout", "lrp": "relevance (LRP)", "gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++",
+    "hirescam": "HiResCAM", "eigencam": "EigenCAM", CHOSEN_HEAD: "attention, one head",
+}  # fmt: skip
 COLUMNS = [
     ScoreColumn(key, TITLES[key].removesuffix(" %"), text, 1 if key in PERCENT else 2, key in PERCENT)
     for key, text in _HELP.items()
@@ -70,6 +75,17 @@ class Row:
     insertion: Interval | None
     sanity: str | None
     beats_simple_maps: bool | None
+
+
+def method_title(method: str) -> str:
+    """A method of maps, or ``CHOSEN_HEAD``, as it is written."""
+    return _TITLES.get(method, method)
+
+
+def row_title(row: Row) -> str:
+    """A row's name with its method as it is written."""
+    is_of_method = row.model and row.name.endswith(row.method)
+    return f"{row.name.removesuffix(row.method)}{method_title(row.method)}" if is_of_method else row.name
 
 
 @dataclass(frozen=True)

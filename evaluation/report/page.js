@@ -67,7 +67,7 @@ function comparisonReport({classes, scans, answers, embedding, volumes}) {
       const {model, true: real, called} = button.dataset, answer = answers[model], name = classes[called].name;
       box.replaceChildren();
       const bar = make("div", box, "bar");
-      make("h3", bar, "", `${model}: ${button.textContent} × ${classes[real].name} called ${name}`);
+      make("h3", bar, "", `${model}: ${button.textContent} × ${classes[real].name} named ${name}`);
       make("button", bar, "plain-button", "Close").addEventListener("click", () => close(true));
       const strip = make("div", box, "tiles strip");
       answer.scans.forEach((scan, i) => {
@@ -95,6 +95,16 @@ function comparisonReport({classes, scans, answers, embedding, volumes}) {
       large.firstElementChild.src = button.querySelector("img").src;
       large.setAttribute("aria-label", `${panel.dataset.scan}; ${model}, ${method}`);
       panel.querySelector(".map-words").textContent = words;
+    }
+    /* Attention before training fades into that after it, as far as the slider says. */
+    function training(panel, box) {
+      const slider = box.querySelector("input"), [before, after] = all("img", box);
+      const picture = (model) => all(".grid button", panel).find(({dataset}) => dataset.model === model
+        && dataset.method === "attention").querySelector("img").src;
+      before.src = picture(box.dataset.before);
+      after.src = picture(box.dataset.after);
+      before.style.opacity = `calc(var(--opacity) * ${1 - slider.value / 100})`;
+      after.style.opacity = `calc(var(--opacity) * ${slider.value / 100})`;
     }
     function outlined(panel) {
       outline.disabled = !panel.style.getPropertyValue("--outline");
@@ -130,19 +140,19 @@ function comparisonReport({classes, scans, answers, embedding, volumes}) {
         for (const button of maps) {
           const {model, method} = button.dataset, [picture, words, ratio] = slice.maps[model][method];
           button.querySelector("img").src = `data:image/png;base64,${picture}`;
-          button.dataset.words = `${model}, ${method}: ${words}`;
+          button.dataset.words = words;
           button.lastElementChild.textContent = ratio;
           if (button.getAttribute("aria-pressed") === "true") enlarge(panel, button);
         }
+        all(".training", panel).forEach((box) => training(panel, box));
         answers.forEach((answer, m) => {
           if (!slice.answers[m]) return;
           const [verdict, words, rows] = slice.answers[m], called = answer.querySelector("p");
           called.className = verdict;
           called.textContent = words;
           all(".row", answer).forEach((row, c) => {
-            row.querySelector(".track i").style.width = `${rows[c][0]}%`;
-            row.children[2].textContent = `${rows[c][0]} %`;
-            row.children[3].textContent = rows[c][1];
+            row.querySelector(".track i").style.width = `${rows[c]}%`;
+            row.children[2].textContent = `${rows[c]} %`;
           });
           all("[data-slice]", answer).forEach((bar, b) => bar.classList.toggle("current", b === i));
         });
@@ -173,6 +183,12 @@ function comparisonReport({classes, scans, answers, embedding, volumes}) {
       button.addEventListener("click", () => enlarge(panel, button));
     }));
     panels.forEach((panel) => all(".volume", panel).forEach((box) => slices(panel, box)));
+    panels.forEach((panel) => all(".training", panel).forEach((box) => {
+      box.hidden = false;
+      box.querySelector("input").addEventListener("input", () => training(panel, box));
+      training(panel, box);
+    }));
+    root.querySelector(".controls").hidden = false;
     byId("case-opacity").addEventListener("input", ({target}) => root.style.setProperty("--opacity", target.value / 100));
     outline.addEventListener("change", () => root.classList.toggle("without-outline", !outline.checked));
     show(0);

@@ -9,7 +9,7 @@ import string
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
@@ -18,21 +18,40 @@ from matplotlib import colormaps
 
 from dino_oct.errors import InputError
 from dino_oct.scores.bootstrap import Interval
-from dino_oct.scores.class_summary import summary_of_counts
+from dino_oct.scores.class_summary import ClassSummary, summary_of_counts
 from dino_oct.scores.text import counted, plain, slice_words
+from dino_oct.scores.units import UnitResult
 from evaluation import pages
-from evaluation.report.cases import CaseAnswer, ShownMap
+from evaluation.config import ATTENTION
+from evaluation.report.cases import Case, CaseAnswer, ShownMap
+from evaluation.report.leaderboard import MapLeaderboard, Row, method_title, row_title
+from evaluation.report.models import CLASSIFIER, KNN, LINEAR, RECALL
 from evaluation.report.results import Media, Results
 from evaluation.report.table import protocol_title
 from evaluation.report.volumes import ShownVolume, Slice
 
 PAGE_LIMIT = 40_000_000  # bytes; what mail servers and browsers on a tablet still take
 SECTIONS = {
-    "verdict": "Verdict", "warnings": "Warnings", "models": "Models", "confusions": "Confusions",
-    "suspects": "Label errors", "embedding": "Maps of scans", "explanations": "Explanations", "cases": "Cases",
-    "severity": "Severity", "methods": "Methods", "limits": "Limits",
+    "verdict": "Answer", "cases": "Cases", "confusions": "Mix-ups", "explanations": "Explanations",
+    "certainty": "How sure", "groups": "By group", "warnings": "Warnings", "models": "Tables",
+    "scores": "Map scores", "embedding": "Scan maps", "severity": "Severity", "suspects": "Label errors",
+    "methods": "Methods", "limits": "Limits",
 }  # fmt: skip
+FOR_AUTHORS = ("models", "scores", "embedding", "severity", "suspects", "methods")
+SUSPECTS = 5  # shown; the others are in results.json
+# Words of the page for those of the results.
+_GROUPS = {KNN: "nearest neighbours (k-NN)", LINEAR: "linear classifier (probe)", CLASSIFIER: "own classifier",
+           RECALL: "share recognised, by class"}  # fmt: skip
+_RULES = {"seeded random": "drawn at random", "best": "most clearly right", "median": "in the middle",
+          "worst": "most clearly wrong"}  # fmt: skip
+_KINDS = {"leak": "patients in two sets", "duplicates": "copies", "shortcut": "shortcut", "files": "files",
+          "size": "few patients", "model": "model", "other": "data"}  # fmt: skip
+FLAT = "flat: says nothing"
+_SETS = {"train": "training", "val": "validation", "test": "test"}
 _ACROSS = 6  # models beside each other on a printed page
+
+
+Reader = Literal["author", "clinician"]
 
 
 class Number(NamedTuple):
@@ -50,8 +69,11 @@ class Footnotes(dict):
         return self.setdefault(reason, _letters(len(self)))
 
 
-def render(results: Results, media: Media) -> str:
+def render(results: Results, media: Media, reader: Reader = "author") -> str:
     """The page as HTML; every name in it is escaped.
+
+    Args:
+        reader: a clinician gets no settings, methods, tables and scores of maps.
 
     Raises:
         InputError: the page would be larger than ``PAGE_LIMIT``.
@@ -60,12 +82,29 @@ def render(results: Results, media: Media) -> str:
     environment = Environment(loader=FileSystemLoader(folders), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["breakable"] = _breakable
     titles = {Path(figure.file).stem: figure.title for figure in results.figures}
+    ticks = _ticks(results)
     methods = (m for case in results.cases for answer in case.models.values() for m in (*answer.maps, *answer.gaps))
     page = environment.get_template("page.html").render(
         r=results,
         media=media,
-        data=_data(results, media),
-        sections=SECTIONS,
+        author=reader == "author",
+        data=_data(results, media, reader),
+        sections={id: title for id, title in SECTIONS.items() if reader == "author" or id not in FOR_AUTHORS},
+        serious=[finding for finding in results.warnings if finding.serious],
+        suspects=results.suspects.found[:SUSPECTS] if results.suspects else [],
+        kinds=_KINDS,
+        rules=_RULES,
+        urgent=[c.name for c in results.classes if c.urgent],
+        sets=_SETS,
+        ticks=ticks,
+        place=lambda share: 100 * (share - ticks[0]) / (100 - ticks[0]),
+        by_unit=lambda model: _by_unit(results, model),
+        badge=badge,
+        best_maps=lambda board: _best_maps(board, results.models),
+        method_title=method_title,
+        row_title=row_title,
+        group_title=lambda group: _GROUPS.get(group, group),
+        before_after=lambda case: _before_after(results, case),
         across=_ACROSS,
         groups=[list(group) for _, group in itertools.groupby(results.table.columns, lambda column: column.group)],
         number=number,
@@ -73,11 +112,12 @@ def render(results: Results, media: Media) -> str:
         protocol_title=protocol_title,
         Footnotes=Footnotes,
         figures={name: (titles[name], _inline(svg, name, titles[name])) for name, svg in media.figures.items()},
-        summary=lambda confusion: summary_of_counts(confusion.counts, [c.name for c in results.classes]).words,
+        summary=lambda confusion: _by_class(summary_of_counts(confusion.counts, [c.name for c in results.classes])),
         in_any=lambda rows: [c.name for c in results.classes if any(c.name in row for row in rows)],
+        gaps=[_gap(gap) for gap in results.gaps],
         missing=lambda section: _missing(results.gaps, section),
         reason=lambda model, *names, of=None: _reason(results.models[model].gaps, names, of),
-        map_words=_map_words,
+        map_words=_words,
         ratio_words=_ratio_words,
         probability_rows=_probability_rows,
         answer_words=lambda answer, label: _answer_words(answer, label, [c.name for c in results.classes]),
@@ -109,11 +149,56 @@ def number(value: Interval | float | None, digits: int, scale: float = 1, signed
     return Number(f"{value.point:{form}}".replace("-", "−"), span.replace("-", "−"), value.point)
 
 
-def _data(results: Results, media: Media) -> dict[str, Any]:
+def badge(board: MapLeaderboard) -> str | None:
+    """The map that is marked as the best: only if it is shown to be better than some other one."""
+    others = sum(row.kind != "reference" for row in board.rows) - 1
+    return board.best if len(board.equal_to_best) < others else None
+
+
+def _best_maps(board: MapLeaderboard, models: Iterable[str]) -> dict[str, Row]:
+    """Of each model the map of the highest score; rows are in its order."""
+    rows = [row for row in board.rows if row.kind == "map" and row.model]
+    best = {row.model: row for row in reversed(rows)}
+    return {model: best[model] for model in models if model in best}
+
+
+def _by_unit(results: Results, model: str | None) -> dict[str, UnitResult]:
+    """How the first screen's model does by eye, or by patient where eyes are not known."""
+    judged = results.overview.models.get(model)
+    rows = {unit: of.rows.get(model, {}) for unit, of in results.by_unit.items() if unit in ("eye", "patient")}
+    known = {unit: row[judged.by] for unit, row in rows.items() if judged and judged.by in row}
+    return dict(list(known.items())[:1])
+
+
+def _before_after(results: Results, case: Case) -> list[tuple[str, str]]:
+    """Starting weights and finished models whose attention on a case is known."""
+    pairs = [(key, model.start_of) for key, model in results.models.items() if model.start_of]
+    return [pair for pair in pairs if all(key in case.models and ATTENTION in case.models[key].maps for key in pair)]
+
+
+def _ticks(results: Results) -> list[int]:
+    """Of the axis of the first screen, in per cent, so that every interval is inside."""
+    overview = results.overview
+    intervals = [judged.accuracy for judged in overview.models.values()] + [overview.pixels or Interval(100)]
+    lows = [interval.point if interval.low is None else interval.low for interval in intervals]
+    least = min([*lows, results.verdict.majority.share])
+    first, step = next((f, s) for f, s in ((80, 5), (60, 10), (0, 25)) if least >= f)
+    return list(range(first, 101, step))
+
+
+def _by_class(summary: ClassSummary) -> str:
+    never = f"; never recognised: {', '.join(summary.never_recognised)}" if summary.never_recognised else ""
+    return (
+        f"mean of the classes {summary.balanced_accuracy:.1f} %, weakest {summary.lowest} "
+        f"{summary.recall[summary.lowest]:.1f} %{never}"
+    )
+
+
+def _data(results: Results, media: Media, reader: Reader) -> dict[str, Any]:
     """What the scripts read, as JSON."""
-    embedding = results.embedding
+    embedding = results.embedding if reader == "author" else None
     if embedding:
-        purity = f" · {embedding.k}-NN purity "
+        purity = " · purity "
         embedding = replace(
             embedding,
             panels=[
@@ -150,7 +235,7 @@ def _slices(results: Results, media: Media) -> list[list[dict[str, Any]]]:
                 ],
                 "maps": {
                     key: {
-                        method: [png, _map_words(answer.maps[method]), _ratio_words(answer.maps[method])]
+                        method: [png, _words(key, method, answer.maps[method]), _ratio_words(answer.maps[method])]
                         for method, png in pictures.maps[key].items()
                     }
                     for key, answer in of_slice.models.items()
@@ -184,13 +269,15 @@ def _answer_words(answer: CaseAnswer, label: int | None, names: list[str]) -> tu
     )
 
 
-def _probability_rows(answer: CaseAnswer) -> list[tuple[str, str]]:
-    """Probability in per cent and logit of each class."""
-    return [(f"{100 * p:.1f}", number(answer.logits[name], 2).text) for name, p in answer.probabilities.items()]
+def _probability_rows(answer: CaseAnswer) -> list[str]:
+    """Probability of each class in per cent."""
+    return [f"{100 * p:.1f}" for p in answer.probabilities.values()]
 
 
 def _ratio_words(shown: ShownMap) -> str:
-    """Density of a map on the lesion over that on the retina; nothing where it is not known."""
+    """Below a small map: that it is flat, or its density on the lesion over that on the retina where it is known."""
+    if shown.flat:
+        return FLAT
     return "" if shown.lesion_over_retina is None else f"{number(shown.lesion_over_retina, 1).text} ×"
 
 
@@ -199,20 +286,20 @@ def _inline(svg: str, name: str, title: str) -> Markup:
     for who cannot see it."""
     svg = re.sub(r"<(metadata|style)\b.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    # Black and white are those of the page, which may be dark.
+    svg = svg.replace("#000000", "currentColor").replace("#ffffff", "var(--back)")
     return Markup(svg.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(title), 1))
 
 
-def _map_words(shown: ShownMap) -> str:
+def _words(model: str, method: str, shown: ShownMap) -> str:
     """What is known of a map of a case."""
-    ratio, auprc, peak = (number(v, d) for v, d in ((shown.lesion_over_retina, 2), (shown.auprc, 3), (shown.peak, 3)))
+    ratio = number(shown.lesion_over_retina, 1)
     words = [
-        f"of class {shown.class_}" if shown.class_ else "",
-        f"lesion over retina {ratio.text}" if ratio else "",
-        f"AUPRC {auprc.text}" if auprc else "",
-        f"highest value {shown.peak:.3g}" if peak else "",
+        f"for the answer {shown.class_}" if shown.class_ else "",
+        FLAT if shown.flat else f"{ratio.text} × as strong on the lesion as on the retina" if ratio else "",
         "{} × {} values".format(*shown.shape),
     ]
-    return " · ".join(filter(None, words))
+    return f"{model}, {method_title(method)}: {' · '.join(filter(None, words))}"
 
 
 def _reason(gaps: dict[str, str], names: Iterable[str], value: Any) -> str:
@@ -221,8 +308,15 @@ def _reason(gaps: dict[str, str], names: Iterable[str], value: Any) -> str:
     return next((gaps[name] for name in names if name in gaps), unknown)
 
 
+def _gap(gap: str) -> str:
+    """A missing section by its title, and why it is missing."""
+    section, _, why = gap.partition(": ")
+    return f"{SECTIONS.get(section, section)}: {why}"
+
+
 def _missing(gaps: list[str], section: str) -> str:
     """Why a whole section is missing."""
+    section = "explanations" if section == "scores" else section
     reasons = [gap.removeprefix(f"{section}:").strip() for gap in gaps if gap.startswith(f"{section}:")]
     return " ".join(reasons) or "The reason is listed under “Not in this report”."
 

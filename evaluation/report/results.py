@@ -12,13 +12,16 @@ from evaluation.pages.embedding_figures import Mark
 from evaluation.protocols.external import OnExternal
 from evaluation.report.answers import Confusion
 from evaluation.report.cases import Case, Pictures
+from evaluation.report.certainty import Roc
 from evaluation.report.embedding import Embedding
 from evaluation.report.findings import Finding
 from evaluation.report.label_errors import Suspects
 from evaluation.report.leaderboard import MapLeaderboard
 from evaluation.report.models import Facts
+from evaluation.report.overview import Overview
 from evaluation.report.scans import ScanColumns
 from evaluation.report.severity import Severity
+from evaluation.report.subgroups import Subgroups
 from evaluation.report.table import Table
 from evaluation.report.verdict import Verdict
 from evaluation.report.volumes import Volumes
@@ -47,6 +50,7 @@ class ModelFacts(Facts):
 
     Attributes:
         source: as it was named; sha256: of its weights' file; loaded: what was loaded, in words.
+        start_of: the model, among the others, whose weights before training these are.
         gaps: column, group or section of the report → why this model has none.
     """
 
@@ -55,6 +59,7 @@ class ModelFacts(Facts):
     architecture: str
     sha256: str
     loaded: str
+    start_of: str | None
     gaps: dict[str, str]
 
 
@@ -84,6 +89,8 @@ class Results:
         made: the day, as 2026-01-31; notice: that the scans are synthetic.
         models, confusions, answers: by model.
         reliability: model → protocol → its reliability diagram.
+        roc: the two models of the overview → class, or "urgent" → its curve.
+        subgroups: how these two do in parts of the test; None without them.
         gaps: "section: reason".
         evaluations: model → protocol → what the single evaluation says; by_unit: the same on volumes, eyes and
             patients, where these hold several scans; external: on scans from elsewhere, where they are given.
@@ -99,6 +106,7 @@ class Results:
     made: str
     notice: str | None
     verdict: Verdict
+    overview: Overview
     warnings: list[Finding]
     data: DataFacts
     classes: list[ClassFacts]
@@ -106,6 +114,8 @@ class Results:
     table: Table
     confusions: dict[str, Confusion]
     reliability: dict[str, dict[str, Reliability]]
+    roc: dict[str, dict[str, Roc]]
+    subgroups: Subgroups | None
     answers: dict[str, Answered]
     suspects: Suspects | None
     embedding: Embedding | None

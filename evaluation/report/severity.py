@@ -23,9 +23,10 @@ NEIGHBOURS = 10
 UNDEFINED = Interval(math.nan)
 PHANTOM, SHARE, TOLD = "phantom severity", "share of the scan in the lesion mask", "severity in the table of scans"
 _HELP = (
-    "Spearman's rank correlation (1: the same order, 0: none) of the lesion load of test scans that show a lesion with "
-    "two predictors from the frozen features: from_normal, 1 − cosine to the mean unit feature of normal training "
-    f"scans; by_neighbours, mean lesion load of the {NEIGHBOURS} nearest training scans. No model was trained on it."
+    "Are scans with more lesion also further from normal ones? Spearman’s rank correlation (1: the same order, 0: "
+    "none) of the amount of lesion in test scans that show one with two guesses from the frozen features. Distance from "
+    "normal: 1 − cosine to the mean feature of normal training scans. By similar scans: mean amount of lesion of the "
+    f"{NEIGHBOURS} nearest training scans. No model was trained on it."
 )
 
 

@@ -29,11 +29,13 @@ RULE = (
 # Score → its title, what it says, and whether higher is better (None: models may differ in the class that it is of).
 _SCORES = {
     "accuracy": ("accuracy", "share of the test scans classified right", True),
-    "balanced_accuracy": ("balanced accuracy", "mean of the classes' recalls", True),
+    "balanced_accuracy": ("balanced accuracy", "mean over classes of the share that is recognised", True),
     "macro_auroc": (
-        "macro AUROC", "area under the ROC curve of each class against the rest, mean over classes; chance is 50", True,
+        "AUROC", "area under the ROC curve of each class against the rest, mean over classes; chance is 50", True,
     ),
-    "lowest_recall": ("lowest recall", "recall of the class that is recognised least, and its name", None),
+    "lowest_recall": (
+        "weakest class", "share recognised (recall) of the class that is recognised least, and its name", None,
+    ),
     "calibration_error": (
         "calibration error",
         "mean distance of the stated probability from the accuracy, over 15 bins; 0 is calibrated",
@@ -89,11 +91,11 @@ def columns(ks: Sequence[int], class_names: Sequence[str]) -> list[Column]:
         for end, title, score in (
             ("", "", "accuracy"),
             ("_balanced_accuracy", ", balanced", "balanced_accuracy"),
-            ("_lowest_recall", ", lowest recall", "lowest_recall"),
+            ("_lowest_recall", ", weakest class", "lowest_recall"),
         ):
             _, meaning, higher = _SCORES[score]
             text = f"weighted vote of the {k} nearest training scans by features: {meaning}"
-            listed.append(Column(f"knn_{k}{end}", f"k = {k}{title}", KNN, text, higher_is_better=higher))
+            listed.append(Column(f"knn_{k}{end}", f"{k} neighbours{title}", KNN, text, higher_is_better=higher))
     for prefix, group, whose in (
         ("linear", LINEAR, "logistic regression on frozen features, its strength chosen on validation patients"),
         ("classifier", CLASSIFIER, "the model's own classifier, trained with labels"),

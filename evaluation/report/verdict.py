@@ -1,20 +1,16 @@
 """What a comparison lets one say: who wins, by how much, on how many patients, and what is not shown."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from dino_oct.data.index import cache_root
-from dino_oct.knn import knn_votes
 from dino_oct.scores.bootstrap import Interval, Scale
 from dino_oct.scores.class_summary import Majority, majority, never_recognised, summary_of_counts
-from dino_oct.scores.classification import METRICS, score_all
 from dino_oct.scores.text import show
-from evaluation.inputs.feature_cache import RAW_PIXELS, FeatureCache
 from evaluation.report.answers import Answers
 from evaluation.report.models import Candidate
-from evaluation.report.steps import Arrays, Setting
+from evaluation.report.steps import Setting
 from evaluation.report.table import Intervals, protocol_title
 
 SELF, SUPERVISED, START = "self-supervised", "supervised", "starting weights"
@@ -48,16 +44,32 @@ def best_on_validation(scores: dict[str, float | None]) -> str | None:
     return max(known, key=known.__getitem__) if known else None
 
 
-def verdict(answers: dict[str, Answers], intervals: Intervals, shared: Setting) -> Verdict:
-    """The best self-supervised model against the best supervised one."""
+def best_of_kinds(answers: dict[str, Answers]) -> tuple[str | None, str | None]:
+    """The best self-supervised and the best supervised model on validation patients; None where there is none."""
+    return tuple(
+        best_on_validation({key: of.validation for key, of in answers.items() if of.model.kind == kind})
+        for kind in (SELF, SUPERVISED)
+    )
+
+
+def verdict(
+    answers: dict[str, Answers],
+    pair: Sequence[str | None],
+    pixels: np.ndarray | None,
+    intervals: Intervals,
+    shared: Setting,
+) -> Verdict:
+    """The best self-supervised model against the best supervised one.
+
+    Args:
+        pair: as ``best_of_kinds`` gives it.
+        pixels: as ``pixel_accuracy`` gives them, at the image size of the first of the two that is there.
+    """
     queries = intervals.queries
     patients, scans = len(set(queries.patients.tolist())), len(queries.labels)
     where = f"{scans:,} test scans of {patients:,} patients"
     models = {key: of_model.model for key, of_model in answers.items()}
-    a, b = (
-        best_on_validation({key: answers[key].validation for key, model in models.items() if model.kind == kind})
-        for kind in (SELF, SUPERVISED)
-    )
+    a, b = pair
     difference, sentences, accuracy, in_words = None, [], {}, {}
     for key in filter(None, (a, b)):
         judged_by = answers[key].judged_by
@@ -69,7 +81,8 @@ def verdict(answers: dict[str, Answers], intervals: Intervals, shared: Setting) 
     chosen_by = "chosen by balanced accuracy on validation patients, never on the test"
     if a and b:
         difference = intervals.of("accuracy", accuracy[a] - accuracy[b], Scale.DIFFERENCE)
-        headline = _headline(a, b, difference, where)
+        rates = {key: answers[key].results[answers[key].judged_by].accuracy for key in (a, b)}
+        headline = _headline(a, b, rates, difference, where)
         sentences += [
             f"{a} with {_protocol(models[a])}: {in_words[a]} of the test scans right; {b} with "
             f"{_protocol(models[b])}: {in_words[b]} (95 % intervals by patient).",
@@ -83,17 +96,19 @@ def verdict(answers: dict[str, Answers], intervals: Intervals, shared: Setting) 
         )
     elif a or b:
         alone, missing = (a, SUPERVISED) if a else (b, SELF)
+        rate = answers[alone].results[answers[alone].judged_by].accuracy
         headline = (
-            f"{alone} with {_protocol(models[alone])} classifies {in_words[alone]} of {where} right; there is no "
-            f"{missing} model to compare with."
+            f"{alone} names the right class of {rate.point:.1f} % of {where}{_span(rate)}; there is no {missing} model "
+            "to compare with."
         )
+        sentences.append(f"{alone} with {_protocol(models[alone])}: {in_words[alone]} of the test scans right.")
         sentences.append(f"Self-supervised against supervised is NOT shown: no {missing} model was given.")
     else:
         headline = (
             f"No self-supervised and no supervised model is among the {len(models)} compared: no verdict on {where}."
         )
     if a:
-        sentences += _knn_sentences(a, answers, intervals, shared)
+        sentences += _knn_sentences(a, answers, pixels, intervals, shared)
     for key in accuracy:
         provenance = models[key].provenance
         if both := len(provenance.patients & set(queries.patients.tolist())) if provenance else 0:
@@ -119,28 +134,35 @@ def _protocol(model: Candidate) -> str:
     return "its own classifier" if model.is_judged_by_own else "a linear probe on frozen features"
 
 
-def _headline(a: str, b: str, difference: Interval, where: str) -> str:
-    if difference.is_above(0) or difference.is_below(0):
-        better, worse, lead = f"self-supervised {a}", f"supervised {b}", difference
-        if difference.is_below(0):
-            better, worse, lead = worse, better, difference.times(-1)
+def _headline(a: str, b: str, rates: dict[str, Interval], difference: Interval, where: str) -> str:
+    kinds, lead = {a: f"self-supervised {a}", b: f"supervised {b}"}, difference
+    if not (difference.is_above(0) or difference.is_below(0)):
         return (
-            f"the {better} is better than the {worse} by {lead.point:.1f} points of accuracy (95 % interval "
-            f"{lead.low:.1f} to {lead.high:.1f}), on {where}."
+            f"It is NOT shown that the {kinds[a]} or the {kinds[b]} is better: they name the right class of "
+            f"{rates[a].point:.1f} % and {rates[b].point:.1f} % of {where}, a difference of {difference.point:+.1f} "
+            f"points{_span(difference, '+')}."
         )
-    span = "" if difference.low is None else f" (95 % interval {difference.low:+.1f} to {difference.high:+.1f})"
+    better, worse = a, b
+    if difference.is_below(0):
+        better, worse, lead = b, a, difference.times(-1)
     return (
-        f"A difference between the self-supervised {a} and the supervised {b} is NOT shown: {difference.point:+.1f} "
-        f"points of accuracy{span}, on {where}."
+        f"the {kinds[better]} is better than the {kinds[worse]}: they name the right class of "
+        f"{rates[better].point:.1f} % and {rates[worse].point:.1f} % of {where}, a difference of {lead.point:.1f} points{_span(lead)}."
     )
 
 
-def _knn_sentences(a: str, answers: dict[str, Answers], intervals: Intervals, shared: Setting) -> list[str]:
+def _span(value: Interval, sign: str = "") -> str:
+    return "" if value.low is None else f" (95 % interval {value.low:{sign}.1f} to {value.high:{sign}.1f})"
+
+
+def _knn_sentences(
+    a: str, answers: dict[str, Answers], pixels: np.ndarray | None, intervals: Intervals, shared: Setting
+) -> list[str]:
     """k-NN of the self-supervised model against raw pixels and its own starting weights."""
     k, model = shared.options.k[0], answers[a].model
-    if not answers[a].knn:
+    if not answers[a].knn or pixels is None:
         return []
-    others = {"raw pixels": _pixels(model, k, intervals, shared)}
+    others = {"raw pixels": pixels}
     for key, other in answers.items():
         if other.model.kind == START and other.model.source.run == model.source.run and other.knn:
             others[f"its starting weights ({key})"] = other.values[f"knn_{k}"]
@@ -152,22 +174,3 @@ def _knn_sentences(a: str, answers: dict[str, Answers], intervals: Intervals, sh
         claim = f"{a} {verb} {name}" if verb else f"That {a} beats {name} is NOT shown"
         sentences.append(f"{claim}: {numbers}.")
     return sentences
-
-
-def _pixels(model: Candidate, k: int, intervals: Intervals, shared: Setting) -> np.ndarray:
-    """Resampled k-NN accuracy of raw pixels at the model's image size, as ``evaluation/knn.py`` measures them."""
-    temperature = shared.options.temperature
-
-    def make() -> Arrays:
-        preprocessing = model.model.preprocessing()
-        cache, scans = FeatureCache(cache_root(shared.data.dataset)), shared.data.scans
-        train, test = (
-            cache.get(scans, shared.positions[split], preprocessing, {"": RAW_PIXELS})[""]
-            for split in ("train", "test")
-        )
-        votes = knn_votes(train, shared.set_of("train").labels, test, [k], len(shared.class_names), temperature)
-        return {"votes": votes[k]}
-
-    votes = model.steps.arrays("pixels", make, k=k, temperature=temperature)["votes"]
-    scores = intervals.bootstrap.values(partial(score_all, labels=intervals.queries.labels, scores=votes))
-    return scores[:, METRICS.index("accuracy")]

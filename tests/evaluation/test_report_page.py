@@ -18,6 +18,7 @@ from evaluation.report import comparison
 from evaluation.report import page as report_page
 from evaluation.report.figures import write_figures
 from evaluation.report.label_errors import Neighbour, Suspect, Suspects
+from evaluation.report.overview import Overview
 from evaluation.report.results import Media, Results
 
 HOSTILE = """</script><script>document.title='owned'</script><img src=x onerror="document.title='owned'">'&{{ 7*7 }}"""
@@ -167,13 +168,15 @@ def test_the_charts_are_the_figures_beside_the_page(page, reader, results, compa
         svg = (compared.folder / name).with_suffix(".svg").read_text()
         for text in re.findall(r"<text[^>]*>([^<]+)</text>", svg):
             assert f">{text}</text>" in page
-    for model, row in results["table"]["rows"].items():
+    for row in results["table"]["rows"].values():
         for column in ("knn_3", "linear_accuracy"):
             assert in_words(row[column], 1) in reader.words
-        for protocol, diagram in results["reliability"][model].items():
-            assert f"calibration error {row[f'{protocol}_calibration_error']['point']:.1f} %" in reader.words
-            counts = [f"{count:,}" for count in diagram["counts"] if count]
-            assert f" {' '.join(counts)} " in reader.words
+    for model in shown_models(results):
+        protocol = results["overview"]["models"][model]["by"]
+        error = results["table"]["rows"][model][f"{protocol}_calibration_error"]["point"]
+        assert f"calibration error {error:.1f} %" in reader.words
+        counts = [f"{count:,}" for count in results["reliability"][model][protocol]["counts"] if count]
+        assert f" {' '.join(counts)} " in reader.words
 
 
 def test_bold_is_what_the_bootstrap_separates(compared, reader):
@@ -197,7 +200,8 @@ def test_gaps_tell_their_reason_where_they_are_and_below(reader, results, compar
         assert reason in titles
         assert reason in reader.words
     for gap in results["gaps"]:
-        assert gap in reader.words
+        section, _, why = gap.partition(": ")
+        assert f"{report_page.SECTIONS[section]}: {why}" in reader.words
     # Undefined numbers, and a model without answers.
     table, models = compared.results.table, compared.results.models
     rows = {**table.rows, RANDOM: {**table.rows[RANDOM], "knn_3": Interval(float("nan"))}}
@@ -219,27 +223,36 @@ def test_whole_sections_may_be_missing(compared):
     missing = dict.fromkeys(("leaderboard", "severity", "suspects", "embedding", "notice"))
     results = dataclasses.replace(
         compared.results, **missing, cases=[], confusions={}, answers={}, reliability={}, warnings=[], figures=[],
-        gaps=["explanations: no masks were given"], verdict=verdict, table=table,
+        gaps=["explanations: no masks were given"], verdict=verdict, table=table, overview=Overview(None, None), roc={},
+        subgroups=None, by_unit={},
     )  # fmt: skip
     reader = Reader(report_page.render(results, dataclasses.replace(compared.media, cases=[], figures={})))
-    assert reader.words.count("Not in this report.") == 6
+    assert reader.words.count("Not in this report.") == 9
     assert "Not in this report. no masks were given" in reader.words
     assert "PHANTOMS" not in " ".join(reader.bold)
 
 
 def test_suspects_are_shown_with_their_neighbours(compared):
     page = report_page.render(with_suspect(compared.results), compared.media)
-    (article,) = re.findall(r'<article class="suspect">.*?</article>', page, re.DOTALL)
+    (article, *_) = articles = re.findall(r'<article class="suspect">.*?</article>', page, re.DOTALL)
+    assert len(articles) == report_page.SUSPECTS
+    assert "2 more are in results.json" in Reader(page).words
+    assert re.search(r"<details>(?:(?!</details>).)*<article class=.suspect", page, re.DOTALL)
     words = Reader(f"{article}<script>0</script>").words
-    assert "probability of its label 0.031 · margin −0.912" in words
+    assert "probability of its label 0.031, less than that of the other class by 0.912" in words
     assert [int(i) for i in re.findall(r'data-scan="(\d+)"', article)] == [3, 7, 5]
     assert "· 0.980" in words
 
 
+def shown_models(results: dict) -> list[str]:
+    """The two models that the first screen is about."""
+    return [results["overview"][which] for which in ("leader", "rival")]
+
+
 def with_suspect(results: Results) -> Results:
-    """Phantoms have no doubted labels, so one is made up."""
+    """Phantoms have no doubted labels, so some are made up."""
     suspect = Suspect(3, 0, 1, 0.0312, -0.9123, [Neighbour(7, 0.98), Neighbour(5, 0.97)])
-    return dataclasses.replace(results, suspects=Suspects("by hand", next(iter(results.models)), [suspect]))
+    return dataclasses.replace(results, suspects=Suspects("by hand", next(iter(results.models)), 7 * [suspect]))
 
 
 def renamed(value, names: dict[str, str]):
@@ -445,7 +458,7 @@ def test_a_browser_has_nothing_to_complain_about(browsed):
 
 
 def test_charts_can_be_read(browsed):
-    assert len(browsed["charts"]) == 4
+    assert len(browsed["charts"]) == 5
     assert min(browsed["letters"]) > 8  # pixels, whatever the window: a chart scrolls, it does not shrink
 
 

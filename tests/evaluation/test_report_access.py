@@ -1,0 +1,123 @@
+"""The report's page for everyone: headings, labels, contrast in both schemes, and axe-core where it is at hand."""
+
+import json
+import os
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from test_report_page import in_browser, needs_chromium, with_suspect
+
+from evaluation.report import page as report_page
+
+AXE = [os.environ.get("AXE_CORE", ""), "node_modules/axe-core/axe.min.js"]
+SCHEMES = {"light": 1, "dark": 0}  # as Chromium counts them
+STEPS = """<script>AXE</script><script>addEventListener("load", async () => {
+  const report = document.createElement("pre");
+  let seen = {problems};
+  try {
+    document.querySelectorAll("details").forEach((details) => { details.open = true; });
+    document.querySelector(".confusion .wrong button").click();
+    document.documentElement.style.scrollBehavior = "auto";
+    const rgb = (text) => text.match(/[\\d.]+/g).map(Number);
+    const found = await axe.run(document, {resultTypes: ["violations"], runOnly: {type: "tag",
+      values: ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}});
+    seen.dark = rgb(getComputedStyle(document.body).backgroundColor)[0] < 100;
+    seen.violations = found.violations.map(({id, nodes}) => [id, nodes.slice(0, 4).map(({html, any}) =>
+      [html.slice(0, 160), any.map(({message}) => message)])]);
+    seen.passes = found.passes.length;
+  } catch (error) { seen.problems.push(String(error.stack)); }
+  report.id = "report";
+  report.textContent = JSON.stringify(seen);
+  document.body.append(report);
+});</script></body>"""
+
+
+class Outline(HTMLParser):
+    """Headings, images and controls of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.headings, self.images, self.controls, self.labels = [], [], [], 0
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "img":
+            self.images.append(attrs)
+        self.labels += tag == "label"
+        if tag in ("input", "select"):
+            self.controls.append((attrs, self.labels))
+
+    def handle_endtag(self, tag):
+        self.labels -= tag == "label"
+
+
+@pytest.fixture(scope="module", params=["author", "clinician"])
+def page(request, compared):
+    return report_page.render(with_suspect(compared.results), compared.media, request.param)
+
+
+def test_headings_do_not_skip(page):
+    headings = Outline(page).headings
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(headings))
+
+
+def test_pictures_and_controls_have_names(page):
+    outline = Outline(page)
+    assert len(outline.images) > 20
+    assert all("alt" in attrs for attrs in outline.images)
+    assert len(outline.controls) > 2
+    for attrs, labels in outline.controls:
+        assert labels or attrs.get("aria-label"), attrs
+    regions = re.findall(r'role="region" aria-label="([^"]+)"', page)
+    assert len(regions) == len(set(regions))
+
+
+def palettes() -> dict[str, dict[str, str]]:
+    """Scheme → variable → colour, as the style sheet sets them."""
+    css = (Path(report_page.__file__).parent / "page.css").read_text()
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#\w+)", block)) for block in re.findall(r":root \{([^}]*--ink[^}]*)\}", css)
+    )
+    return {"light": light, "dark": {**light, **dark}}
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2.2."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    shares = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_text_can_be_read_in_both_schemes(scheme):
+    palette = palettes()[scheme]
+    assert (luminance(palette["back"]) > 0.5) == (scheme == "light")
+    pairs = [(ink, back) for ink in ("ink", "soft", "accent", "warn", "good") for back in ("back", "faint")]
+    pairs += [("ink", "chosen"), ("soft", "chosen"), ("ink", "warn-back"), ("good", "good-back"), ("back", "warn")]
+    pairs += [("back", "accent"), ("ink", "right"), ("ink", "wrong"), ("ink", "line")]
+    for ink, back in pairs:
+        bright, dim = sorted((luminance(palette[ink]), luminance(palette[back])), reverse=True)
+        assert (bright + 0.05) / (dim + 0.05) >= 4.5, (ink, back)
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_axe_finds_nothing(page, scheme, tmp_path):
+    axe = next((file for file in map(Path, filter(None, AXE)) if file.is_file()), None)
+    if axe is None:
+        pytest.skip("axe-core is not installed: npm install axe-core, or AXE_CORE=FILE of its axe.min.js")
+    steps = STEPS.replace("AXE", axe.read_text().replace("</script", "<\\/script"), 1)
+    seen = in_browser(page, tmp_path, f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}", steps=steps)
+    assert seen["problems"] == []
+    assert seen["dark"] == (scheme == "dark")
+    assert seen["passes"] > 20
+    assert seen["violations"] == [], json.dumps(seen["violations"], indent=1)
