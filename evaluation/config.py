@@ -36,6 +36,7 @@ from dino_oct.limits import (
 
 Protocol = Literal["squash", "dino"]
 Precision = Literal["fp32", "bf16"]
+Reader = Literal["author", "clinician"]
 Head = Literal["own", "probe", "prototype"]
 FEWEST = 5  # scans: with fewer, UMAP's spectral start is not defined
 SCORES = ("pointing", "energy", "enrichment", "rank_accuracy", "auprc", "iou_otsu", "iou_mass")
@@ -584,3 +585,5 @@ class ComparisonOptions(MaskOptions, ExternalOptions, DataOptions):
     """Volumes of these cases that the viewer goes through slice by slice; 0: the cases alone."""
     slices: Annotated[int, Range(2, 1000)] = 25
     """Slices shown of each such volume at most, evenly spread, the case always among them."""
+    reader: Annotated[Reader, tyro.conf.arg(aliases=["--for"])] = "author"
+    """clinician: also write a short page, clinician.html, without tables, scores of maps, label errors and methods."""

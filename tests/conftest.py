@@ -189,7 +189,7 @@ def compared(trained, fitted, cache_root, tmp_path_factory):
         patch.setenv("DINO_OCT_CACHE", str(cache_root))
         patch.setattr(comparison, "write_report", write)
         compare.main(parse_options(compare.Options, [*models, *SMALL_REPORT, "--out", str(folder)]))
-    ((results, media, _),) = written
+    ((results, media, *_),) = written
     return Comparison(folder, printed.getvalue(), results, media)
 
 

@@ -21,7 +21,7 @@ from dino_oct.knn import check_k
 from dino_oct.limits import check_settings
 from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table, unit_lines, write_json
 from dino_oct.scores.units import ByUnit
-from evaluation.config import ComparisonOptions
+from evaluation.config import ComparisonOptions, Reader
 from evaluation.inputs.masks import LesionMasks
 from evaluation.inputs.scans import open_data, open_external
 from evaluation.inputs.sources import open_source
@@ -271,11 +271,14 @@ def report(results: Results) -> str:
     )
 
 
-def write_report(results: Results, media: Media, folder: Path) -> None:
-    """Write ``results.json``, ``results.csv`` and ``report.html``, each whole or not at all."""
+def write_report(results: Results, media: Media, folder: Path, reader: Reader = "author") -> None:
+    """Write ``results.json``, ``results.csv`` and ``report.html``, each whole or not at all; for a clinician also
+    ``clinician.html``."""
     write_json(results, folder / "results.json")
     write_whole(folder / "results.csv", as_csv(results))
     write_whole(folder / "report.html", render(results, media))
+    if reader == "clinician":
+        write_whole(folder / "clinician.html", render(results, media, reader))
 
 
 def as_csv(results: Results) -> str:
@@ -296,6 +299,7 @@ def as_csv(results: Results) -> str:
 def run(options: ComparisonOptions) -> None:
     """Compare, print, and write the page, numbers and figures."""
     results, media, _ = compare(options)
-    write_report(results, media, options.out)
+    write_report(results, media, options.out, options.reader)
+    short = "clinician.html, " if options.reader == "clinician" else ""
     print("\n" + report(results))
-    print(f"written: report.html, results.json, results.csv and figures/ in {options.out}")
+    print(f"written: report.html, {short}results.json, results.csv and figures/ in {options.out}")

@@ -9,7 +9,7 @@ import string
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader
@@ -22,7 +22,7 @@ from dino_oct.scores.class_summary import ClassSummary, summary_of_counts
 from dino_oct.scores.text import counted, plain, slice_words
 from dino_oct.scores.units import UnitResult
 from evaluation import pages
-from evaluation.config import ATTENTION
+from evaluation.config import ATTENTION, Reader
 from evaluation.report.cases import Case, CaseAnswer, ShownMap
 from evaluation.report.leaderboard import MapLeaderboard, Row, method_title, row_title
 from evaluation.report.models import CLASSIFIER, KNN, LINEAR, RECALL
@@ -49,9 +49,6 @@ _KINDS = {"leak": "patients in two sets", "duplicates": "copies", "shortcut": "s
 FLAT = "flat: says nothing"
 _SETS = {"train": "training", "val": "validation", "test": "test"}
 _ACROSS = 6  # models beside each other on a printed page
-
-
-Reader = Literal["author", "clinician"]
 
 
 class Number(NamedTuple):

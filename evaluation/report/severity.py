@@ -24,9 +24,9 @@ UNDEFINED = Interval(math.nan)
 PHANTOM, SHARE, TOLD = "phantom severity", "share of the scan in the lesion mask", "severity in the table of scans"
 _HELP = (
     "Are scans with more lesion also further from normal ones? Spearman’s rank correlation (1: the same order, 0: "
-    "none) of the amount of lesion in test scans that show one with two guesses from the frozen features. Distance from "
-    "normal: 1 − cosine to the mean feature of normal training scans. By similar scans: mean amount of lesion of the "
-    f"{NEIGHBOURS} nearest training scans. No model was trained on it."
+    "none) of the amount of lesion in test scans that show one with two guesses from the frozen features. Distance "
+    "from normal: 1 − cosine to the mean feature of normal training scans. By similar scans: mean amount of lesion of "
+    f"the {NEIGHBOURS} nearest training scans. No model was trained on it."
 )
 
 

@@ -147,7 +147,8 @@ def _headline(a: str, b: str, rates: dict[str, Interval], difference: Interval, 
         better, worse, lead = b, a, difference.times(-1)
     return (
         f"the {kinds[better]} is better than the {kinds[worse]}: they name the right class of "
-        f"{rates[better].point:.1f} % and {rates[worse].point:.1f} % of {where}, a difference of {lead.point:.1f} points{_span(lead)}."
+        f"{rates[better].point:.1f} % and {rates[worse].point:.1f} % of {where}, a difference of {lead.point:.1f} "
+        f"points{_span(lead)}."
     )
 
 

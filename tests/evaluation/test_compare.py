@@ -187,8 +187,8 @@ def test_csv_and_figures_hold_the_same_numbers(results, folder):
 
 
 def test_a_calibration_error_is_that_of_its_reliability_diagram(results, folder):
-    """Mean distance of a bin's accuracy from its stated probability, weighted by its scans; the figure of the first screen's two
-    models names both."""
+    """Mean distance of a bin's accuracy from its stated probability, weighted by its scans; the figure of the first
+    screen's two models names both."""
     two = results["overview"]
     shown = {(key, two["models"][key]["by"]) for key in (two["leader"], two["rival"])}
     assert len(shown) == 2
