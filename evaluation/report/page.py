@@ -91,6 +91,7 @@ def render(results: Results, media: Media, reader: Reader = "author") -> str:
         suspects=results.suspects.found[:SUSPECTS] if results.suspects else [],
         kinds=_KINDS,
         rules=_RULES,
+        joined=_joined,
         urgent=[c.name for c in results.classes if c.urgent],
         sets=_SETS,
         ticks=ticks,
@@ -171,6 +172,12 @@ def _before_after(results: Results, case: Case) -> list[tuple[str, str]]:
     """Starting weights and finished models whose attention on a case is known."""
     pairs = [(key, model.start_of) for key, model in results.models.items() if model.start_of]
     return [pair for pair in pairs if all(key in case.models and ATTENTION in case.models[key].maps for key in pair)]
+
+
+def _joined(rule: str) -> str:
+    """How the scans of a unit became one answer."""
+    known = {"mean": "mean of its scans", "max": "its highest scan", "attention": "scans weighed by a network"}
+    return known.get(rule, f"mean of its highest scans ({rule})")
 
 
 def _ticks(results: Results) -> list[int]:

@@ -139,8 +139,8 @@ def _headline(a: str, b: str, rates: dict[str, Interval], difference: Interval, 
     if not (difference.is_above(0) or difference.is_below(0)):
         return (
             f"It is NOT shown that the {kinds[a]} or the {kinds[b]} is better: they name the right class of "
-            f"{rates[a].point:.1f} % and {rates[b].point:.1f} % of {where}, a difference of {difference.point:+.1f} "
-            f"points{_span(difference, '+')}."
+            f"{rates[a].point:.1f} % and {rates[b].point:.1f} % of {where}, a difference of "
+            f"{abs(difference.point):.1f} points, which chance may explain{_span(difference, '+')}."
         )
     better, worse = a, b
     if difference.is_below(0):
@@ -153,7 +153,9 @@ def _headline(a: str, b: str, rates: dict[str, Interval], difference: Interval, 
 
 
 def _span(value: Interval, sign: str = "") -> str:
-    return "" if value.low is None else f" (95 % interval {value.low:{sign}.1f} to {value.high:{sign}.1f})"
+    if value.low is None:
+        return ""
+    return f" (95 % interval {value.low:{sign}.1f} to {value.high:{sign}.1f})".replace("-", "−")
 
 
 def _knn_sentences(

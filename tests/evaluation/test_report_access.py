@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,17 @@ STEPS = """<script>AXE</script><script>addEventListener("load", async () => {
   } catch (error) { seen.problems.push(String(error.stack)); }
   report.id = "report";
   report.textContent = JSON.stringify(seen);
+  document.body.append(report);
+});</script></body>"""
+
+
+COLOURS = """<script>addEventListener("load", () => {
+  const report = document.createElement("pre"), {color, backgroundColor} = getComputedStyle(document.body);
+  const all = (query) => [...document.querySelectorAll(query)];
+  const fills = (query) => [...new Set(all(query).map((part) => getComputedStyle(part).fill))];
+  report.id = "report";
+  report.textContent = JSON.stringify({problems, body: color, back: backgroundColor,
+    ink: fills(".figure text:not([style*='fill'])"), paper: fills(".figure [id$='patch_1'] path")});
   document.body.append(report);
 });</script></body>"""
 
@@ -111,6 +123,15 @@ def test_text_can_be_read_in_both_schemes(scheme):
 
 @needs_chromium
 @pytest.mark.parametrize("scheme", SCHEMES)
+def test_charts_have_the_colours_of_the_page(page, scheme, tmp_path):
+    seen = in_browser(page, tmp_path, f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}", steps=COLOURS)
+    assert seen["problems"] == []
+    assert seen["ink"] == [seen["body"]]
+    assert seen["paper"] == [seen["back"]]
+
+
+@needs_chromium
+@pytest.mark.parametrize("scheme", SCHEMES)
 def test_axe_finds_nothing(page, scheme, tmp_path):
     axe = next((file for file in map(Path, filter(None, AXE)) if file.is_file()), None)
     if axe is None:
@@ -121,3 +142,20 @@ def test_axe_finds_nothing(page, scheme, tmp_path):
     assert seen["dark"] == (scheme == "dark")
     assert seen["passes"] > 20
     assert seen["violations"] == [], json.dumps(seen["violations"], indent=1)
+
+
+@needs_chromium
+def test_the_abstract_is_one_printed_page(page, tmp_path):
+    """Header and answer alone; the rest begins on the next page."""
+    assert re.search(r"@media print \{.*#verdict \{ break-after: page \}", page, re.DOTALL)
+    first = re.sub(r"</section>.*</main>", "</section></main>", page, flags=re.DOTALL, count=1)
+    assert first.count("<section") == 1
+    file = tmp_path / "first.html"
+    file.write_text(re.sub(r"<script>.*?</script>", "", first, flags=re.DOTALL))
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
+         "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'page.pdf'}", file.as_uri()],
+        capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert len(re.findall(rb"/Type\s*/Page\b", (tmp_path / "page.pdf").read_bytes())) == 1
