@@ -137,7 +137,9 @@ def test_axe_finds_nothing(page, scheme, tmp_path):
     if axe is None:
         pytest.skip("axe-core is not installed: npm install axe-core, or AXE_CORE=FILE of its axe.min.js")
     steps = STEPS.replace("AXE", axe.read_text().replace("</script", "<\\/script"), 1)
-    seen = in_browser(page, tmp_path, f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}", steps=steps)
+    window = f"--window-size={1400 if scheme == 'light' else 480},1000"
+    settings = f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"
+    seen = in_browser(page, tmp_path, window, settings, steps=steps)
     assert seen["problems"] == []
     assert seen["dark"] == (scheme == "dark")
     assert seen["passes"] > 20
