@@ -149,7 +149,7 @@ def test_axe_finds_nothing(page, scheme, tmp_path):
 @needs_chromium
 def test_the_abstract_is_one_printed_page(page, tmp_path):
     """Header and answer alone; the rest begins on the next page."""
-    assert re.search(r"@media print \{.*#verdict \{ break-after: page \}", page, re.DOTALL)
+    assert re.search(r"@media print \{.*#verdict \{ break-after: page;", page, re.DOTALL)
     first = re.sub(r"</section>.*</main>", "</section></main>", page, flags=re.DOTALL, count=1)
     assert first.count("<section") == 1
     file = tmp_path / "first.html"
