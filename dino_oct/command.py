@@ -53,6 +53,7 @@ COMMANDS = {
     "embed": Command("evaluation.embed", "features of any scans as a file"),
     "export": Command("evaluation.export_model", "a network for timm, Hugging Face, ONNX, torch.export"),
     "compare": Command("evaluation.compare", "one report that compares models"),
+    "report": Command("evaluation.compare", "the same; without a name, of the newest run beside its start"),
 }
 _TRAINERS = ("train", "finetune")
 _SHELLS = ("bash", "zsh", "fish")

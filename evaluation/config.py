@@ -568,7 +568,7 @@ class ComparisonOptions(MaskOptions, ExternalOptions, DataOptions):
     """An older spelling of --model."""
     model: tuple[Name, ...] = ()
     """Runs, exports, checkpoints (RUN/checkpoints/start: the weights before training), files of weights, timm:NAME,
-    timm:NAME@FILE or random:NAME; each once."""
+    timm:NAME@FILE or random:NAME; each once. Unset: the newest run under runs/ beside its start."""
     out: NewPath = Path("report")
     """Folder for report.html, results.json, results.csv, figures/ and the cache of finished steps."""
     k: Neighbours = (5, 10)

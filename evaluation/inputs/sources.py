@@ -93,6 +93,13 @@ def newest_run(folder: Path = RUNS) -> Path:
     return max(logs, key=lambda file: (file.lstat().st_mtime, str(file))).parent
 
 
+def newest_beside_start() -> tuple[str, ...]:
+    """The newest run, and its weights before training where it has kept them; InputError where there is no run."""
+    run = newest_run()
+    start = run / "checkpoints" / "start"
+    return (str(run), str(start)) if (start / "config.json").is_file() else (str(run),)
+
+
 def open_source(model: str | None) -> Source:
     """The source of an evaluation; a run's exports and checkpoints bring the run's settings with them.
 

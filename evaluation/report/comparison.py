@@ -24,7 +24,7 @@ from dino_oct.scores.units import ByUnit
 from evaluation.config import ComparisonOptions, Reader
 from evaluation.inputs.masks import LesionMasks
 from evaluation.inputs.scans import open_data, open_external
-from evaluation.inputs.sources import open_source
+from evaluation.inputs.sources import newest_beside_start, open_source
 from evaluation.pages.embedding_figures import marks
 from evaluation.protocols.external import external_lines
 from evaluation.report.answers import Answers, ask
@@ -63,6 +63,8 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
         InputError: no model, one twice, one class only, k out of range, or as ``load_backbone`` and ``open_data``.
     """
     check_settings(options)
+    if not options.sources:
+        options = replace(options, model=newest_beside_start())
     check_names(options.sources)
     folder = private_folder(options.out)
     # ---- data and models -------------------------------------------------------------------------------------------

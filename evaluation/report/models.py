@@ -126,9 +126,7 @@ def open_candidates(names: Sequence[str], shared: Setting) -> dict[str, Candidat
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raise InputError where no model is named, or one twice."""
-    if not names:
-        raise InputError("no model to compare; name them: python evaluation/compare.py --model RUN RUN …")
+    """Raise InputError where a model is named twice."""
     named: dict[str, str] = {}
     for name in names:
         source = open_source(name)

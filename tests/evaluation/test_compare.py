@@ -17,7 +17,7 @@ from dino_oct.data.phantom import phantom_folder
 from dino_oct.errors import InputError
 from dino_oct.scores.text import plain
 from evaluation import compare
-from evaluation.inputs.sources import read_run
+from evaluation.inputs.sources import newest_beside_start, read_run
 from evaluation.report import answers as comparison_measures
 from evaluation.report import comparison
 
@@ -248,7 +248,7 @@ def test_an_interrupted_report_goes_on_and_a_damaged_step_is_made_again(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "no model to compare"),
+        ([], "no run under runs/"),
         (["RUN", "RUN/export"], "the same model as"),
         (["RUN", "RUN"], "name every model once"),
         (["RUN", "nowhere"], "nowhere: no such file or folder"),
@@ -259,7 +259,8 @@ def test_an_interrupted_report_goes_on_and_a_damaged_step_is_made_again(
         (["RUN", "--methods", "gradcam", "gradcam"], "each once"),
     ],
 )
-def test_wrong_use_is_one_line(args, message, trained, own_cache, tmp_path):
+def test_wrong_use_is_one_line(args, message, trained, own_cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "one" / "CNV"
     folder.mkdir(parents=True)
     for i in range(4):
@@ -271,6 +272,14 @@ def test_wrong_use_is_one_line(args, message, trained, own_cache, tmp_path):
         printed_by("compare", [*given, "--out", tmp_path / "out"])
     assert message in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_without_a_name_the_newest_run_is_compared_with_its_start(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained, tmp_path / "runs" / "tiny")
+    assert newest_beside_start() == ("runs/tiny", "runs/tiny/checkpoints/start")
+    shutil.rmtree(tmp_path / "runs" / "tiny" / "checkpoints" / "start")
+    assert newest_beside_start() == ("runs/tiny",)
 
 
 def test_values_of_masks_reach_leaderboard_severity_and_cases(trained, own_cache, cache_root, tmp_path):
