@@ -26,8 +26,8 @@ class Roc:
         at_sensitivity, at_specificity: of what the model names, its most probable class, in per cent.
     """
 
-    false_alarms: np.ndarray
-    sensitivity: np.ndarray
+    false_alarms: list[float]
+    sensitivity: list[float]
     area: Interval
     at_sensitivity: Interval
     at_specificity: Interval
@@ -62,8 +62,8 @@ def _curve(positive: np.ndarray, is_called: np.ndarray, scores: np.ndarray, inte
         return bootstrap.mean(np.where(of, 100.0 * right, np.nan), Scale.PERCENT)
 
     return Roc(
-        false_alarms[kept],
-        sensitivity[kept],
+        false_alarms[kept].tolist(),
+        sensitivity[kept].tolist(),
         bootstrap.interval(areas, Scale.PERCENT, bootstrap.support(positive.astype(int))),
         share(positive, is_called),
         share(~positive, ~is_called),
