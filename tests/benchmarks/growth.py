@@ -65,7 +65,8 @@ def of_scans(count: int, options: Options) -> tuple[float, float, float]:
 def of_processes(count: int, work: Path) -> float:
     """Images per second of a small training by so many processes of one thread each."""
     settings = [
-        "--config", "configs/quickstart.yaml", "--optim.epochs", "2", "--optim.batch-size", "32", "--run.log-every",
+        "--config", "configs/quickstart.yaml", "--init", "random:vit_tiny_patch16_224",
+        "--optim.epochs", "2", "--optim.batch-size", "32", "--run.log-every",
         "1", "--run.workers", "0", "--monitor.every-epochs", "1000", "--monitor.attention-scans", "0",
         "--model.args", "patch_size=8", "img_size=96", "embed_dim=192", "depth=6", "num_heads=3",
         "--run.precision", "fp32", "--out", str(work / f"run-{count}"),

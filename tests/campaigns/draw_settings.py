@@ -208,14 +208,16 @@ class Draw:
         changed = {setting.name for setting, _ in self.settings}
         args, keep = [], True
         options = {setting.option: setting.name for setting in self.command.settings}
-        positional = next((setting.name for setting in self.command.settings if setting.positional), None)
-        has_begun = False
-        for word in self.command.base:
-            has_begun |= word.startswith("--")
-            if word.startswith("--"):
-                keep = options[word] not in changed
-            elif not has_begun:
-                keep = positional not in changed
+        base = self.command.base
+        begins = next((i for i, word in enumerate(base) if word.startswith("--")), len(base))
+        # All but the last of the settings without a name take one word.
+        unnamed = [setting.name for setting in self.command.settings if setting.positional]
+        first = {name: base[i : begins if i == len(unnamed) - 1 else i + 1] for i, name in enumerate(unnamed)}
+        drawn = {setting.name: words for setting, words in self.settings if setting.positional}
+        for name in unnamed:
+            args += map(filled, drawn.get(name, first[name]))
+        for word in base[begins:]:
+            keep = options[word] not in changed if word.startswith("--") else keep
             args += [filled(word)] * keep
         if self.in_file:
             file = Path(places["OUT"]).with_name("drawn.yaml")
@@ -233,8 +235,8 @@ class Draw:
         for setting, words in self.settings:
             words = [filled(word) for word in words]
             if setting.positional:
-                args[:0] = words
-            elif len(words) == 1 and not setting.is_list:
+                continue
+            if len(words) == 1 and not setting.is_list:
                 args.append(f"{setting.option}={words[0]}")
             else:
                 args += [setting.option, *words]
