@@ -55,6 +55,7 @@ class OctModel:
     def __init__(self, source: Source, model: Model, device: str = "auto"):
         self._source, self._model, self._device = source, model, device
         self._fitted: Fitted | None = None
+        self._judging = model  # with the classifier, once there is one; at the size that it was fitted for
         self._settings = source.config.dataset if source.config else DatasetConfig()
 
     def __repr__(self) -> str:
@@ -64,7 +65,7 @@ class OctModel:
     @property
     def class_names(self) -> tuple[str, ...]:
         """Of the classifier; empty before there is one."""
-        return self._fitted.class_names if self._fitted else self._model.class_names
+        return self._judging.class_names
 
     @property
     def network(self) -> torch.nn.Module:
@@ -133,7 +134,7 @@ class OctModel:
             refit=refit,
         )  # fmt: skip
         with on_device(self._device):
-            self._model, self._fitted, _ = predicting.ready(self._source, options, keep=data is None)
+            self._judging, self._fitted, _ = predicting.ready(self._source, options, keep=data is None)
         return self
 
     def predict(
@@ -147,8 +148,8 @@ class OctModel:
         """
         if self._fitted is None:
             self.fit()
-        reading = self._reading(scans)
-        found = predicting.predict(self._model, self._fitted, reading, coverage, batch_size, precision == "bf16")
+        reading = self._reading(scans, self._judging)
+        found = predicting.predict(self._judging, self._fitted, reading, coverage, batch_size, precision == "bf16")
         if found.left_out:
             file, reason = found.left_out[0]
             raise InputError(f"{file}: {reason}")
@@ -186,11 +187,11 @@ class OctModel:
         """
         if method not in METHODS:
             raise InputError(f"{method}: no such method; choose one of {', '.join(METHODS)}")
-        if not self._model.class_names:
+        if not self._judging.class_names:
             self.fit()
         grey = self._one(scan)
-        index = int(self._model.logits(grey).argmax()) if target == "predicted" else self._model.class_index(target)
-        (maps,) = make_maps(self._model, method, [grey], [index], MapSettings(self._source.attention_size))
+        index = int(self._judging.logits(grey).argmax()) if target == "predicted" else self._judging.class_index(target)
+        (maps,) = make_maps(self._judging, method, [grey], [index], MapSettings(self._source.attention_size))
         return enlarge(maps, grey.shape).mean(axis=0)
 
     def _one(self, scan: str | PathLike | np.ndarray) -> np.ndarray:
@@ -200,8 +201,8 @@ class OctModel:
             raise InputError(f"{scan if isinstance(scan, str | PathLike) else 'scans'}: give one scan")
         return reading.scan(0)[0]
 
-    def _reading(self, scans: Scans) -> Reading | Arrays:
-        size = self._model.preprocessing()
+    def _reading(self, scans: Scans, model: Model | None = None) -> Reading | Arrays:
+        size = (model or self._model).preprocessing()
         if isinstance(scans, np.ndarray):
             return Arrays([as_scan(scan) for scan in (scans if scans.ndim == 3 else [scans])], self._settings, size)
         given = [scans] if isinstance(scans, str | PathLike) else list(scans)

@@ -33,6 +33,7 @@ from evaluation.config import Head
 from evaluation.inputs.feature_cache import FeatureCache
 from evaluation.inputs.model import Model, classifier_input, put_head
 
+READ_AS = ("neutralise_borders", "max_side", "grey_range", "pixel_um", "anonymise")  # settings for new scans, too
 SIMILAR = 5  # training scans that a scan is compared with
 _TENSORS, _FACTS = "classifier.safetensors", "classifier.json"
 _VERSION = 1
@@ -158,9 +159,7 @@ def fit(model: Model, data: ScanData, seed: int = 0) -> Fitted:
         files=tuple(data.index.files[i] for i in positions["train"]),
         weights=model.weights.sha256,
         image_size=model.input_size,
-        reading={
-            name: getattr(data.dataset, name) for name in ("neutralise_borders", "max_side", "grey_range", "pixel_um")
-        },
+        reading={name: getattr(data.dataset, name) for name in READ_AS},
         table=_digest(data, positions),
         train=data.counts(positions["train"]),
         val=data.counts(positions["val"]),

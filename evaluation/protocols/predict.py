@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from dino_oct.data.index import UNLABELLED, DatasetConfig, ScanIndex
+from dino_oct.data.index import Reading as OfFolder
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
 from dino_oct.files import private_folder, replacing, write_whole
@@ -28,6 +29,7 @@ from evaluation.inputs import fitted as kept
 from evaluation.inputs.fitted import Fitted
 from evaluation.inputs.model import Model, as_classifier, open_model
 from evaluation.inputs.scans import SHOWN_FACTS, changed, find_given, known_of, open_data
+from evaluation.inputs.scans import reading as reading_of_folder
 from evaluation.inputs.selection import grey_range_of
 from evaluation.inputs.sources import Source, open_source
 from evaluation.inputs.stream import Arrays, Prepared, Reading, answers, prepared
@@ -323,8 +325,10 @@ def ready(source: Source, options: PredictOptions, keep: bool = True) -> tuple[M
         stored = kept.read(folder)
         if stored.weights == model.weights.sha256 and options.classifier in (None, stored.head):
             return kept.attach(model, stored), stored, f"kept in {folder}"
-    # Phantoms that are to be predicted are no others to fit to.
-    data = open_data(source, options if options.data else dataclasses.replace(options, phantom=PhantomOptions()))
+    if options.data is None:  # how the scans to be predicted are read, or drawn, is not how the run's were
+        plain = dataclasses.replace(options.dataset, **vars(OfFolder()))
+        options = dataclasses.replace(options, dataset=plain, phantom=PhantomOptions())
+    data = open_data(source, options)
     model = as_classifier(model, ClassTargetOptions(classifier=options.classifier, data=options.data), data)
     fitted = kept.fit(model, data, options.seed)
     if keep:
@@ -337,7 +341,8 @@ def run(options: PredictOptions) -> None:
     source = open_source(options.model)
     model, fitted, origin = ready(source, options)
     print(f"classifier: {_in_words(model, fitted)}; {origin}")
-    settings = changed(dataclasses.replace(DatasetConfig(), **fitted.reading), options.dataset)
+    of_folder = reading_of_folder(options.dataset, options.scans[0])
+    settings = changed(dataclasses.replace(DatasetConfig(), **fitted.reading, **of_folder), options.dataset)
     index = find_given(options.scans, settings, changed(PhantomConfig(), options.phantom))
     files = [str(index.path(i)) for i in range(len(index))]
     grey_range, notes = grey_range_of(files, source, options.dataset)

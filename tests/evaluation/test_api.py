@@ -106,6 +106,14 @@ def test_predictions_are_those_of_the_command(model, scans, call, place):
     assert np.allclose(model.predict(pixels).filter(like="p_"), table.filter(like="p_"))
 
 
+def test_features_stay_as_they_are_when_a_classifier_is_fitted(model, scans):
+    larger = load("run", device="cpu", image_size=(64, 64))
+    before = larger.embed(scans)
+    assert not np.allclose(before, model.embed(scans))
+    assert np.allclose(larger.predict(scans).filter(like="p_"), model.predict(scans).filter(like="p_"))
+    assert np.array_equal(larger.embed(scans), before)
+
+
 def test_maps_have_the_size_of_the_scan(model, scans):
     attention = model.attention(scans[0])
     assert attention.shape == (2, 60, 72)

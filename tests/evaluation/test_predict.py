@@ -132,6 +132,23 @@ def test_a_scan_is_unlike_where_validation_scans_are_nearer(run, predict, tmp_pa
     assert predict(run, tmp_path / "noise.png")[1]["unlike"].all()
 
 
+def test_new_scans_are_read_as_asked_for_and_hidden_as_the_run_hid_its_own(run, predict, tmp_path):
+    folder = tmp_path / "clinic"
+    folder.mkdir()
+    for i in range(2):
+        noise = np.random.default_rng(i).integers(0, 256, (64, 64)).astype(np.uint8)
+        Image.fromarray(noise).save(folder / f"CNV_{i + 70}_left.png")
+    pattern = r"(?P<label>[A-Z]+)_(?P<patient>\d+)_.*"
+    _, table, facts = predict(run, folder, "--dataset.pattern", pattern)
+    assert (table["label"].tolist(), sorted(table["patient"].astype(str))) == (["CNV", "CNV"], ["70", "71"])
+    assert facts["judged"]["scans"] == 2
+    stored = json.loads((run / "export" / "classifier.json").read_text())
+    stored["reading"]["anonymise"] = True
+    (run / "export" / "classifier.json").write_text(json.dumps(stored))
+    _, table, _ = predict(run, folder)
+    assert not table["file"].str.contains("70|71|left").any()
+
+
 def test_too_few_validation_patients_are_told(run, predict):
     said, table, _ = predict(run, "phantom", *FEW_PHANTOMS, "--coverage", "0.99")
     assert "every set holds every class" in said
