@@ -1,10 +1,11 @@
 """Maps of several models scored against lesion masks: heads and thresholds from validation, scores on the test."""
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import combinations, pairwise, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +13,12 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
-from evaluation.config import ALL_SCORES, ATTENTION, SCORES, LocalizationOptions
+from evaluation.config import ALL_SCORES, ATTENTION, LocalizationOptions
 from evaluation.inputs.model import Model
+from evaluation.inputs.steps import Arrays, StepCache, digest
 from evaluation.maps.methods import candidates, enlarge
 from evaluation.maps.randomisation import STAGES, randomised_correlations, verdict
-from evaluation.maps.rows import Case, MapMaker, RawMaps, Row, list_rows, make_raw, scan_rows
+from evaluation.maps.rows import Case, MapMaker, RawMaps, Row, list_rows, make_raw, maps_of_rows
 from evaluation.scores.lesions import SIMPLE, layer_densities, lesion_over_retina
 from evaluation.scores.localization import (
     FILLS,
@@ -35,16 +37,16 @@ SCALES = dict.fromkeys(ALL_SCORES, Scale.SCORE) | {
     "enrichment": Scale.RATIO,
     "lesion_over_retina": Scale.RATIO,
 }
+TUNED = "iou_tuned"
 ALPHA = 0.05  # of p values after Holm's correction
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores of every row on some cases.
+    """Scores of every row on the test cases.
 
     Attributes:
         rows: R rows; scores: (N, R, S) float64, columns ``ALL_SCORES``; empty: (N, R) bool, maps that were 0.
-        curves: (N, R, T) IoU at every threshold, of validation cases.
         layers: (N, R, bands), NaN for a case without boundaries; no bands where none has them.
         correlations: (R, R), mean Spearman correlation between maps of the same scan, of the scans where both vary.
     """
@@ -52,7 +54,6 @@ class Measured:
     rows: list[Row]
     scores: np.ndarray
     empty: np.ndarray
-    curves: np.ndarray
     layers: np.ndarray
     correlations: np.ndarray
 
@@ -192,68 +193,133 @@ class Leaderboard(Ranking):
     sanity: Sanity | None
 
 
-def choose_heads(makers: Sequence[MapMaker], raw: RawMaps, cases: Sequence[Case], score: str) -> dict[str, Head]:
+def choose_heads(
+    makers: Sequence[MapMaker], raw: RawMaps, cases: Sequence[Case], score: str, steps: StepCache
+) -> dict[str, Head]:
     """For each model with attention the head of highest mean score on validation cases."""
     heads = {}
-    for maker in makers:
-        if ATTENTION not in maker.methods:
-            continue
+    able = [maker for maker in makers if ATTENTION in maker.methods]
+    for maker in able:
+
+        def means(maker: MapMaker = maker) -> Arrays:
+            of_cases = list(zip(cases, raw.maps[maker.name, ATTENTION], strict=True))
+            bar = tqdm(of_cases, desc=f"heads of {maker.name}", unit="scan", disable=None, leave=False)
+            scores = [[chosen_by(m, case, score) for m in enlarge(maps, case.mask.lesion.shape)] for case, maps in bar]
+            return {"means": best_mean(scores)}
+
         names = candidates(maker.model, ATTENTION, maker.settings)
-        of_cases = zip(raw.maps[maker.name, ATTENTION], cases, strict=True)
-        scores = [[one_score(head, case, score) for head in enlarge(m, case.mask.lesion.shape)] for m, case in of_cases]
-        means = np.mean(scores, axis=0)
-        best = int(means.argmax())
-        heads[maker.name] = Head(best, names[best], float(means[best]), dict(zip(names, means.tolist(), strict=True)))
+        of_heads = steps.arrays("scores of heads", means, model=maker.name, score=score, cases=[c.file for c in cases])
+        scores = of_heads["means"].tolist()
+        best = int(of_heads["means"].argmax())
+        heads[maker.name] = Head(best, names[best], scores[best], dict(zip(names, scores, strict=True)))
     return heads
 
 
-def one_score(values: np.ndarray, case: Case, name: str) -> float:
-    """One of ``ALL_SCORES`` of a map in the size of the case's mask; ``iou_tuned`` needs a threshold and is NaN."""
+def chosen_by(values: np.ndarray, case: Case, score: str, ranked: RankedPixels | None = None) -> np.ndarray:
+    """What something is chosen by on validation cases: the score of a map, (1,), or its IoU at every threshold, (T,).
+
+    Args:
+        values: (h, w) in the size of the case's mask. ranked: of it, where it is already there.
+    """
+    if score == TUNED:
+        return iou_curve(values, case.mask.lesion, ranked)
+    return np.array([one_score(values, case, score, ranked)])
+
+
+def best_mean(scores: Sequence[Sequence[np.ndarray]]) -> np.ndarray:
+    """Means (R,) over cases of what ``chosen_by`` gives (N, R, 1 or T), at the best threshold where there are some."""
+    return np.mean(scores, axis=0).max(axis=-1)
+
+
+def one_score(values: np.ndarray, case: Case, name: str, ranked: RankedPixels | None = None) -> float:
+    """One of ``ALL_SCORES`` but ``iou_tuned`` of a map in the size of the case's mask."""
     lesion, retina = case.mask.lesion, case.mask.retina
-    if name in SCORES:
-        return float(score_map(values, lesion, [name])[0])
     if name == "energy_retina":
         return float(values[retina].sum(dtype=np.float64) / max(values.sum(dtype=np.float64), 1e-30))
-    return lesion_over_retina(values, lesion, retina) if name == "lesion_over_retina" else np.nan
+    if name == "lesion_over_retina":
+        return lesion_over_retina(values, lesion, retina)
+    return float(score_map(values, lesion, [name], ranked)[0])
 
 
-def all_scores(
-    values: np.ndarray, case: Case, threshold: float | None = None, ranked: RankedPixels | None = None
-) -> np.ndarray:
-    """``ALL_SCORES`` of a map in the size of the case's mask; ``iou_tuned`` is NaN without a threshold."""
+def all_scores(values: np.ndarray, case: Case, threshold: float, ranked: RankedPixels | None = None) -> np.ndarray:
+    """``ALL_SCORES`` of a map in the size of the case's mask."""
     lesion = case.mask.lesion
-    tuned = np.nan if threshold is None else float(iou_at(values, lesion, threshold, ranked))
+    tuned = float(iou_at(values, lesion, threshold, ranked))
     rest = [one_score(values, case, name) for name in ("energy_retina", "lesion_over_retina")]
     return np.array([*score_map(values, lesion, ranked=ranked), tuned, *rest])
 
 
-def measure(
-    makers: Sequence[MapMaker],
-    raw: RawMaps,
-    heads: dict[str, int],
-    cases: Sequence[Case],
-    thresholds: Sequence[float] | None = None,
-) -> Measured:
-    """Score every row on every case; without thresholds their curves are measured instead."""
-    rows = list_rows(makers)
-    limits = [None] * len(rows) if thresholds is None else thresholds
-    bands = next((len(case.boundaries) - 1 for case in cases if case.boundaries is not None), 0)
-    layers = np.full((len(cases), len(rows), bands), np.nan)
-    scores, curves, empties, correlations = [], [], [], []
-    for i, (case, maps, empty) in enumerate(scan_rows(makers, raw, heads, cases)):
+@dataclass(frozen=True)
+class Ranked:
+    """What is scored together: the makers, their maps of some cases, and the head of each.
+
+    Attributes:
+        steps: keeps what is of all models together, a step for each case.
+    """
+
+    makers: Sequence[MapMaker]
+    raw: RawMaps
+    heads: dict[str, int]
+    cases: Sequence[Case]
+    steps: StepCache
+
+    def each(self, what: str, make: Callable[[Case, np.ndarray], Arrays], **about: Any) -> dict[str, np.ndarray]:
+        """What ``make`` gives for each case and the maps of its rows (R, h, w), stacked over cases.
+
+        Args:
+            what: name of the step; about: all that it depends on beside models, heads and case.
+        """
+        made = []
+        for i, case in enumerate(tqdm(self.cases, desc=what, unit="scan", disable=None, leave=False)):
+
+            def of_case(i: int = i, case: Case = case) -> Arrays:
+                return make(case, maps_of_rows(self.makers, self.raw, self.heads, self.cases, i))
+
+            of_which = {"case": case.file, "targets": case.targets, "heads": self.heads}
+            made.append(self.steps.arrays(what, of_case, **of_which, **about))
+        return {name: np.stack([arrays[name] for arrays in made]) for name in made[0]}
+
+
+def tune(ranked: Ranked, score: str) -> tuple[np.ndarray, list[float]]:
+    """Of every row the mean ranking score on validation cases, (R,), and the threshold of ``iou_tuned``."""
+
+    def make(case: Case, maps: np.ndarray) -> Arrays:
         lesion = case.mask.lesion
-        ranked = [RankedPixels(values, lesion) for values in maps]
-        of_maps = zip(maps, ranked, limits, strict=True)
-        scores.append([all_scores(values, case, limit, order) for values, order, limit in of_maps])
-        empties.append(empty)
-        if thresholds is None:
-            curves.append([iou_curve(values, lesion, order) for values, order in zip(maps, ranked, strict=True)])
-        else:
-            correlations.append(rank_correlations([rank_normalise(values) for values in maps]))
-            if case.boundaries is not None:
-                layers[i] = [layer_densities(values, case.boundaries) for values in maps]
-    mean_correlation = np.ma.masked_invalid(correlations).mean(axis=0).filled(np.nan) if correlations else np.empty(0)
-    return Measured(rows, np.array(scores), np.array(empties), np.array(curves), layers, mean_correlation)
+        orders = [RankedPixels(values, lesion) for values in maps]
+        of_maps = list(zip(maps, orders, strict=True))
+        return {
+            "scores": np.array([chosen_by(values, case, score, order) for values, order in of_maps]),
+            "curves": np.array([iou_curve(values, lesion, order) for values, order in of_maps]),
+        }
+
+    made = ranked.each("scores on validation", make, score=score)
+    return best_mean(made["scores"]), [tune_threshold(curves) for curves in made["curves"].swapaxes(0, 1)]
+
+
+def measure(ranked: Ranked, thresholds: Sequence[float]) -> Measured:
+    """Score every row on every test case.
+
+    Args:
+        thresholds: of ``iou_tuned``, for each row.
+    """
+    bands = next((len(case.boundaries) - 1 for case in ranked.cases if case.boundaries is not None), 0)
+
+    def make(case: Case, maps: np.ndarray) -> Arrays:
+        orders = [RankedPixels(values, case.mask.lesion) for values in maps]
+        of_maps = zip(maps, orders, thresholds, strict=True)
+        layers = np.full((len(maps), bands), np.nan)
+        if case.boundaries is not None:
+            layers = np.array([layer_densities(values, case.boundaries) for values in maps])
+        return {
+            "scores": np.array([all_scores(values, case, limit, order) for values, order, limit in of_maps]),
+            "empty": ~(maps.max(axis=(1, 2)) > 0),
+            "layers": layers,
+            "correlations": rank_correlations([rank_normalise(values) for values in maps]),
+        }
+
+    made = ranked.each("scores", make, thresholds=list(thresholds), bands=bands)
+    correlations = np.ma.masked_invalid(made.pop("correlations")).mean(axis=0).filled(np.nan)
+    return Measured(list_rows(ranked.makers), **made, correlations=correlations)
 
 
 def resamples(cases: Sequence[Case], options: LocalizationOptions) -> PatientBootstrap:
@@ -267,6 +333,7 @@ def rate(
     test: Sequence[Case],
     options: LocalizationOptions,
     layer_names: Sequence[str],
+    steps: StepCache,
 ) -> tuple[Leaderboard, RawMaps, np.ndarray]:
     """The whole leaderboard.
 
@@ -274,17 +341,17 @@ def rate(
         val, test: cases with a lesion, so that every row has every score on every one of them (a miss scores 0). Heads,
             thresholds and the best row of each model are chosen on the first.
         layer_names: of the boundaries, where cases have them.
+        steps: keeps what is of all models together; what is of one, its maker keeps.
 
     Returns:
         The leaderboard, the maps of the test cases, and the ranking score (N, rows) of each of them.
     """
     val_raw = make_raw(makers, val)
-    heads = choose_heads(makers, val_raw, val, options.score)
+    heads = choose_heads(makers, val_raw, val, options.score, steps)
     positions = {name: head.position for name, head in heads.items()}
-    on_val = measure(makers, val_raw, positions, val)
-    thresholds = [tune_threshold(on_val.curves[:, r]) for r in range(len(on_val.rows))]
+    validation, thresholds = tune(Ranked(makers, val_raw, positions, val, steps), options.score)
     raw = make_raw(makers, test, measure=True)
-    on_test = measure(makers, raw, positions, test, thresholds)
+    on_test = measure(Ranked(makers, raw, positions, test, steps), thresholds)
     resampled, column = resamples(test, options), ALL_SCORES.index(options.score)
     is_off = on_test.scores[..., ALL_SCORES.index("energy_retina")] == 0
     scores, of_classes = _intervals(on_test.scores, resampled, SCALES), {}
@@ -299,7 +366,7 @@ def rate(
             kind=row.kind,
             method=row.method,
             candidate=heads[row.model].name if row.method == ATTENTION else "",
-            validation=float(on_val.scores[:, r, column].mean()),
+            validation=float(validation[r]),
             threshold=thresholds[r],
             maps_of_zeros=int(on_test.empty[:, r].sum()),
             off_the_retina=int((is_off[:, r] & ~on_test.empty[:, r]).sum()),
@@ -314,13 +381,14 @@ def rate(
     }
     spread = spread_over_patients(test)
     hidden, randomised = spread[: options.faithfulness], spread[: options.sanity]
+    to_hide = Ranked(makers, raw.of(hidden), positions, [test[i] for i in hidden], steps)
     leaderboard = Leaderboard(
         **vars(_compare(on_test, resampled, column)),
         score=options.score,
         heads=heads,
         rows=rows,
         correlations=Correlations(list(rows), on_test.correlations),
-        faithfulness=_faithfulness(makers, raw.of(hidden), positions, [test[i] for i in hidden], options),
+        faithfulness=_faithfulness(to_hide, options),
         sanity=_sanity(makers, positions, [test[i] for i in randomised], options),
     )
     return leaderboard, raw, on_test.scores[..., column]
@@ -385,29 +453,30 @@ def _probability(model: Model, target: int, scans: torch.Tensor) -> np.ndarray:
     return model.forward(images.clamp(0, 255) / 255).double().softmax(dim=1)[:, target].cpu().numpy()
 
 
-def _faithfulness(
-    makers: Sequence[MapMaker], raw: RawMaps, heads: dict[str, int], cases: Sequence[Case], options: LocalizationOptions
-) -> Faithfulness | None:
+def _faithfulness(ranked: Ranked, options: LocalizationOptions) -> Faithfulness | None:
     """Deletion and insertion AUC for each model, of its own maps and of the maps without a network."""
-    with_classes = [maker for maker in makers if maker.model.class_names]
-    if not cases or not with_classes:
+    with_classes = [maker for maker in ranked.makers if maker.model.class_names]
+    if not ranked.cases or not with_classes:
         return None
-    resampled, rows = resamples(cases, options), list_rows(makers)
+    resampled, rows = resamples(ranked.cases, options), list_rows(ranked.makers)
     shown = {maker.name: [r for r, row in enumerate(rows) if row.model in (maker.name, None)] for maker in with_classes}
-    areas: dict[str, list] = {name: [] for name in shown}  # (N, rows, 2 · fills)
-    for case, maps, _ in scan_rows(makers, raw, heads, cases):
-        at_scan = enlarge(maps, case.scan.shape)
-        for maker in with_classes:
+
+    def make(case: Case, maps: np.ndarray) -> Arrays:  # (rows, 2 · fills) for each model
+        at_scan, areas = enlarge(maps, case.scan.shape), {}
+        for m, maker in enumerate(with_classes):
             probability = partial(_probability, maker.model, case.targets[maker.name])
             maps_and_fills = product(at_scan[shown[maker.name]], FILLS)
             of_maps = [deletion_insertion(probability, case.scan, values, fill) for values, fill in maps_and_fills]
-            areas[maker.name].append(np.reshape(of_maps, (-1, 2 * len(FILLS))))
+            areas[f"model{m}"] = np.reshape(of_maps, (-1, 2 * len(FILLS)))
+        return areas
+
+    areas = ranked.each("deletion and insertion", make)
     scales = {f"{what}_{fill}": Scale.SCORE for fill in FILLS for what in ("deletion", "insertion")}
     models = {}
-    for name, of_cases in areas.items():
-        intervals = _intervals(np.array(of_cases), resampled, scales)
-        models[name] = dict(zip([rows[r].name for r in shown[name]], intervals, strict=True))
-    return Faithfulness(len(cases), resampled.n_patients, models)
+    for m, maker in enumerate(with_classes):
+        intervals = _intervals(areas[f"model{m}"], resampled, scales)
+        models[maker.name] = dict(zip([rows[r].name for r in shown[maker.name]], intervals, strict=True))
+    return Faithfulness(len(ranked.cases), resampled.n_patients, models)
 
 
 def _sanity(
@@ -421,7 +490,10 @@ def _sanity(
     trained = [maker for maker in makers if not maker.is_control]
     for maker in tqdm(trained, desc="randomised weights", unit="model", disable=None, leave=False):
         head, targets = heads.get(maker.name, 0), [case.targets[maker.name] for case in cases]
-        correlations = randomised_correlations(maker, head, scans, targets, options.seed)
+        make = partial(randomised_correlations, maker, head, scans, targets, options.seed)
+        about = {"settings": asdict(maker.settings), "targets": targets, "head": head, "seed": options.seed}
+        about |= {"methods": maker.methods, "scans": digest(*scans)}
+        correlations = maker.steps.arrays("randomised weights", make, **about)
         of_methods = _intervals(np.stack(list(correlations.values()), axis=1), resampled, scales)
         randomised = [Randomised(stages, verdict(stages[STAGES[-1]])) for stages in of_methods]
         models[maker.name] = dict(zip(correlations, randomised, strict=True))

@@ -1,9 +1,10 @@
 """The maps that are scored side by side: every method of every model, their ensembles, and maps without a network."""
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from tqdm import tqdm
 from evaluation.config import ATTENTION
 from evaluation.inputs.masks import Mask
 from evaluation.inputs.model import Model
+from evaluation.inputs.steps import Arrays, StepCache, digest
 from evaluation.maps.cost import peak_memory
 from evaluation.maps.methods import MapSettings, candidates, enlarge, make_maps
 from evaluation.scores.lesions import CONTROLS, control_maps
@@ -19,6 +21,7 @@ from evaluation.scores.ranks import ensemble, rank_normalise
 
 MEAN_OF_HEADS, ENSEMBLE_OF_HEADS = "attention, mean of heads", "attention, ensemble of heads"
 ENSEMBLE, EVERY_MODEL = "ensemble", "every model"
+_PART = 16  # scans whose maps are kept as one step
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,14 @@ class MapMaker:
 
     Attributes:
         methods: that can be used on it; gaps: of the others, why not.
+        steps: keeps what is of this model alone.
     """
 
     model: Model
     settings: MapSettings
     methods: tuple[str, ...]
     gaps: dict[str, str] = field(default_factory=dict)
+    steps: StepCache = field(default_factory=StepCache)
 
     @property
     def name(self) -> str:
@@ -95,25 +100,68 @@ def make_raw(makers: Sequence[MapMaker], cases: Sequence[Case], measure: bool = 
     Args:
         measure: also the memory of one scan's map, by making it once more.
     """
-    scans = [case.scan for case in cases]
     raw = RawMaps({}, {}, {})
     tasks = [(maker, method) for maker in makers for method in maker.methods]
-    for maker, method in tqdm(tasks, desc="maps", unit="method", disable=None, leave=False):
-        targets = [case.targets[maker.name] for case in cases]
-        key, make = (maker.name, method), partial(make_maps, maker.model, method, settings=maker.settings)
-        make(scans[:1], targets[:1])  # what a first call sets up is not its cost
-        if measure:
-            raw.mb[key] = peak_memory(partial(make, scans[:1], targets[:1]), maker.model.device) / 1e6
-        start = time.perf_counter()
-        raw.maps[key] = make(scans, targets, signed=True)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        raw.ms[key] = 1000 * (time.perf_counter() - start) / len(scans)
+    with tqdm(total=len(tasks) * len(cases), desc="maps", unit="map", disable=None, leave=False) as bar:
+        for maker, method in tasks:
+            bar.set_postfix_str(f"{maker.name}, {method}")
+            key = maker.name, method
+            raw.maps[key], raw.ms[key] = _maps_and_ms(maker, method, cases, bar)
+            if measure:
+                raw.mb[key] = _megabytes(maker, method, cases[:1])
     return raw
 
 
+def _maps_and_ms(maker: MapMaker, method: str, cases: Sequence[Case], bar: tqdm) -> tuple[list[np.ndarray], float]:
+    """Signed maps of all cases, some of them from disk, and milliseconds a scan when they were made."""
+    warm_up = cache(lambda: _make(maker, method, cases[:1]))  # what a first call sets up is not its cost
+
+    def timed(part: Sequence[Case]) -> Arrays:
+        warm_up()
+        start = time.perf_counter()
+        maps = _make(maker, method, part)
+        seconds = np.array(time.perf_counter() - start)
+        return {"seconds": seconds, **{f"map{i}": values for i, values in enumerate(maps)}}
+
+    maps, seconds = [], 0.0
+    for start in range(0, len(cases), _PART):
+        part = cases[start : start + _PART]
+        made = maker.steps.arrays(f"ranked maps {method}", partial(timed, part), **about_maps(maker, method, part))
+        maps += [made[f"map{i}"] for i in range(len(part))]
+        seconds += float(made["seconds"])
+        bar.update(len(part))
+    return maps, 1000 * seconds / len(cases)
+
+
+def _megabytes(maker: MapMaker, method: str, cases: Sequence[Case]) -> float:
+    """Peak memory of making the maps of some cases."""
+
+    def measured() -> Arrays:
+        return {"mb": np.array(peak_memory(lambda: _make(maker, method, cases), maker.model.device) / 1e6)}
+
+    return float(maker.steps.arrays(f"memory of {method}", measured, **about_maps(maker, method, cases))["mb"])
+
+
+def _make(maker: MapMaker, method: str, cases: Sequence[Case]) -> list[np.ndarray]:
+    scans, targets = [case.scan for case in cases], [case.targets[maker.name] for case in cases]
+    maps = make_maps(maker.model, method, scans, targets, maker.settings, signed=True)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return maps
+
+
+def about_maps(maker: MapMaker, method: str, cases: Sequence[Case]) -> dict[str, Any]:
+    """All that maps of some cases depend on, beside the model."""
+    return {
+        "scans": digest(*(case.scan for case in cases)),
+        "targets": [case.targets[maker.name] for case in cases],
+        "method": method,
+        "settings": asdict(maker.settings),
+    }
+
+
 def list_rows(makers: Sequence[MapMaker]) -> list[Row]:
-    """Every row in the order of ``scan_rows``."""
+    """Every row in the order of ``maps_of_rows``."""
     rows = []
     for maker in makers:
         rows += [Row(f"{maker.name}: {method}", "map", method, maker.name) for method in maker.methods]
@@ -127,37 +175,33 @@ def list_rows(makers: Sequence[MapMaker]) -> list[Row]:
     return rows + [Row(name, "reference", name) for name in CONTROLS]
 
 
-def scan_rows(
-    makers: Sequence[MapMaker], raw: RawMaps, heads: dict[str, int], cases: Sequence[Case]
-) -> Iterator[tuple[Case, np.ndarray, np.ndarray]]:
-    """For each case its maps in the size of its mask, one a row of ``list_rows``.
+def maps_of_rows(
+    makers: Sequence[MapMaker], raw: RawMaps, heads: dict[str, int], cases: Sequence[Case], i: int
+) -> np.ndarray:
+    """The maps of case ``i`` in the size of its mask, one a row of ``list_rows``: (R, h, w) float32 ≥ 0.
 
     Args:
-        heads: model → its attention head, a position in ``candidates``.
-
-    Yields:
-        The case, (R, h, w) float32 ≥ 0, and (R,) bool: the map is 0 everywhere, a miss.
+        raw: of all cases; heads: model → its attention head, a position in ``candidates``.
     """
-    rows, trained = list_rows(makers), [maker.name for maker in _trained(makers)]
-    for i, case in enumerate(tqdm(cases, desc="scores", unit="scan", disable=None, leave=False)):
-        size, controls = case.mask.lesion.shape, control_maps(case.scan, case.mask.lesion, case.mask.retina)
-        ranked: dict[str, list[np.ndarray]] = {maker.name: [] for maker in makers}
-        maps = np.empty((len(rows), *size), np.float32)
-        for r, row in enumerate(rows):
-            if row.kind == "reference":
-                maps[r] = controls[CONTROLS.index(row.method)]
-            elif row.method == ENSEMBLE:
-                names = [row.model] if row.model else trained
-                maps[r] = ensemble([values for name in names for values in ranked[name]])
-            elif row.method == MEAN_OF_HEADS:
-                maps[r] = enlarge(raw.maps[row.model, ATTENTION][i].mean(axis=0, keepdims=True), size)[0]
-            elif row.method == ENSEMBLE_OF_HEADS:
-                maps[r] = ensemble(list(map(rank_normalise, enlarge(raw.maps[row.model, ATTENTION][i], size))))
-            else:
-                head = heads.get(row.model, 0) if row.method == ATTENTION else 0
-                maps[r] = enlarge(raw.maps[row.model, row.method][i][[head]].clip(0), size)[0]
-                ranked[row.model].append(rank_normalise(maps[r]))
-        yield case, maps, ~(maps.max(axis=(1, 2)) > 0)
+    case, rows, trained = cases[i], list_rows(makers), [maker.name for maker in _trained(makers)]
+    size, controls = case.mask.lesion.shape, control_maps(case.scan, case.mask.lesion, case.mask.retina)
+    ranked: dict[str, list[np.ndarray]] = {maker.name: [] for maker in makers}
+    maps = np.empty((len(rows), *size), np.float32)
+    for r, row in enumerate(rows):
+        if row.kind == "reference":
+            maps[r] = controls[CONTROLS.index(row.method)]
+        elif row.method == ENSEMBLE:
+            names = [row.model] if row.model else trained
+            maps[r] = ensemble([values for name in names for values in ranked[name]])
+        elif row.method == MEAN_OF_HEADS:
+            maps[r] = enlarge(raw.maps[row.model, ATTENTION][i].mean(axis=0, keepdims=True), size)[0]
+        elif row.method == ENSEMBLE_OF_HEADS:
+            maps[r] = ensemble(list(map(rank_normalise, enlarge(raw.maps[row.model, ATTENTION][i], size))))
+        else:
+            head = heads.get(row.model, 0) if row.method == ATTENTION else 0
+            maps[r] = enlarge(raw.maps[row.model, row.method][i][[head]].clip(0), size)[0]
+            ranked[row.model].append(rank_normalise(maps[r]))
+    return maps
 
 
 def _trained(makers: Sequence[MapMaker]) -> list[MapMaker]:

@@ -1,6 +1,7 @@
 """Does a map find the lesion? Every method of every model against lesion masks, beside maps without a network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from evaluation.inputs.model import Model, open_classifiers, open_model
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.selection import Chosen, chosen_scan, take_turns
 from evaluation.inputs.sources import Source, open_sources, starting_weights
+from evaluation.inputs.steps import StepCache
 from evaluation.maps.leaderboard import SCALES, rate, resamples
 from evaluation.maps.rows import Case, MapMaker
 from evaluation.pages.maps import FOOT, page_of_case
@@ -28,18 +30,33 @@ START = "start"
 _MAP_SETTINGS = ("window", "stride", "fill", "attention_blocks")
 
 
-def with_start(makers: Sequence[MapMaker]) -> tuple[list[MapMaker], list[str]]:
+@dataclass(frozen=True)
+class Steps:
+    """Where finished steps are kept, so that a stopped evaluation goes on.
+
+    Attributes:
+        of_models: name of a model → of what is its own; start: of the first one's starting weights; together: of what
+            is of all models.
+    """
+
+    of_models: Mapping[str, StepCache] = field(default_factory=dict)
+    start: StepCache = field(default_factory=StepCache)
+    together: StepCache = field(default_factory=StepCache)
+
+
+def with_start(makers: Sequence[MapMaker], steps: Steps) -> tuple[list[MapMaker], list[str]]:
     """With the first model's starting weights behind it for their attention, unless these are among the models; and
     why they are not there."""
-    first, *others = makers
+    first, *others = makers = [replace(m, steps=steps.of_models.get(m.name, m.steps)) for m in makers]
     if not (ATTENTION in first.methods and first.model.kind == "self-supervised"):
-        return list(makers), []
+        return makers, []
     start = starting_weights(first.model.source)
     if isinstance(start, str):
-        return list(makers), [start]
+        return makers, [start]
     if start.name in {maker.model.source.name for maker in makers}:
-        return list(makers), []
-    return [first, MapMaker(open_model(start, START), first.settings, (ATTENTION,)), *others], []
+        return makers, []
+    name = START if START not in {maker.name for maker in makers} else start.short_name
+    return [first, MapMaker(open_model(start, name), first.settings, (ATTENTION,), steps=steps.start), *others], []
 
 
 def choose_cases(
@@ -75,12 +92,17 @@ def _target(model: Model, scan: Chosen, target: str) -> int:
 
 
 def evaluate(
-    sources: Sequence[Source], options: LocalizationOptions, data: ScanData | None = None, models: Sequence[Model] = ()
+    sources: Sequence[Source],
+    options: LocalizationOptions,
+    data: ScanData | None = None,
+    models: Sequence[Model] = (),
+    steps: Steps | None = None,
 ) -> tuple[Localization, list[Page]]:
     """Run the whole evaluation.
 
     Args:
         data, models: opened before, the models with a classifier; unset: as the options say.
+        steps: unset: nothing is kept.
 
     Returns:
         The result, and pages to draw.
@@ -96,13 +118,15 @@ def evaluate(
     # Before models are opened: a missing mask costs no time.
     with_lesion = {split: masks.with_lesion(split) for split in ("val", "test")}
     models = models or list(open_classifiers(sources, options, data).values())
-    makers, notes = with_start(map_makers(models, options, **{name: getattr(options, name) for name in _MAP_SETTINGS}))
+    steps = steps or Steps()
+    settings = {name: getattr(options, name) for name in _MAP_SETTINGS}
+    makers, notes = with_start(map_makers(models, options, **settings), steps)
     test, val = (
         choose_cases(data, masks, with_lesion[split], n, makers, options.target)
         for split, n in (("test", options.n), ("val", -(-options.n // 2)))
     )
     names, _ = read_boundaries(data)
-    leaderboard, raw, per_scan = rate(makers, val, test, options, names)
+    leaderboard, raw, per_scan = rate(makers, val, test, options, names, steps.together)
     resampled = resamples(test, options)
     positions = {which: np.array([case.position for case in cases]) for which, cases in (("val", val), ("test", test))}
     if shared := len(np.intersect1d(*(data.index.patients[scans] for scans in positions.values()))):

@@ -13,9 +13,10 @@ from dino_oct.scores.paired import Result
 from dino_oct.scores.probes import LinearClassifier
 from evaluation.config import LinearOptions
 from evaluation.inputs.model import Model
+from evaluation.inputs.steps import Arrays
 from evaluation.protocols import linear
 from evaluation.report.models import CLASSIFIER, KNN, LINEAR, RECALL, URGENCY, Candidate, Facts, facts
-from evaluation.report.steps import SPLITS, Arrays, Setting
+from evaluation.report.steps import SPLITS, Setting
 
 _CHECKED = 16  # scans of a pass through the network beside a shortcut
 

@@ -12,12 +12,13 @@ from scipy.special import softmax
 from dino_oct.errors import InputError
 from dino_oct.features import resize
 from dino_oct.streams import generator
-from evaluation.config import ATTENTION, SCORES
+from evaluation.config import ATTENTION
 from evaluation.inputs.masks import LesionMasks, Mask
+from evaluation.inputs.steps import Arrays, digest
 from evaluation.maps.methods import METHODS, candidates, enlarge, make_maps, usable
 from evaluation.pages.tiles import with_outline
 from evaluation.report.models import Candidate
-from evaluation.report.steps import Arrays, Setting, digest
+from evaluation.report.steps import Setting
 from evaluation.scores.lesions import lesion_over_retina
 from evaluation.scores.localization import score_map
 
@@ -221,7 +222,7 @@ def _scores(values: np.ndarray, mask: Mask | None) -> dict[str, float]:
     large = enlarge(values[None], mask.lesion.shape)[0].clip(0)
     return {
         "lesion_over_retina": float(lesion_over_retina(large, mask.lesion, mask.retina)),
-        "auprc": float(score_map(large, mask.lesion)[SCORES.index("auprc")]),
+        "auprc": float(score_map(large, mask.lesion, ["auprc"])[0]),
     }
 
 

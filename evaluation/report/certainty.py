@@ -8,8 +8,9 @@ from sklearn.metrics import roc_curve
 
 from dino_oct.scores.bootstrap import Interval, Scale
 from dino_oct.scores.classification import auroc
+from evaluation.inputs.steps import digest
 from evaluation.report.answers import Answers
-from evaluation.report.steps import Setting, digest
+from evaluation.report.steps import Setting
 from evaluation.report.table import URGENT, Intervals, is_urgency_known
 
 MOST = 200  # points of a curve

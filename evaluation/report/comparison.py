@@ -25,6 +25,7 @@ from evaluation.config import ComparisonOptions, Reader
 from evaluation.inputs.masks import LesionMasks
 from evaluation.inputs.scans import open_data, open_external
 from evaluation.inputs.sources import newest_beside_start, open_source
+from evaluation.inputs.steps import StepCache
 from evaluation.pages.embedding_figures import marks
 from evaluation.protocols.external import external_lines
 from evaluation.report.answers import Answers, ask
@@ -43,7 +44,7 @@ from evaluation.report.page import render
 from evaluation.report.results import Answered, ClassFacts, DataFacts, Media, ModelFacts, Results
 from evaluation.report.scans import ShownScans
 from evaluation.report.severity import lesion_loads, severity
-from evaluation.report.steps import Setting, StepCache
+from evaluation.report.steps import Setting
 from evaluation.report.subgroups import subgroups
 from evaluation.report.table import URGENT, Intervals, make_table, protocol_title, score
 from evaluation.report.units import judge_units

@@ -8,11 +8,12 @@ from dino_oct.errors import InputError
 from dino_oct.scores.bootstrap import Interval, Scale
 from dino_oct.streams import generator
 from evaluation.config import FEWEST
+from evaluation.inputs.steps import Arrays
 from evaluation.pages.embedding_figures import AXES_NOTE, Frame, Panel
 from evaluation.pages.embedding_page import scaled_frames
 from evaluation.protocols.embedding_map import comparable_scans
 from evaluation.report.models import Candidate
-from evaluation.report.steps import Arrays, Setting
+from evaluation.report.steps import Setting
 from evaluation.scores.embeddings import most_neighbours, nearest, purity, umap_map
 
 MOST, K, UMAP_NEIGHBOURS = 1500, 10, 15

@@ -10,11 +10,12 @@ from dino_oct.features import predict_scans
 from evaluation.config import FeatureOptions, LinearOptions
 from evaluation.inputs.features import features_of as features_on
 from evaluation.inputs.scans import External
+from evaluation.inputs.steps import Arrays
 from evaluation.protocols import linear
 from evaluation.protocols.external import OnExternal, judge_external
 from evaluation.report.answers import Answers, features_of
 from evaluation.report.models import Candidate
-from evaluation.report.steps import Arrays, Setting, data_digest
+from evaluation.report.steps import Setting, data_digest
 from evaluation.report.table import protocol_title
 
 

@@ -9,11 +9,12 @@ from dino_oct.scores.bootstrap import Interval
 from evaluation.config import LocalizationOptions
 from evaluation.inputs.masks import LesionMasks, layers_digest
 from evaluation.inputs.sources import Source
+from evaluation.inputs.steps import digest
 from evaluation.protocols import localization
 from evaluation.protocols.localization_text import PERCENT, TITLES, Localization
 from evaluation.report.cases import CHOSEN_HEAD
 from evaluation.report.models import STRIDE, WINDOW, Candidate
-from evaluation.report.steps import Setting, digest
+from evaluation.report.steps import Setting
 
 _FAITHFUL = _SANITY = 8  # test scans, each of a new patient: these two cost the most
 _FILL = "mean"  # what hides pixels in the deletion and insertion that the report shows
@@ -142,18 +143,25 @@ def leaderboard(models: dict[str, Candidate], shared: Setting) -> MapLeaderboard
     )
     able = [model for model in models.values() if "cases" not in model.gaps]
 
-    def make() -> MapLeaderboard:
-        sources, classifiers = [model.source for model in able], [model.classifier for model in able]
-        return as_shown(localization.evaluate(sources, settings, shared.data, classifiers)[0])
-
-    return shared.steps.json(
-        "leaderboard",
-        make,
-        MapLeaderboard,
-        models=[[model.key, model.source.name, model.identity, _start_digest(model.source)] for model in able],
+    digests = [_start_digest(model.source) for model in able]
+    steps = shared.steps.of(
+        models=[[m.key, m.source.name, m.identity, d] for m, d in zip(able, digests, strict=True)],
         layers=layers_digest(shared.data),
         masks=masks.digest(),
         methods=list(options.methods),
+    )
+    kept = localization.Steps(
+        {model.key: model.steps for model in able}, shared.steps.of("start", weights=digests[:1]), steps
+    )
+
+    def make() -> MapLeaderboard:
+        sources, classifiers = [model.source for model in able], [model.classifier for model in able]
+        return as_shown(localization.evaluate(sources, settings, shared.data, classifiers, kept)[0])
+
+    return steps.json(
+        "leaderboard",
+        make,
+        MapLeaderboard,
         n=[settings.n, settings.faithfulness, settings.sanity],
         bootstrap=[options.bootstrap, options.seed],
     )

@@ -19,8 +19,9 @@ from evaluation.config import ClassTargetOptions, FeatureOptions, Head
 from evaluation.inputs.features import extract_features
 from evaluation.inputs.model import Model, as_classifier, open_model
 from evaluation.inputs.sources import Source, open_source, short_names
+from evaluation.inputs.steps import StepCache
 from evaluation.maps.methods import MapSettings
-from evaluation.report.steps import Setting, StepCache
+from evaluation.report.steps import Setting
 
 Kind = Literal["self-supervised", "supervised", "starting weights", "random weights", "other"]
 # Groups of the table's columns, and what a model's gaps are named by.

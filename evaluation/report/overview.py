@@ -11,9 +11,10 @@ from dino_oct.knn import knn_votes
 from dino_oct.scores.bootstrap import Interval, Scale
 from dino_oct.scores.classification import METRICS, score_all
 from evaluation.inputs.feature_cache import RAW_PIXELS, FeatureCache
+from evaluation.inputs.steps import Arrays
 from evaluation.report.answers import Answers
 from evaluation.report.models import Candidate
-from evaluation.report.steps import Arrays, Setting
+from evaluation.report.steps import Setting
 from evaluation.report.table import Intervals
 
 

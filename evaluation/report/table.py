@@ -17,9 +17,10 @@ from dino_oct.scores.classification import (
     score_all,
 )
 from dino_oct.scores.paired import Result, weakest
+from evaluation.inputs.steps import Arrays, digest
 from evaluation.report.answers import Answers, Confusion, Pair, ProbeResult
 from evaluation.report.models import CLASSIFIER, COST, KNN, LINEAR, RECALL, URGENCY
-from evaluation.report.steps import Arrays, Setting, digest
+from evaluation.report.steps import Setting
 
 URGENT, ROUTINE = frozenset({"cnv", "dme"}), frozenset({"drusen", "normal"})
 RULE = (

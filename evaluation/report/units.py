@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from dino_oct.scores.units import ByUnit, Grouping, compare_units
+from evaluation.inputs.steps import Arrays, digest
 from evaluation.protocols.linear import pool_features
 from evaluation.report.answers import Answers, features_of
-from evaluation.report.steps import Arrays, Setting, digest
+from evaluation.report.steps import Setting
 
 
 def judge_units(answers: dict[str, Answers], shared: Setting) -> dict[str, ByUnit]:

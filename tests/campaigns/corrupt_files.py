@@ -40,7 +40,7 @@ from dino_oct.limits import Range, Seed
 from dino_oct.models import official
 from dino_oct.pretraining import train
 from evaluation import knn, localization
-from evaluation.report import steps as comparison_cache
+from evaluation.inputs import steps as comparison_cache
 from supervised import config as supervision
 from supervised import tuning
 from supervised.learner import ClassifierLearner

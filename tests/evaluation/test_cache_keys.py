@@ -21,6 +21,7 @@ from evaluation.config import ComparisonOptions as Options
 from evaluation.config import DataOptions, DatasetOptions
 from evaluation.inputs.scans import open_data
 from evaluation.inputs.sources import read_run
+from evaluation.inputs.steps import StepCache
 from evaluation.report.answers import ask
 from evaluation.report.cases import show_scans
 from evaluation.report.embedding import embedding
@@ -29,7 +30,7 @@ from evaluation.report.label_errors import suspects
 from evaluation.report.leaderboard import leaderboard
 from evaluation.report.models import open_candidates
 from evaluation.report.scans import ShownScans
-from evaluation.report.steps import SPLITS, Setting, StepCache, data_digest
+from evaluation.report.steps import SPLITS, Setting, data_digest
 from evaluation.report.table import Intervals, score
 
 LONG = ("leaderboard", "maps", "audit", "embedding", "suspects")  # only their keys are wanted

@@ -18,6 +18,8 @@ from dino_oct.errors import InputError
 from dino_oct.scores.text import plain
 from evaluation import compare
 from evaluation.inputs.sources import newest_beside_start, read_run
+from evaluation.maps import leaderboard as map_leaderboard
+from evaluation.maps import rows as map_rows
 from evaluation.report import answers as comparison_measures
 from evaluation.report import comparison
 
@@ -229,6 +231,12 @@ def test_an_interrupted_report_goes_on_and_a_damaged_step_is_made_again(
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").glob("*.npz")}
     assert len(kept) > len(models) * 5
     assert not (tmp_path / "results.json").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(map_leaderboard, "deletion_insertion", interrupted)  # behind the choice of heads and the scores
+        with pytest.raises(KeyboardInterrupt):
+            comparison.compare(options)
+    monkeypatch.setattr(map_rows, "make_maps", lambda *_: pytest.fail("the ranking's maps were made again"))
+    monkeypatch.setattr(map_leaderboard, "RankedPixels", lambda *_: pytest.fail("maps were scored again"))
     damaged = next(file for file in kept if file.name.startswith("linear_"))
     damaged.write_bytes(damaged.read_bytes()[:-200])
     for name in ("_knn", "_classify"):

@@ -9,11 +9,11 @@ from scipy.stats import spearmanr
 
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.paired import LowestRecall
+from evaluation.inputs.steps import StepCache
 from evaluation.report.cases import choose_cases
 from evaluation.report.findings import of_data
 from evaluation.report.label_errors import cross_validated, find_suspects, rivals
 from evaluation.report.severity import rank_correlation
-from evaluation.report.steps import StepCache
 from evaluation.report.table import columns, is_urgency_known
 from evaluation.scores.embeddings import nearest
 

@@ -16,20 +16,25 @@ from dino_oct.scores.units import keys_of
 from evaluation.config import ALL_SCORES, DataOptions, DatasetOptions, LocalizationOptions, MaskOptions
 from evaluation.inputs.masks import LesionMasks, Mask
 from evaluation.inputs.scans import open_data
+from evaluation.inputs.steps import StepCache
+from evaluation.maps import leaderboard
 from evaluation.maps.leaderboard import (
     SCALES,
     Correlations,
     Measured,
     PairedDifference,
     Randomised,
+    Ranked,
     Sanity,
     SingleScans,
     Standing,
     _compare,
     _intervals,
     all_scores,
+    choose_heads,
     measure,
     spread_over_patients,
+    tune,
 )
 from evaluation.maps.methods import MapSettings
 from evaluation.maps.rows import Case, MapMaker, RawMaps, Row
@@ -74,7 +79,7 @@ def test_the_random_row_is_at_chance():
     rng = np.random.default_rng(0)
     scores = [
         all_scores(
-            control_maps(rng.integers(0, 255, (80, 104), dtype=np.uint8), lesion, retina)[0], case(lesion, retina)
+            control_maps(rng.integers(0, 255, (80, 104), dtype=np.uint8), lesion, retina)[0], case(lesion, retina), 0.5
         )
         for _ in range(60)
     ]
@@ -118,7 +123,7 @@ def test_one_good_map_and_nine_misses_score_a_tenth_of_the_good_one():
     for miss in (beside, nothing):
         maps = {("net", "gradcam"): [values[None] for values in (good, *[miss] * 9)]}
         net = MapMaker(SimpleNamespace(name="net", kind="supervised"), MapSettings(), ("gradcam",))
-        on_cases = measure([net], RawMaps(maps, {}, {}), {}, cases, [0.5] * 6)
+        on_cases = measure(Ranked([net], RawMaps(maps, {}, {}), {}, cases, StepCache()), [0.5] * 6)
         assert np.isfinite(on_cases.scores).all()
         assert on_cases.rows[0].name == "net: gradcam"
         scores = _intervals(on_cases.scores, PatientBootstrap(np.array([case.patient for case in cases]), 50), SCALES)[
@@ -131,6 +136,27 @@ def test_one_good_map_and_nine_misses_score_a_tenth_of_the_good_one():
         assert on_cases.empty[:, 0].sum() == (9 if miss is nothing else 0)
         for name in ("pointing", "energy", "enrichment", "iou_tuned"):
             assert scores[name].point == pytest.approx(score[name] / 10), name
+
+
+@pytest.mark.parametrize("score", ["iou_tuned", "auprc", "energy_retina"])
+def test_a_head_is_chosen_by_the_score_that_was_asked_for_and_by_no_other(score, monkeypatch):
+    """The second of two heads shows the lesion; its IoU counts at the threshold that is best for it."""
+    lesion, retina = masks()
+    good = np.where(lesion, 1.0, 0.6).astype(np.float32) * retina  # above 60 % of the maximum it is the lesion
+    heads = np.stack([(~lesion).astype(np.float32), good])
+    cases = [case(lesion, retina, patient=str(i)) for i in range(2)]
+    network = SimpleNamespace(blocks=[SimpleNamespace(attn=SimpleNamespace(num_heads=2))])
+    net = MapMaker(SimpleNamespace(name="net", kind="supervised", model=network), MapSettings(), ("attention",))
+    raw, asked = RawMaps({("net", "attention"): [heads, heads]}, {}, {}), []
+    scores_of = leaderboard.score_map
+    monkeypatch.setattr(leaderboard, "score_map", lambda v, m, n, r: asked.extend(n) or scores_of(v, m, n, r))
+    head = choose_heads([net], raw, cases, score, StepCache())["net"]
+    assert head.position == 1
+    assert head.score == 1
+    validation, thresholds = tune(Ranked([net], raw, {"net": 1}, cases, StepCache()), score)
+    assert validation[0] == 1
+    assert 0.6 <= thresholds[0] < 1
+    assert set(asked) == ({score} & {"auprc"})
 
 
 def test_mean_of_heads():
@@ -147,7 +173,7 @@ def measured(per_row: list[float], n: int = 24, seed: int = 0) -> tuple[Measured
     rows = [Row(f"m: {i}", "map", str(i), "m") for i in range(len(per_row))]
     rows += [Row(name, "reference", name) for name in CONTROLS]
     empty = np.zeros((n, len(rows)), bool)
-    scored = Measured(rows, scores, empty, np.empty(0), np.empty(0), np.empty(0))
+    scored = Measured(rows, scores, empty, np.empty(0), np.empty(0))
     return scored, PatientBootstrap(np.arange(n) // 2, 500)
 
 
