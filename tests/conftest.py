@@ -25,6 +25,8 @@ REFERENCE = Path(__file__).parent / "reference" / "dino"
 REAL_SCANS = REPOSITORY.parent / "shared" / "data"
 TRAINERS = ("dino_oct/train.py", "supervised/train.py")
 
+pytest.register_assert_rewrite("browser")
+
 # Small tests on shared cores: one thread is faster than two, and sums are then in one order.
 torch.set_num_threads(1)
 

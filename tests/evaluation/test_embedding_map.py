@@ -5,12 +5,11 @@ import contextlib
 import io
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import check_page, in_browser, needs_chromium
 from PIL import Image
 from scipy.spatial.distance import cdist
 
@@ -271,13 +270,13 @@ def test_names_are_never_markup(hostile):
     assert "innerHTML" not in page.scripts[1]
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@needs_chromium
 def test_the_page_in_a_browser(hostile, tmp_path):
     """Pointing at a scan shows it and marks it in every panel; the legend hides its class everywhere."""
-    probe = """<script>addEventListener("load", () => setTimeout(() => {
+    steps = """
+      await pause(200);
       const canvases = [...document.querySelectorAll(".plot canvas:last-child")];
       const box = canvases[0].getBoundingClientRect(), under = canvases[1].previousSibling;
-      const ink = (c) => c.getContext("2d").getImageData(0, 0, c.width, c.height).data.filter(Boolean).length;
       const before = canvases.map(ink), card = document.querySelector(".card");
       for (let i = 0; i < 100 && card.hidden; i++) for (let j = 0; j < 100 && card.hidden; j++)
         canvases[0].dispatchEvent(new PointerEvent("pointermove", {clientX: box.left + box.width * i / 100,
@@ -286,22 +285,11 @@ def test_the_page_in_a_browser(hostile, tmp_path):
       canvases[0].dispatchEvent(new KeyboardEvent("keydown", {key: "Escape"}));
       const full = ink(under);
       document.querySelector(".legend button").click();
-      const report = document.createElement("pre");
-      report.id = "report";
-      report.textContent = JSON.stringify({before, after, shown, text, hidden: card.hidden, title: document.title,
+      Object.assign(seen, {before, after, shown, text, hidden: card.hidden,
         image: card.querySelector("img").naturalWidth, less: ink(under) < full, elements: document.images.length});
-      document.body.append(report);
-    }, 200));</script></body>"""
-    (tmp_path / "page.html").write_text(hostile.replace("</body>", probe))
-    finished = subprocess.run(
-        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-         "--virtual-time-budget=3000", "--dump-dom", (tmp_path / "page.html").as_uri()],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    told = re.search(r'<pre id="report">(.*?)</pre>', finished.stdout, re.DOTALL)
-    assert told, finished.stderr[-2000:]
-    text = told[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    state = json.loads(text)
+    """
+    state = in_browser(hostile, tmp_path, steps=steps)
+    assert state["problems"] == []
     assert state["before"] == [0, 0]
     assert min(state["after"]) > 0
     assert state["shown"]
@@ -310,6 +298,12 @@ def test_the_page_in_a_browser(hostile, tmp_path):
     assert state["less"]
     assert state["elements"] == 1
     assert state["title"] == HOSTILE
+
+
+@needs_chromium
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 480)])
+def test_the_page_is_right_for_everyone(hostile, scheme, width, tmp_path):
+    check_page(hostile, tmp_path, scheme, width)
 
 
 def test_a_page_of_many_scans_is_bounded(trained, own_cache, monkeypatch, tmp_path):

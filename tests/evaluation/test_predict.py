@@ -4,13 +4,13 @@ import dataclasses
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from browser import check_page, in_browser, needs_chromium
 from conftest import FEW_PHANTOMS
 from PIL import Image
 
@@ -220,28 +220,33 @@ def test_every_name_on_the_page_is_escaped_and_nothing_is_fetched():
     assert "fits no class" in html
 
 
-@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+@needs_chromium
 def test_the_page_filters_in_a_browser(tmp_path):
     cards = [card(0), card(1, inside=("CNV", HOSTILE)), card(2, is_unlike=True, flags=())]
     html = page("Predictions", "", [], [], cards, "", "")
-    ask = """<script>
+    steps = """
       const choose = (id, value) => { const control = document.getElementById(id); control.value = value;
         control.dispatchEvent(new Event("input")); };
-      const shown = () => [...document.querySelectorAll("article")].map(card => card.hidden ? 0 : 1).join("");
-      const seen = [shown()];
-      for (const kind of ["uncertain", "unlike", "flagged", "certain"]) { choose("kind", kind); seen.push(shown()); }
-      choose("kind", ""); choose("name", "2<IMG"); seen.push(shown(), document.getElementById("count").textContent);
-      document.title = seen.join(" ");
-    </script>"""
-    (tmp_path / "page.html").write_text(
-        html.replace("</body>", ask + "</body>").replace("img-src data:;", "img-src data:; ")
-    )
-    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    finished = subprocess.run(
-        [*browser, "--dump-dom", f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True, timeout=120
-    )
-    (title,) = re.findall(r"<title>(.*?)</title>", finished.stdout)
-    assert title == "111 010 001 110 101 001 1 of 3 scans"
+      const shown = () => all("article").map(card => card.hidden ? 0 : 1).join("");
+      seen.shown = [shown()];
+      for (const kind of ["uncertain", "unlike", "flagged", "certain"]) {
+        choose("kind", kind);
+        seen.shown.push(shown());
+      }
+      choose("kind", ""); choose("name", "2<IMG"); seen.shown.push(shown());
+      seen.count = document.getElementById("count").textContent;
+    """
+    seen = in_browser(html, tmp_path, steps=steps)
+    assert seen["problems"] == []
+    assert seen["shown"] == ["111", "010", "001", "110", "101", "001"]
+    assert seen["count"] == "1 of 3 scans"
+
+
+@needs_chromium
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 480)])
+def test_the_page_is_right_for_everyone(scheme, width, tmp_path):
+    cards = [card(0), card(1, inside=("CNV", HOSTILE)), card(2, is_unlike=True, flags=())]
+    check_page(page(HOSTILE, HOSTILE, [HOSTILE], [HOSTILE], cards, HOSTILE, HOSTILE), tmp_path, scheme, width)
 
 
 def test_the_page_shows_what_a_person_should_look_at_first(run, predict, tmp_path):

@@ -6,11 +6,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from browser import in_browser, needs_chromium
 
 from dino_oct.errors import InputError
 from dino_oct.scores.bootstrap import Interval
@@ -318,30 +318,18 @@ def test_a_page_too_large_to_send_is_refused(compared, monkeypatch):
     assert len(str(error.value).splitlines()) == 1
 
 
-PROBE = """<script>
-window.problems = [];
-addEventListener("error", (event) => problems.push(String(event.message)));
-const complain = console.error;
-console.error = (...words) => { problems.push(words.join(" ")); complain(...words); };
-</script>"""
-STEPS = """<script>addEventListener("load", async () => {
-  const seen = {}, first = (query) => document.querySelector(query);
-  const all = (query) => [...document.querySelectorAll(query)];
-  const until = async (check) => {
-    for (let i = 0; i < 100 && !check(); i++) await new Promise((done) => setTimeout(done, 50));
-  };
+STEPS = """
   const change = (element, value) => {
     element.value = value;
     element.dispatchEvent(new Event(element.type === "range" ? "input" : "change"));
   };
   const paper = document.createElement("canvas"), copy = paper.getContext("2d", {willReadFrequently: true});
-  const ink = (canvas) => {
+  const drawn = (canvas) => {
     [paper.width, paper.height] = [canvas.width, canvas.height];
     copy.drawImage(canvas, 0, 0);
     return copy.getImageData(0, 0, paper.width, paper.height).data.some((value) => value > 0);
   };
   const loaded = (image) => image.complete && image.naturalWidth > 0;
-  try {
     await until(() => [...document.images].every((image) => image.complete));
     seen.images = [...document.images].filter((image) => image.checkVisibility()).map(loaded);
     seen.wide = document.documentElement.scrollWidth - innerWidth;
@@ -405,40 +393,10 @@ STEPS = """<script>addEventListener("load", async () => {
     change(chooser, chooser.options[1].value);
     seen.leaderboard = {changed: score() !== was, bodies: all("#leaderboard-table tbody").map((body) => body.className),
       hidden: all("#leaderboard-table tbody td [data-class]:not([hidden])").map((span) => span.dataset.class)};
-    seen.maps = all("#maps .map canvas:first-child").map(ink);
+    seen.maps = all("#maps .map canvas:first-child").map(drawn);
     dispatchEvent(new Event("beforeprint"));
     seen.details = all("details").every((details) => details.open);
-    seen.title = document.title;
-  } catch (error) { problems.push(String(error.stack)); }
-  seen.problems = problems;
-  const report = document.createElement("pre");
-  report.id = "report";
-  report.textContent = JSON.stringify(seen);
-  document.body.append(report);
-});</script></body>"""
-
-
-def in_browser(page: str, folder, *options: str, steps: str = STEPS) -> dict:
-    """What some steps found on a page opened in headless Chromium, and what it complained about."""
-    file = folder / "page.html"
-    file.write_text(page.replace("<head>", f"<head>{PROBE}", 1).replace("</body>", steps))
-    finished = subprocess.run(
-        [
-            "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", "--enable-logging=stderr", *options,
-            "--dump-dom", file.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    told = re.search(r'<pre id="report">(.*?)</pre>', finished.stdout, re.DOTALL)
-    assert told, finished.stderr[-2000:]
-    seen = json.loads(html.unescape(told[1]))
-    seen["console"] = [line for line in finished.stderr.splitlines() if "CONSOLE" in line]
-    return seen
-
-
-needs_chromium = pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+"""
 
 
 @pytest.fixture(scope="module", params=[1600, 480])
@@ -446,7 +404,7 @@ def browsed(request, page, tmp_path_factory):
     """The steps in a wide and in a narrow window."""
     if not shutil.which("chromium"):
         pytest.skip("chromium is not installed")
-    return in_browser(page, tmp_path_factory.mktemp("browser"), f"--window-size={request.param},1000")
+    return in_browser(page, tmp_path_factory.mktemp("browser"), f"--window-size={request.param},1000", steps=STEPS)
 
 
 def test_a_browser_has_nothing_to_complain_about(browsed):
@@ -523,7 +481,7 @@ def test_the_case_viewer_switches(browsed, results):
 
 @needs_chromium
 def test_hostile_names_in_a_narrow_browser(hostile, tmp_path):
-    seen = in_browser(hostile, tmp_path, "--window-size=480,1000")
+    seen = in_browser(hostile, tmp_path, "--window-size=480,1000", steps=STEPS)
     assert seen["problems"] == []
     assert all(seen["images"])
     assert seen["title"] != "owned"

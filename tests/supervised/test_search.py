@@ -11,6 +11,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+from browser import check_page, needs_chromium
 from conftest import FEW_PHANTOMS, TINY_FIT
 from optuna.trial import TrialState
 
@@ -513,6 +514,12 @@ def published(tmp_path):
     board = Board(rows, True, "data", sets, [f"note {NASTY}"], {"space": {}})
     result = leaderboard.publish(board, optuna.create_study(), tmp_path)
     return tmp_path, board, result
+
+
+@needs_chromium
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1400), ("dark", 480)])
+def test_the_page_is_right_for_everyone(published, scheme, width, tmp_path):
+    check_page((published[0] / "leaderboard.html").read_text(), tmp_path, scheme, width)
 
 
 def test_results_say_the_same_everywhere_and_escape_every_name(published):
