@@ -5,7 +5,7 @@
 
 Both read the same JPEG files (496 × 512, drawn) with as many loader processes, and compute in float32. The bare way
 decodes, resizes, normalises and computes logits. Predictions also look for borders, tissue, similar training scans and
-copies of training scans. The ways take turns; memory is the growth of the peak of this process.
+copies of training scans. Memory is the growth of the peak of this process.
 """
 
 import dataclasses
@@ -42,7 +42,8 @@ class Options:
 
     scans: int = 10_000
     model: str = "random:vit_small_patch16_224"
-    rounds: int = 2
+    bare: int = 1000
+    """Scans of each pass of the bare way, one before the predictions and one after them."""
 
 
 class Files(Dataset):
@@ -90,17 +91,19 @@ def main(options: Options) -> None:
                     model.model(images.to(model.device)).cpu()
             return n / (time.perf_counter() - start)
 
-        ours(min(100, options.scans)), bare(min(100, options.scans))
-        peaks, share = [], options.scans // options.rounds
-        for number in range(options.rounds):
-            pace, other = ours(share), bare(share)
-            print(f"round {number + 1}: predict {pace:.1f}, bare timm {other:.1f} scans/s, ratio {pace / other:.2f}")
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        ours(options.scans)
-        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-        print(
-            f"peak memory: {peaks[0]:.0f} MB after {share:,} scans, {peaks[-1]:.0f} MB after {options.scans:,} at once"
-        )
+        few = min(options.bare, options.scans)
+        ours(few)
+        before, first = bare(few), peak()
+        pace, last = ours(options.scans), peak()
+        after = bare(few)
+        print(f"predict {pace:.1f} scans/s; bare timm {before:.1f} before, {after:.1f} after")
+        print(f"ratio {2 * pace / (before + after):.2f} of their mean")
+        print(f"peak memory: {first:.0f} MB after {few:,} scans, {last:.0f} MB after {options.scans:,}")
+
+
+def peak() -> float:
+    """Of this process, in megabytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":

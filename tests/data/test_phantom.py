@@ -334,9 +334,9 @@ def test_processes_that_ask_at_once_get_one_complete_folder(tmp_path):
 # The command line
 
 
-def test_command_writes_a_folder_and_calls_it_synthetic(command, tmp_path):
+def test_command_writes_a_folder_and_calls_it_synthetic(call, tmp_path):
     options = ["--patients", 4, "--scans-per-patient", 2, "--size", 40, 48, "--seed", 9]
-    done = command("dino_oct/data/phantom.py", "--out", tmp_path / "out", *options)
+    done = call("dino_oct/data/phantom.py", "--out", tmp_path / "out", *options)
     assert done.returncode == 0, done.stderr
     assert "SYNTHETIC" in done.stdout
     assert len(done.stdout.strip().splitlines()) == 1
@@ -345,8 +345,8 @@ def test_command_writes_a_folder_and_calls_it_synthetic(command, tmp_path):
     assert about(tmp_path / "out")["config"]["seed"] == 9
 
 
-def test_command_refuses_wrong_use_in_one_line(command, tmp_path):
-    done = command("dino_oct/data/phantom.py", "--out", tmp_path / "out", "--patients", 2)
+def test_command_refuses_wrong_use_in_one_line(call, tmp_path):
+    done = call("dino_oct/data/phantom.py", "--out", tmp_path / "out", "--patients", 2)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == ["error: --patients 2: must be from 4 to 100,000"]
 

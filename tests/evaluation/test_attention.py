@@ -168,8 +168,8 @@ def test_a_real_scan(tmp_path, capsys):
     assert "note: one patient only" in capsys.readouterr().out
 
 
-def test_wrong_use_exits_with_status_2(command, scan_file):
-    finished: subprocess.CompletedProcess = command("evaluation/attention.py", scan_file, *TINY_FILE, "--block", 99)
+def test_wrong_use_exits_with_status_2(call, scan_file):
+    finished: subprocess.CompletedProcess = call("evaluation/attention.py", scan_file, *TINY_FILE, "--block", 99)
     assert finished.returncode == 2
     assert len(finished.stderr.strip().splitlines()) == 1
     assert finished.stderr.strip() == f"error: {TINY_FILE[1]}: block 99: the model has 3 blocks; give -3 to 2"

@@ -36,8 +36,8 @@ def failed(finished: subprocess.CompletedProcess, message: str) -> None:
     assert message in lines[0]
 
 
-def test_knn(trained, command):
-    finished = command("evaluation/knn.py", "--model", trained, "--k", 1, 3, "--bootstrap", 200)
+def test_knn(trained, call):
+    finished = call("evaluation/knn.py", "--model", trained, "--k", 1, 3, "--bootstrap", 200)
     assert finished.returncode == 0, finished.stderr
     for words in ("PHANTOMS: synthetic scans", "starting weights", "raw pixels", "model − raw pixels", "accuracy %",
                   "k=3: the model", "4 patients are few", "16 test scans of 4 patients", "no row for random weights",
@@ -55,8 +55,8 @@ def test_knn(trained, command):
     assert result["weights"]["model"]["sha256"] != result["weights"]["starting weights"]["sha256"]
 
 
-def test_knn_on_validation_repeats_what_the_trainer_logged(trained, command, tmp_path):
-    finished = command(
+def test_knn_on_validation_repeats_what_the_trainer_logged(trained, call, tmp_path):
+    finished = call(
         "evaluation/knn.py", "--model", trained, "--k", 3, "--split", "val", "--out", tmp_path, "--bootstrap", 0
     )
     assert finished.returncode == 0, finished.stderr
@@ -68,7 +68,7 @@ def test_knn_on_validation_repeats_what_the_trainer_logged(trained, command, tmp
     assert rows["model"]["3"]["accuracy"]["low"] is None
 
 
-def test_knn_of_a_file_that_is_no_run_on_a_folder(command, tmp_path):
+def test_knn_of_a_file_that_is_no_run_on_a_folder(call, tmp_path):
     """Also: patients shared between splits are told, and their own scans can be left out of the vote."""
     rng = np.random.default_rng(0)
     for split, label, patient, scan in [
@@ -82,7 +82,7 @@ def test_knn_of_a_file_that_is_no_run_on_a_folder(command, tmp_path):
         "evaluation/knn.py", "--model", REFERENCE / "backbone_final.pth", "--heads", 3, "--data", tmp_path / "scans",
         "--dataset.split", "official", "--k", 3, "--bootstrap", 100, "--image-size", 32, 32, "--out", tmp_path / "out",
     ]  # fmt: skip
-    finished = command(*args)
+    finished = call(*args)
     assert finished.returncode == 0, finished.stderr
     assert "leak: 2 of 4 test scans are known from train scans" in finished.stdout
     assert "2 scans of 2 patients in both (e.g. 0); use --dataset.split patient" in finished.stdout
@@ -90,10 +90,10 @@ def test_knn_of_a_file_that_is_no_run_on_a_folder(command, tmp_path):
     assert list(json.loads((tmp_path / "out" / "knn_test.json").read_text())["rows"]) == [
         "model", "random weights", "raw pixels",
     ]  # fmt: skip
-    finished = command(*args, "--exclude-same-patient", "True")
+    finished = call(*args, "--exclude-same-patient", "True")
     assert finished.returncode == 0, finished.stderr
     assert "leak" not in finished.stdout
-    failed(command(*args, "--k", 15, "--exclude-same-patient", "True"), "k = 15: must be from 1 to 14")
+    failed(call(*args, "--k", 15, "--exclude-same-patient", "True"), "k = 15: must be from 1 to 14")
 
 
 def test_localization(trained, fitted, command):
@@ -134,10 +134,8 @@ def test_localization(trained, fitted, command):
     assert arrays["scan0_supervised_gradcam"].ndim == 3
 
 
-def test_side_by_side(trained, fitted, command, tmp_path):
-    finished = command(
-        "evaluation/side_by_side.py", "--model", trained, "--beside", fitted, "--n", 2, "--out", tmp_path
-    )
+def test_side_by_side(trained, fitted, call, tmp_path):
+    finished = call("evaluation/side_by_side.py", "--model", trained, "--beside", fitted, "--n", 2, "--out", tmp_path)
     assert finished.returncode == 0, finished.stderr
     result = json.loads((tmp_path / "side_by_side.json").read_text())
     assert [page["class"] for page in result["scans"]] == ["CNV", "DME"]
@@ -201,10 +199,10 @@ def folders(tmp_path):
     return {"plain": plain, "labelled": labelled}
 
 
-def test_wrong_input_exits_with_status_2(trained, command, folders):
-    failed(command("evaluation/knn.py", "--model", trained, "--k", 9999), "k = 9999")
+def test_wrong_input_exits_with_status_2(trained, call, folders):
+    failed(call("evaluation/knn.py", "--model", trained, "--k", 9999), "k = 9999")
     failed(
-        command("evaluation/localization.py", "--model", trained, "--data", folders["labelled"]),
+        call("evaluation/localization.py", "--model", trained, "--data", folders["labelled"]),
         "folder of lesion masks",
     )
 

@@ -176,8 +176,8 @@ def test_several_models_side_by_side(fitted, trained, cache_root, tmp_path, monk
             assert min(page.size) > 500
 
 
-def test_wrong_use_exits_with_status_2(command, fitted):
-    finished = command("evaluation/gradcam.py", "--model", fitted, "--target", "AMD", *FEW_PHANTOMS)
+def test_wrong_use_exits_with_status_2(call, fitted):
+    finished = call("evaluation/gradcam.py", "--model", fitted, "--target", "AMD", *FEW_PHANTOMS)
     assert finished.returncode == 2
     assert finished.stderr.strip().splitlines() == [f"error: class AMD: {fitted.name} has CNV, DME, DRUSEN, NORMAL"]
 

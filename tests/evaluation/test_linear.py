@@ -204,8 +204,8 @@ def test_more_labels_do_better_and_rows_share_their_draws():
     assert few.low <= few.mean <= few.high < everything.mean
 
 
-def test_the_command(trained, command):
-    finished = command("evaluation/linear.py", "--model", trained, "--bootstrap", 200, "--fractions", 0.25, 1)
+def test_the_command(trained, call):
+    finished = call("evaluation/linear.py", "--model", trained, "--bootstrap", 200, "--fractions", 0.25, 1)
     assert finished.returncode == 0, finished.stderr
     for words in ("PHANTOMS: synthetic scans", "starting weights", "raw pixels", "model − raw pixels", "accuracy %",
                   "linear probe: the model", "16 scans of 4 patients", "25 % labels (4 p.)", "C chosen: val",
@@ -284,13 +284,13 @@ def noise(file) -> None:
     Image.fromarray(pixels).save(file)
 
 
-def test_wrong_input_exits_with_status_2(trained, command, tmp_path):
+def test_wrong_input_exits_with_status_2(trained, call, tmp_path):
     for label in ("CNV", "NORMAL"):
         folder = tmp_path / "scans" / "train" / label
         folder.mkdir(parents=True)
         for i in range(3):
             noise(folder / f"{label}-{i}-1.png")
-    finished = command(
+    finished = call(
         "evaluation/linear.py", "--model", trained, "--data", tmp_path / "scans", "--dataset.split", "official"
     )
     assert finished.returncode == 2, finished.stderr

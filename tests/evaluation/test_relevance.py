@@ -331,7 +331,7 @@ def test_the_command_writes_what_the_function_gives(fitted, tmp_path, capsys, ca
         run_command(fitted, tmp_path, "--beside", "random:resnet18", "--image-size", "32", "32")
 
 
-def test_wrong_use_of_the_command_exits_with_status_2(command):
-    finished = command("evaluation/relevance.py", "--method", "lrp", "lrp")
+def test_wrong_use_of_the_command_exits_with_status_2(call):
+    finished = call("evaluation/relevance.py", "--method", "lrp", "lrp")
     assert finished.returncode == 2
     assert finished.stderr.strip() == "error: --methods lrp lrp: must name each once"

@@ -65,7 +65,7 @@ def test_only_scales_of_branches_are_opened():
         assert all(key.rsplit(".", 1)[-1].startswith("gamma") for key in changed), changed
 
 
-def test_a_row_that_says_nothing_is_said_to(command, tmp_path):
+def test_a_row_that_says_nothing_is_said_to(call, tmp_path):
     """Random DINOv2 weights as timm starts them, judged beside their random control."""
     args = SCALED["vit_small_patch14_dinov2"]
     state = timm.create_model("vit_small_patch14_dinov2", num_classes=0, **args).state_dict()
@@ -74,18 +74,18 @@ def test_a_row_that_says_nothing_is_said_to(command, tmp_path):
               "--out", tmp_path / "out"]  # fmt: skip
     note = "note: model: all scans have the same features, so this row says nothing"
     for script, more in (("knn", ["--k", 1]), ("embedding_map", ["--seeds", 1])):
-        finished = command(f"evaluation/{script}.py", *shared, *more)
+        finished = call(f"evaluation/{script}.py", *shared, *more)
         assert finished.returncode == 0, finished.stderr
         assert note in finished.stdout
         assert "random weights: all scans" not in finished.stdout
         assert f"{len(state)} tensors loaded, 0 missing, 0 unexpected" in finished.stdout
 
 
-def test_what_was_loaded_is_said_and_written(command, tmp_path):
+def test_what_was_loaded_is_said_and_written(call, tmp_path):
     model = timm.create_model("resnet18", num_classes=5, layers=[1, 1, 1, 1])
     file = tmp_path / "net.pth"
     torch.save({"state_dict_ema": {f"module.{key}": t for key, t in model.state_dict().items()}}, file)
-    finished = command(
+    finished = call(
         "evaluation/knn.py", "--model", f"timm:resnet10t@{file}", "--data", "phantom", *FEW_PHANTOMS, "--k", 1,
         "--bootstrap", 0, "--out", tmp_path / "out",
     )  # fmt: skip
@@ -94,7 +94,7 @@ def test_what_was_loaded_is_said_and_written(command, tmp_path):
     model = timm.create_model("resnet10t", num_classes=5)
     torch.save({"state_dict_ema": {f"module.{key}": t for key, t in model.state_dict().items()}}, file)
     source = f"timm:resnet10t@{file}"
-    finished = command(
+    finished = call(
         "evaluation/knn.py", "--model", source, "--data", "phantom", *FEW_PHANTOMS, "--k", 1, "--bootstrap", 0,
         "--image-size", 64, 64, "--out", tmp_path / "out",
     )  # fmt: skip
