@@ -317,6 +317,14 @@ class RunConfig:
 
 
 @dataclass
+class PretrainingRunConfig(RunConfig):
+    """As ``RunConfig``, of a pretraining."""
+
+    shard: bool = False
+    """Share out student, teacher, gradients and optimiser over the GPUs (FSDP), for networks too large for each."""
+
+
+@dataclass
 class RunSettings:
     """What a run of any trainer is told, and every run folder's ``config.yaml`` holds."""
 
@@ -357,6 +365,7 @@ class TrainConfig(RunSettings):
     preset: Literal["auto", "none"] | None = None
     """auto chooses each setting that is not given, from scans, weights and machine, and says why. Unset: auto for
     --data other than phantom without --config, else none."""
+    run: PretrainingRunConfig = field(default_factory=PretrainingRunConfig)
     dry_run: bool = False
     """Stop before scans are decoded: only say the settings and what they cost (time and memory, estimated)."""
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -16,8 +16,8 @@ from torch import nn
 from torch.profiler import record_function
 
 from dino_oct import loss as dino_loss
-from dino_oct import processes
-from dino_oct.config import LossConfig, ModelConfig, OptimConfig
+from dino_oct import processes, sharding
+from dino_oct.config import LossConfig, ModelConfig, OptimConfig, PretrainingRunConfig
 from dino_oct.models.lora import adapter_state, add_adapters, merged_state
 from dino_oct.models.network import image_feature
 from dino_oct.models.official import full_checkpoint, network_tensors
@@ -76,7 +76,7 @@ class NotFiniteError(RuntimeError):
 @torch.no_grad()
 def check_finite(tensors: Sequence[torch.Tensor], name: str) -> None:
     """Raise NotFiniteError unless the joint norm of the tensors is finite."""
-    norm = float(torch.stack(torch._foreach_norm(tensors)).square().sum().sqrt())
+    norm = float(sharding.norms(tensors).square().sum().sqrt())
     if not math.isfinite(norm):
         raise NotFiniteError(f"the norm of {name} is {norm}")
 
@@ -115,9 +115,10 @@ def _base(name: str) -> str:
 def clip_each(parameters: Sequence[nn.Parameter], largest: float) -> torch.Tensor:
     """Scale each gradient to at most ``largest`` by largest / (norm + 1e-6); returns the joint norm from before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
+    norms = sharding.norms(gradients)
     if largest:
-        torch._foreach_mul_(gradients, (largest / (norms + 1e-6)).clamp_max(1.0).unbind())
+        factors = (largest / (norms + 1e-6)).clamp_max(1.0)
+        torch._foreach_mul_([sharding.local(gradient) for gradient in gradients], factors.unbind())
     return norms.square().sum().sqrt()
 
 
@@ -178,6 +179,7 @@ class Learner:
             those of all GPUs together (of each process alone on CPUs, which torch cannot join).
         teacher: initial teacher (a copy of the student when None).
         start: backbone that the anchors hold to; None: a copy of the initial teacher's.
+        run: whether several processes shard the networks, and the precision of their gradients then.
 
     Attributes:
         masks_patches: whether ``step`` needs masks.
@@ -192,21 +194,29 @@ class Learner:
         teacher: nn.Module | None = None,
         model: ModelConfig | None = None,
         start: nn.Module | None = None,
+        run: PretrainingRunConfig | None = None,
     ):
         self.config, self.optim_config, self.accelerator = loss, optim, accelerator
-        self.student = student.to(accelerator.device).train()
-        self.teacher = (teacher or make_teacher(student)).to(accelerator.device).eval().requires_grad_(False)
+        is_sharded = run is not None and run.shard and processes.count() > 1
+        device = torch.device("cpu") if is_sharded else accelerator.device  # no GPU holds the whole of what is sharded
+        self.student = student.to(device).train()
+        self.teacher = (teacher or make_teacher(student)).to(device).eval().requires_grad_(False)
         if processes.count() > 1 and accelerator.device.type == "cuda":
             self.student, self.teacher = convert_sync_batchnorm(self.student), convert_sync_batchnorm(self.teacher)
         self.start: nn.Module | None = None
         if loss.anchor_weight or loss.gram_weight:
             start = copy.deepcopy(self.teacher.backbone) if start is None else start
-            self.start = start.to(accelerator.device).eval().requires_grad_(False)
+            self.start = start.to(device).eval().requires_grad_(False)
         if model is not None and model.train_blocks is not None:
             set_trainable(self.student.backbone, model.train_blocks)
         if model is not None and model.lora_rank:
             add_adapters(self.student.backbone, model.lora_rank)
-            self.student.to(accelerator.device)
+            self.student.to(device)
+        self._shell = sharding.shell_of(self.teacher) if is_sharded else None
+        if is_sharded:
+            reduce = torch.bfloat16 if run.reduce == "bf16" else None
+            for network in filter(None, (self.student, self.teacher, self.start)):
+                sharding.shard(network, accelerator.device, reduce)
         self.out_dim = student.head.last_layer.weight_v.shape[0]
         self.targets = dino_loss.TeacherTargets(self.out_dim, loss).to(accelerator.device)
         self.masks_patches = bool(loss.ibot_weight)
@@ -217,7 +227,8 @@ class Learner:
         self._groups = parameter_groups(student, optim.layer_decay)
         groups = [{"params": g.parameters, **({} if g.is_decayed else {"weight_decay": 0.0})} for g in self._groups]
         self.optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
-        self._student = accelerator.prepare_model(self.student)  # the same module, averaged over processes
+        # The same module, averaged over processes: by accelerate, or by the sharding.
+        self._student = accelerator.prepare_model(self.student, evaluation_mode=is_sharded)
         self._in_steps: list[tuple[nn.Module, str, Callable]] = []  # what replaces an attribute of a module in steps
 
     def compile(self, backend: str | Callable = "inductor", pack: bool = True) -> None:
@@ -421,9 +432,18 @@ class Learner:
         """By the name that a checkpoint gives their centre."""
         return {"center": self.targets, **({"patch_center": self.patch_targets} if self.patch_targets else {})}
 
+    def whole_teacher(self) -> nn.Module:
+        """The teacher for what is no step; a plain copy where it is sharded, which every process must ask for."""
+        if self._shell is None:
+            return self.teacher
+        return sharding.filled(self._shell, self.teacher, self.accelerator.device)
+
     def state_dict(self) -> dict:
         """Student (adapters summed up), teacher, centre and optimiser in the official key format; ``lora`` holds the
-        adapters, where there are some."""
+        adapters, where there are some.
+
+        Where they are sharded, every process must call it, and the main one alone gets the tensors.
+        """
         state = full_checkpoint(
             merged_state(self.student),
             self.teacher.state_dict(),
@@ -431,7 +451,7 @@ class Learner:
             optimizer=self.optimizer.state_dict(),
         )
         state["dino_loss"] = {name: targets.center for name, targets in self._all_targets().items()}
-        return state | ({"lora": adapters} if (adapters := adapter_state(self.student)) else {})
+        return sharding.gathered(state | ({"lora": adapters} if (adapters := adapter_state(self.student)) else {}))
 
     def load_state_dict(self, state: dict) -> None:
         """Restore what ``state_dict`` saved."""
@@ -439,14 +459,14 @@ class Learner:
         if adapters := state.get("lora"):
             summed = {name.replace(".base_layer.", ".") for name in adapters if ".base_layer." in name}
             student = {name: tensor for name, tensor in student.items() if name not in summed} | adapters
-        self.student.load_state_dict(student)
-        self.teacher.load_state_dict(network_tensors(state, "teacher"))
+        for network, tensors in ((self.student, student), (self.teacher, network_tensors(state, "teacher"))):
+            network.load_state_dict(sharding.sharded_state(tensors, network))
         for name, targets in self._all_targets().items():
             center = state["dino_loss"][name]
             if center.shape != targets.center.shape:  # copy_ would spread one number over all prototypes
                 raise ValueError(f"a {name} of {tuple(center.shape)} for {tuple(targets.center.shape)}")
             targets.center.copy_(center)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(sharding.sharded_moments(state["optimizer"], self.optimizer))
 
     @property
     def uniform_loss(self) -> float:

@@ -31,7 +31,7 @@ from dino_oct.limits import all_settings, check_settings
 from dino_oct.masking import block_masks
 from dino_oct.models.backbone import load_backbone, patch_size
 from dino_oct.models.layers import values_put_out
-from dino_oct.models.network import cls_feature, evaluating, normalise, normalise_views
+from dino_oct.models.network import cls_feature, normalise, normalise_views
 from dino_oct.networks import Networks, open_start
 from dino_oct.precision import use_bf16
 from dino_oct.provenance import run_of
@@ -271,7 +271,7 @@ def _measured(
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        learner = Learner(student, config.loss, config.optim, accelerator, teacher, config.model)
+        learner = Learner(student, config.loss, config.optim, accelerator, teacher, config.model, run=config.run)
         side, loss = config.augment.global_size // patch_size(student.backbone), config.loss
         masks = block_masks((side, side), range(sample), 0, config.seed, loss.mask_share, loss.mask_ratio)
         masks = [torch.from_numpy(masks).to(device)] if learner.masks_patches else None
@@ -281,12 +281,14 @@ def _measured(
             learner.step([[normalise_views(group, student.backbone) for group in groups if len(group)]], values, masks)
 
         @torch.no_grad()
-        def judge() -> None:
+        def judge(backbone: nn.Module) -> None:
             images = torch.zeros((min(_SAMPLE, sample), 1, *config.monitor.image_size), dtype=torch.uint8)
-            with evaluating(student.backbone), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                cls_feature(student.backbone, normalise(images.to(device), student.backbone))
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                cls_feature(backbone, normalise(images.to(device), backbone))
 
-        times = _time(step, device), _time(judge, device) / min(_SAMPLE, sample)
+        step_time = _time(step, device)
+        backbone = learner.whole_teacher().backbone
+        times = step_time, _time(lambda: judge(backbone), device) / min(_SAMPLE, sample)
     memory = torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
     accelerator.free_memory()  # it knows the copy of the student
     return *times, memory

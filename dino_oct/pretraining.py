@@ -33,6 +33,7 @@ from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
 from dino_oct.runlog import RunLog, evaluation_line
 from dino_oct.runtime import check_same_start, gpu_memory, main_first, start_processes, step_loader
+from dino_oct.sharding import check_can_shard
 from dino_oct.speed import Pace
 from dino_oct.stopping import Stopped, StopSignal
 from dino_oct.streams import seed_of
@@ -108,6 +109,10 @@ def _train(
         new_head = 1.0 if networks.new_head and networks.pretrained else 0.0
         config.optim.freeze_backbone_epochs = state["freeze_backbone_epochs"] if state else new_head
     _check_sizes(config, networks.student.backbone)
+    if config.run.shard:
+        check_can_shard(networks.student.backbone, device)
+        if processes.count() == 1:
+            say("note: run.shard True does nothing: there is one process, and nobody to share with")
     if config.dry_run or (config.preset == "auto" and not state):
         preflight.say_cost(config, networks, index, accelerator, say)
     if config.dry_run:
@@ -136,7 +141,7 @@ def _train(
     is_anchored = bool(config.loss.anchor_weight or config.loss.gram_weight)
     learner = Learner(
         networks.student, config.loss, config.optim, accelerator, networks.teacher, config.model,
-        load_backbone(str(resume_file.parent / "start")) if state and is_anchored else None,
+        load_backbone(str(resume_file.parent / "start")) if state and is_anchored else None, config.run,
     )  # fmt: skip
     if networks.center is not None:
         learner.targets.center.copy_(networks.center)
@@ -170,11 +175,12 @@ def _train(
     check_same_start(accelerator, progress.step, config.out)
 
     # ---- run folder ------------------------------------------------------------------------------------------------
+    whole = learner.whole_teacher()
     if main_process:
         folder.prepare(config, resume_file, say)
         provenance.record(run, index, scans.file_digests, config.init, resume_file)
         if progress.step == 0:
-            save_export(learner.teacher.backbone, start, scans=scan_settings(config.dataset))
+            save_export(whole.backbone, start, scans=scan_settings(config.dataset))
     if plan_change:
         say(f"warning: {plan_change}")
     accelerator.wait_for_everyone()
@@ -215,7 +221,7 @@ def _train(
         say(f"note: no k-NN and no probe in the evaluations: {monitor.no_knn_because}")
     elif monitor.no_probe_because:
         say(f"note: no probe in the evaluations: {monitor.no_probe_because}")
-    if reason := monitor.no_panels_because(learner.teacher.backbone):
+    if reason := monitor.no_panels_because(whole.backbone):
         say(f"note: no images of where the network looks: {reason}")
     if monitor.no_choice_because and not monitor.no_knn_because:
         say(f"note: checkpoints/best_knn.pt stays at the first evaluation: {monitor.no_choice_because}")
@@ -227,11 +233,11 @@ def _train(
     recent: collections.deque[float] = collections.deque(maxlen=50)
     last_step, start_is_lost = progress.last_step, False
 
-    def starting_backbone() -> nn.Module | None:
-        """The teacher before the first step; None, with a word, where its export is lost."""
+    def starting_backbone(now: nn.Module) -> nn.Module | None:
+        """The teacher's before the first step, if that is not now; None, with a word, where its export is lost."""
         nonlocal start_is_lost
         if progress.step == 0:
-            return learner.teacher.backbone
+            return now
         try:
             return None if start_is_lost else load_backbone(str(start)).to(device)
         except InputError as error:
@@ -251,8 +257,8 @@ def _train(
         nonlocal start_judgement, is_judged
         learner.check_weights()
         temperature = schedules[min(progress.position, schedules.steps - 1)].teacher_temperature
-        backbone, stop_check = learner.teacher.backbone, lambda: stop.check(device)
-        if monitor.start is None and (starting := starting_backbone()) is not None:
+        backbone, stop_check = learner.whole_teacher().backbone, lambda: stop.check(device)
+        if monitor.start is None and (starting := starting_backbone(backbone)) is not None:
             monitor.keep_start(starting, device, bf16, stop_check, lambda: stop.received, draws=main_process)
         judgement = monitor.evaluate(backbone, device, bf16, stop_check)
         metrics = judgement.metrics
@@ -284,14 +290,15 @@ def _train(
     # ---- loop ------------------------------------------------------------------------------------------------------
     def save(keep: bool = False, is_best: bool = False) -> None:
         learner.check_weights()
+        state, backbone = learner.state_dict(), learner.whole_teacher().backbone
         if main_process:
             rest = {"step": progress.step, "progress": progress.state_dict(), "values": values, "is_judged": is_judged}
             rest |= {"epoch": int(progress.epoch), "best_knn": best.value, "judged_by": judged_by}
             rest["start"] = start_judgement.state_dict() if start_judgement else None
             rest["freeze_backbone_epochs"] = config.optim.freeze_backbone_epochs
-            rest["hub_config"] = learner.teacher.backbone.hub_config
-            checkpoints.save(learner.state_dict() | rest, keep, is_best)
-            save_export(learner.teacher.backbone, run / "export", scans=scan_settings(config.dataset))
+            rest["hub_config"] = backbone.hub_config
+            checkpoints.save(state | rest, keep, is_best)
+            save_export(backbone, run / "export", scans=scan_settings(config.dataset))
 
     say(
         f"training: {len(train_index):,} scans · {config.optim.epochs} epochs of {n_steps_per_epoch} steps · batch "
@@ -322,7 +329,8 @@ def _train(
 
     under_way: collections.deque[tuple[int, StepMetrics]] = collections.deque()
     views = Ahead(next_views, last_step - progress.step, device)
-    pace = Pace(learner.student, config.augment, device, bf16)
+    pace = Pace(whole, config.augment, device, bf16)
+    del whole  # of a sharded teacher a copy
     try:
         if not is_judged:
             save(is_best=evaluate())

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dino_oct import processes
 from dino_oct.models.lora import merged_parameters
+from dino_oct.sharding import local
 
 
 def make_teacher(student: nn.Module) -> nn.Module:
@@ -28,7 +29,8 @@ def make_teacher(student: nn.Module) -> nn.Module:
 @torch.no_grad()
 def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """θ_t ← m θ_t + (1 − m) θ_s over parameters, a student's adapters summed up; buffers are not averaged."""
-    teacher_parameters, student_parameters = list(teacher.parameters()), merged_parameters(student, teacher)
+    teacher_parameters = [local(parameter) for parameter in teacher.parameters()]
+    student_parameters = [local(parameter) for parameter in merged_parameters(student, teacher)]
     torch._foreach_mul_(teacher_parameters, momentum)
     torch._foreach_add_(teacher_parameters, student_parameters, alpha=1 - momentum)
 

@@ -3,7 +3,8 @@
 from accelerate import Accelerator
 from conftest import REFERENCE
 
-from dino_oct.learner import Learner, OptimConfig, Schedules
+from dino_oct.config import ModelConfig, OptimConfig, PretrainingRunConfig
+from dino_oct.learner import Learner, Schedules
 from dino_oct.loss import LossConfig
 from dino_oct.models import official
 from dino_oct.models.backbone import load_backbone
@@ -21,7 +22,11 @@ def network(checkpoint: dict, which: str, masks_patches: bool = False) -> DinoNe
 
 
 def learner_and_schedules(
-    settings: dict, accelerator: Accelerator | None = None, **loss_settings
+    settings: dict,
+    accelerator: Accelerator | None = None,
+    model: ModelConfig | None = None,
+    run: PretrainingRunConfig | None = None,
+    **loss_settings,
 ) -> tuple[Learner, Schedules]:
     """The reference's settings, by the names in its record."""
     loss = LossConfig(
@@ -41,5 +46,7 @@ def learner_and_schedules(
     )
     checkpoint = official.read_checkpoint(REFERENCE / "checkpoint_init.pth")
     student, teacher = (network(checkpoint, which, bool(loss.ibot_weight)) for which in ("student", "teacher"))
-    learner = Learner(student, loss, optim, accelerator or Accelerator(cpu=True), teacher)
+    if model is not None and model.grad_checkpointing:
+        student.backbone.set_grad_checkpointing(True)
+    learner = Learner(student, loss, optim, accelerator or Accelerator(cpu=True), teacher, model, run=run)
     return learner, Schedules(optim, loss, settings["iters_per_epoch"])
