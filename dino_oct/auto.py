@@ -26,6 +26,8 @@ _KEPT = {"bf16": 64, "fp32": 92}
 _VALUES = 20  # that the layers of a transformer's block put out for each of its channels
 _KEPT_RECOMPUTING = 4  # with checkpointing: a block's input alone
 _PER_PARAMETER = 20  # bytes: student, gradient, two moments of AdamW, teacher
+_GATHERED = 16  # bytes a parameter of what is whole at a time where all else is sharded: two blocks, gradients of two
+_ROUNDED = 2  # bytes a parameter of the student's bf16 copies, which autocast keeps whole for the backward pass
 _BASE = 800 << 20  # bytes of PyTorch itself
 
 Device = Literal["cpu", "cuda"]
@@ -173,13 +175,20 @@ class _Plan:
 
 
 def memory_of_step(
-    facts: Facts, views: Views, head: Head, scans: int, precision: Literal["fp32", "bf16"], recompute: bool = False
+    facts: Facts,
+    views: Views,
+    head: Head,
+    scans: int,
+    precision: Literal["fp32", "bf16"],
+    recompute: bool = False,
+    shards: int = 1,
 ) -> int:
-    """Bytes that a training takes at its peak, estimated.
+    """Bytes that a process of a training takes at its peak, estimated.
 
     Args:
         scans: of a micro-batch, of one process.
         precision: of the networks. recompute: ``model.grad_checkpointing``.
+        shards: processes that share out the networks (``run.shard``).
     """
     depth = facts.depth
     if facts.values_per_pixel is None:
@@ -192,8 +201,12 @@ def memory_of_step(
     n_views = 2 + views.n_local
     logits = n_views * head.out_dim * 4 * 4  # logits, their softmax, its logarithm and a gradient
     in_head = head.hidden_dim * (facts.width + head.hidden_dim + head.bottleneck_dim)
-    parameters = facts.parameters + in_head + head.bottleneck_dim * head.out_dim
-    return _BASE + _PER_PARAMETER * parameters + scans * (int(kept) + logits)
+    in_head += head.bottleneck_dim * head.out_dim
+    held = _PER_PARAMETER * (facts.parameters + in_head) // shards
+    if shards > 1:
+        held += _GATHERED * (facts.parameters // facts.depth + in_head)
+        held += _ROUNDED * (facts.parameters + in_head) * (precision == "bf16")
+    return _BASE + held + scans * (int(kept) + logits)
 
 
 class _Chooser:
@@ -388,8 +401,10 @@ class _Chooser:
             part = self.given["optim.accumulate"]
             tries = [(part, recompute) for recompute in sorted({recompute for _, recompute in tries})]
 
+        shards = machine.processes if self.given.get("run.shard") else 1
+
         def needed(part: int, recompute: bool) -> int:
-            return memory_of_step(facts, views, head, -(-share // part), precision, recompute)
+            return memory_of_step(facts, views, head, -(-share // part), precision, recompute, shards)
 
         parts, recompute = next((one for one in tries if needed(*one) <= budget), tries[-1])
         why = f"a micro-batch takes {needed(parts, recompute) / 2**30:.1f} of {machine.memory / 2**30:.1f} GB"

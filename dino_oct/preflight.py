@@ -328,6 +328,7 @@ def _memory(config: TrainConfig, networks: Networks, accelerator: Accelerator, s
         scans,
         "bf16" if accelerator.mixed_precision == "bf16" else "fp32",
         config.model.grad_checkpointing,
+        accelerator.num_processes if config.run.shard else 1,
     )
 
 

@@ -24,10 +24,12 @@ RUNS_ON_CPUS = torch.__version__ >= (2, 14)  # earlier ones fail there, or add g
 
 
 def check_can_shard(backbone: nn.Module, device: torch.device) -> None:
-    """Raise InputError unless the backbone has transformer blocks, no statistics of BatchNorm, and a device for it."""
+    """Raise InputError unless the backbone has transformer blocks, no BatchNorm or lone numbers that learn, and a device
+    for it."""
     if device.type == "cpu" and not RUNS_ON_CPUS:
         raise InputError("run.shard True: without a GPU it needs torch 2.14 or later; leave it out")
-    if not hasattr(backbone, "blocks") or any(isinstance(module, _BatchNorm) for module in backbone.modules()):
+    has_statistics = any(isinstance(module, _BatchNorm) for module in backbone.modules())
+    if not hasattr(backbone, "blocks") or has_statistics or any(not p.ndim for p in backbone.parameters()):
         raise InputError(
             f"run.shard True: a network is sharded by its transformer blocks, and {type(backbone).__name__} is not a "
             "plain transformer; leave it out"
@@ -45,14 +47,14 @@ def shard(network: nn.Module, device: torch.device, reduce: torch.dtype | None =
     """
     mesh = init_device_mesh(device.type, (processes.count(),))
     policy = MixedPrecisionPolicy(reduce_dtype=reduce)  # parameters stay float32, and autocast decides as elsewhere
-    backbone = getattr(network, "backbone", network)
-    heads = [getattr(network, name, None) for name in ("head", "patch_head")] if network is not backbone else []
-    for part in (*backbone.blocks, *filter(None, heads), network):
+    has_heads = hasattr(network, "backbone")
+    parts = [*network.backbone.blocks, network.head, network.patch_head] if has_heads else [*network.blocks]
+    for part in (*filter(None, parts), network):
         fully_shard(part, mesh=mesh, mp_policy=policy)
-    if network is backbone:
-        register_fsdp_forward_method(network, "forward_features")
-    else:
+    if has_heads:
         network.register_forward_hook(_give_back)
+    else:
+        register_fsdp_forward_method(network, "forward_features")
     # A network gives out views of its results, and nothing is done to them in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
 
@@ -74,8 +76,9 @@ def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     is_slice = [isinstance(tensor, DTensor) for tensor in tensors]
     if not any(is_slice):
         return of_slices
-    is_slice = torch.tensor(is_slice, device=of_slices.device)
-    return torch.where(is_slice, processes.total(of_slices.square()).sqrt(), of_slices)
+    whole = processes.total(of_slices.square()).sqrt()
+    pairs = zip(is_slice, whole.unbind(), of_slices.unbind(), strict=True)
+    return torch.stack([norm if sliced else own for sliced, norm, own in pairs])
 
 
 def shell_of(network: nn.Module) -> nn.Module:

@@ -141,6 +141,14 @@ def test_settings_follow_the_machine():
     assert recompute[0]
 
 
+def test_a_process_that_holds_a_share_of_the_networks_has_room_for_more_scans():
+    """ViT-H/14 on eight GPUs of 12 GB."""
+    facts = dataclasses.replace(BASE8, patch=14, width=1280, depth=32, parameters=632_000_000, scans=80_000)
+    machine = dataclasses.replace(GPU, memory=12 << 30, processes=8)
+    whole, shared = (chosen(facts, machine, run__shard=shard) for shard in (False, True))
+    assert shared["optim.accumulate"] < whole["optim.accumulate"]
+
+
 def test_given_settings_are_not_chosen_and_the_others_fit_them():
     values = chosen(SMALL, optim__epochs=20, optim__batch_size=16, augment__global_size=112)
     assert not {"optim.epochs", "optim.batch_size", "augment.global_size"} & values.keys()

@@ -12,7 +12,7 @@ from conftest import REPOSITORY, environment
 LAUNCH = REPOSITORY / "launch"
 
 
-@pytest.mark.parametrize("name", ["cpu", "one_gpu", "one_node", "several_nodes"])
+@pytest.mark.parametrize("name", ["cpu", "one_gpu", "one_node", "sharded", "several_nodes"])
 def test_accelerate_configs_are_understood(name):
     from accelerate.commands.config.config_args import load_config_from_file
 
