@@ -1,7 +1,7 @@
 """Networks whose tensors are shared out over the processes (FSDP2), for those that are too large to stand in each.
 
-Each process keeps a slice of every tensor, of its gradient and of its optimiser's moments. A block is gathered while it
-computes and given back after it. All that follows from slices alone, as AdamW and the teacher's average, works on them.
+Each process keeps a shard of every tensor, of its gradient and of its optimiser's moments. A block is gathered while it
+computes and given back after it. All that follows from shards alone, as AdamW and the teacher's average, works on them.
 """
 
 import copy
@@ -24,8 +24,8 @@ RUNS_ON_CPUS = torch.__version__ >= (2, 14)  # earlier ones fail there, or add g
 
 
 def check_can_shard(backbone: nn.Module, device: torch.device) -> None:
-    """Raise InputError unless the backbone has transformer blocks, no BatchNorm or lone numbers that learn, and a device
-    for it."""
+    """Raise InputError unless this device can, and the backbone has transformer blocks and neither BatchNorm nor
+    parameters of no dimension."""
     if device.type == "cpu" and not RUNS_ON_CPUS:
         raise InputError("run.shard True: without a GPU it needs torch 2.14 or later; leave it out")
     has_statistics = any(isinstance(module, _BatchNorm) for module in backbone.modules())
@@ -37,9 +37,9 @@ def check_can_shard(backbone: nn.Module, device: torch.device) -> None:
 
 
 def shard(network: nn.Module, device: torch.device, reduce: torch.dtype | None = None) -> None:
-    """Keep this process's slices of a network's tensors, and put them on its device. Every process must call it.
+    """Keep this process's shards of a network's tensors, and put them on its device. Every process must call it.
 
-    The forward pass and the backward pass of each loss are then collective too. Losses are averaged over processes.
+    The forward pass and the backward pass of each loss are then collective too, and gradients are means over processes.
 
     Args:
         network: a ``DinoNetwork``, or a backbone of which only ``forward_features`` is called.
@@ -60,25 +60,25 @@ def shard(network: nn.Module, device: torch.device, reduce: torch.dtype | None =
 
 
 def _give_back(network: nn.Module, *_: Any) -> None:
-    """After a pass without gradients, which no backward pass follows; else the outermost slices would stay away."""
+    """After a pass without gradients, which no backward pass follows; else the outermost parameters would stay away."""
     if not torch.is_grad_enabled():
         network.reshard()
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's slice of a tensor, in the same memory; a tensor that is not sharded itself."""
+    """This process's shard of a tensor, in the same memory; a tensor that is not sharded itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def norms(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """The norm of each whole tensor, (N,), the same on every process."""
-    of_slices = torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors]))
-    is_slice = [isinstance(tensor, DTensor) for tensor in tensors]
-    if not any(is_slice):
-        return of_slices
-    whole = processes.total(of_slices.square()).sqrt()
-    pairs = zip(is_slice, whole.unbind(), of_slices.unbind(), strict=True)
-    return torch.stack([norm if sliced else own for sliced, norm, own in pairs])
+    of_shards = torch.stack(torch._foreach_norm([local(tensor) for tensor in tensors]))
+    is_shard = [isinstance(tensor, DTensor) for tensor in tensors]
+    if not any(is_shard):
+        return of_shards
+    whole = processes.total(of_shards.square()).sqrt()
+    pairs = zip(is_shard, whole.unbind(), of_shards.unbind(), strict=True)
+    return torch.stack([norm if sharded else own for sharded, norm, own in pairs])
 
 
 def shell_of(network: nn.Module) -> nn.Module:
@@ -91,13 +91,13 @@ def shell_of(network: nn.Module) -> nn.Module:
 def filled(shell: nn.Module, network: nn.Module, device: torch.device) -> nn.Module:
     """A plain copy of a sharded network, whole on every process. Every process must call it."""
     pairs = zip(shell.parameters(), network.parameters(), strict=True)
-    values = {id(empty): nn.Parameter(slices.full_tensor(), requires_grad=False) for empty, slices in pairs}
+    values = {id(empty): nn.Parameter(shards.full_tensor(), requires_grad=False) for empty, shards in pairs}
     return copy.deepcopy(shell, values).to(device)
 
 
 @torch.no_grad()
 def gathered(state: Any) -> Any:
-    """A state with whole tensors in the place of slices: on the main process's CPU, None on the others.
+    """A state with whole tensors in the place of shards: on the main process's CPU, None on the others.
 
     One tensor at a time is whole on a device. Every process must call it.
 
@@ -113,7 +113,7 @@ def gathered(state: Any) -> Any:
 
 
 def sharded_like(whole: Any, own: Any) -> Any:
-    """The slices of a value that is the same on every process, where ``own`` is a sharded tensor of its shape."""
+    """The shards of a value that is the same on every process, where ``own`` is a sharded tensor of its shape."""
     if not isinstance(own, DTensor) or not isinstance(whole, torch.Tensor) or whole.shape != own.shape:
         return whole
     return distribute_tensor(whole.to(own.device, own.dtype), own.device_mesh, own.placements)
