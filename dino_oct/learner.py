@@ -240,7 +240,7 @@ class Learner:
         for network in (self.student, self.teacher):
             open_rates(network.backbone)
             blocks = list(getattr(network.backbone, "blocks", ()))
-            if pack and can_pack(network.backbone):
+            if pack and self._shell is None and can_pack(network.backbone):  # sharded blocks are gathered one by one
                 self._in_steps.append((network, "packs", packed_block))
             elif blocks:
                 self._in_steps += [(block, "forward", block.forward) for block in blocks]
