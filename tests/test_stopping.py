@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import REPOSITORY, TINY_FIT, TINY_RUN, environment, with_signal
 
+import dino_oct.train as pretrain_command
 from dino_oct import features, pretraining
-from dino_oct import train as pretrain_command
 from dino_oct.config import load_config
 from dino_oct.monitor import Monitor
 from dino_oct.speed import PACE

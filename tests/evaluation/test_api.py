@@ -1,5 +1,6 @@
 """The toolkit from Python: the examples of the documentation run, results are those of the commands."""
 
+import importlib
 import pickle
 import re
 import shutil
@@ -196,3 +197,10 @@ def test_the_probe_keeps_the_conventions_of_scikit_learn(tmp_path):
     (tmp_path / "probe" / "probe.json").write_text("{}")
     with pytest.raises(InputError, match="no probe"):
         LinearProbe.load(tmp_path / "probe")
+
+
+def test_importing_the_module_of_a_trainer_does_not_hide_the_function(tmp_path):
+    module = importlib.import_module("dino_oct.train")
+    assert module is sys.modules["dino_oct"].train
+    with pytest.raises(InputError, match="no-such-setting"):
+        module("phantom", out=tmp_path / "run", no_such_setting=1)
