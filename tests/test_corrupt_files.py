@@ -18,7 +18,7 @@ from dino_oct.config import TrainConfig
 from dino_oct.errors import InputError
 from evaluation.inputs.sources import open_source
 
-SAMPLE = 36
+SAMPLE = 24
 
 
 @pytest.fixture(scope="module")

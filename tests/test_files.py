@@ -43,10 +43,6 @@ ARRAY = np.random.default_rng(0).random(40_000)
 
 
 def _torch(path):
-    torch.save({"a": torch.from_numpy(ARRAY)}, path)
-
-
-def _torch_to_a_stream(path):
     with path.open("wb") as stream:
         torch.save({"a": torch.from_numpy(ARRAY)}, stream)
 
@@ -67,7 +63,6 @@ def _png(path):
 
 WRITERS = {
     "torch": _torch,
-    "torch, to a stream": _torch_to_a_stream,
     "safetensors": lambda path: save_file({"a": torch.from_numpy(ARRAY)}, path),
     "npy": _npy,
     "npz": _npz,

@@ -58,25 +58,30 @@ def test_accumulation_over_two_half_batches(record, reference_views, loss):
     assert_same(train(record, reference_views, loss), train(record, reference_views, loss, parts=2))
 
 
-@pytest.mark.parametrize("loss", SETTINGS)
-def test_two_processes(record, reference_views, loss, cache_root, tmp_path):
+def two_processes(cache_root, folder, *names, reduce="fp32"):
+    """What the main one of two processes has after each of some settings, in one launch."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     subprocess.run(
-        [*launch, __file__, loss, str(tmp_path / "two.pt")],
+        [*launch, __file__, str(folder / "two.pt"), reduce, *names],
         cwd=REPOSITORY / "tests", env=environment(cache_root), check=True, timeout=120,
     )  # fmt: skip
-    two = torch.load(tmp_path / "two.pt", weights_only=True)
-    assert_same(train(record, reference_views, loss), (two["trace"], two["state"]))
+    return torch.load(folder / "two.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def of_two(cache_root, tmp_path_factory):
+    return two_processes(cache_root, tmp_path_factory.mktemp("two"), *SETTINGS)
+
+
+@pytest.mark.parametrize("loss", SETTINGS)
+def test_two_processes(record, reference_views, loss, of_two):
+    assert_same(train(record, reference_views, loss), of_two[loss])
 
 
 def test_gradients_summed_in_bf16(record, reference_views, cache_root, tmp_path):
     """The same training, but for rounding: eight bits of each gradient's mantissa."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(
-        [*launch, __file__, "center", str(tmp_path / "two.pt"), "bf16"],
-        cwd=REPOSITORY / "tests", env=environment(cache_root), check=True, timeout=120,
-    )  # fmt: skip
-    losses = torch.tensor([loss for loss, _ in torch.load(tmp_path / "two.pt", weights_only=True)["trace"]])
+    trace, _ = two_processes(cache_root, tmp_path, "center", reduce="bf16")["center"]
+    losses = torch.tensor([loss for loss, _ in trace])
     exact = torch.tensor([loss for loss, _ in train(record, reference_views, "center")[0]])
     assert 0 < (losses / exact - 1).abs().max() < 0.01
 
@@ -105,7 +110,7 @@ def test_a_killed_process_ends_the_others(cache_root, tmp_path):
     env = {**environment(cache_root), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     workers = [
         subprocess.Popen(
-            [sys.executable, __file__, "center", "forever"], cwd=REPOSITORY / "tests", stdout=subprocess.PIPE,
+            [sys.executable, __file__, "forever", "fp32", "center"], cwd=REPOSITORY / "tests", stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True,
         )
         for rank in range(2)
@@ -125,16 +130,18 @@ def test_a_killed_process_ends_the_others(cache_root, tmp_path):
 if __name__ == "__main__":  # one of two processes
     from conftest import REFERENCE, views_of_reference
 
-    accelerator, _ = start_processes(RunConfig(precision="fp32", reduce=sys.argv[3] if len(sys.argv) > 3 else "fp32"))
+    out, reduce, *names = sys.argv[1:]
+    accelerator, _ = start_processes(RunConfig(precision="fp32", reduce=reduce))
     rank = torch.distributed.get_rank()
-    record = json.loads((REFERENCE / "record.json").read_text())
-    half = slice(2 * rank, 2 * rank + 2)
-    if sys.argv[2] == "forever":
+    record, half, kept = json.loads((REFERENCE / "record.json").read_text()), slice(2 * rank, 2 * rank + 2), {}
+    if out == "forever":
         print("training", flush=True)
         while True:
-            train(record, views_of_reference(), sys.argv[1], half, accelerator=accelerator)
-    trace, state = train(record, views_of_reference(), sys.argv[1], half, accelerator=accelerator)
+            train(record, views_of_reference(), names[0], half, accelerator=accelerator)
+    for name in names:
+        trace, state = train(record, views_of_reference(), name, half, accelerator=accelerator)
+        parts = ("student", "teacher", "dino_loss")
+        kept[name] = trace, {part: {k: v.clone() for k, v in state[part].items()} for part in parts}
     if rank == 0:
-        kept = {part: {k: v.clone() for k, v in state[part].items()} for part in ("student", "teacher", "dino_loss")}
-        torch.save({"trace": trace, "state": kept}, sys.argv[2])
+        torch.save(kept, out)
     torch.distributed.destroy_process_group()
