@@ -126,8 +126,9 @@ def _completion(args: Sequence[str]) -> str:
     cases = "\n".join(f'    {name}) words="{" ".join(words)}" ;;' for name, words in options.items())
     loading = "autoload -U +X bashcompinit && bashcompinit\n" if args[0] == "zsh" else ""
     return f"""{loading}_dino_oct() {{
-  local words="" current="${{COMP_WORDS[COMP_CWORD]}}"
-  if [ "$COMP_CWORD" = 1 ]; then words="{names}"; else case "${{COMP_WORDS[1]}}" in
+  local words="" current="${{COMP_WORDS[COMP_CWORD]}}" of="${{COMP_WORDS[1]}}"
+  if [ "$of" = launch ] && [ "$COMP_CWORD" -gt 3 ]; then of="${{COMP_WORDS[3]}}"; fi
+  if [ "$COMP_CWORD" = 1 ]; then words="{names}"; else case "$of" in
 {cases}
     launch) words="{" ".join(_TRAINERS)}" ;;
     completion) words="{" ".join(_SHELLS)}" ;;
@@ -144,7 +145,8 @@ def _options(command: Command) -> list[str]:
     if kind is None:
         reader = next(getattr(module, name) for name in ("load_config", "load_options") if hasattr(module, name))
         kind = typing.get_type_hints(reader)["return"]
-    return ["--help", *(setting.option for setting in all_settings(kind) if not setting.positional)]
+    named = [setting for setting in all_settings(kind) if not setting.positional]
+    return ["--help", *(word for setting in named for word in (setting.option, *setting.aliases))]
 
 
 if __name__ == "__main__":

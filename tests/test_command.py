@@ -71,7 +71,12 @@ def test_the_shell_completes_commands_and_options():
     assert completed("dino-oct", "lo") == {"localize"}
     assert {"--k", "--device"} <= completed("dino-oct", "knn", "--")
     assert "--optim.lr" in completed("dino-oct", "train", "--optim.l")
-    assert "complete -c dino-oct" in run("completion", "fish").stdout
+    assert "--for" in completed("dino-oct", "compare", "--fo")
+    assert completed("dino-oct", "launch", "2", "tr") == {"train"}
+    assert "--optim.lr" in completed("dino-oct", "launch", "2", "train", "--optim.l")
+    fish = run("completion", "fish").stdout
+    assert "complete -c dino-oct" in fish
+    assert "-l for" in fish
 
 
 def test_presets_are_found_by_path_and_by_name(tmp_path, monkeypatch):
