@@ -104,9 +104,9 @@ def _seek(cache: ScanCache, codes: np.ndarray, progress: bool) -> list[tuple[int
         return []
 
     def each(work: Callable[[_Item], _Result], items: list[_Item], title: str) -> list[_Result]:
-        bar = tqdm(total=len(items), desc=title, disable=None if progress else True, leave=False)
-        with ThreadPoolExecutor(usable_cores()) as pool, bar:
-            return [bar.update() or result for result in pool.map(work, items)]
+        with ThreadPoolExecutor(usable_cores()) as pool:
+            results = pool.map(work, items)
+            return list(tqdm(results, title, len(items), disable=None if progress else True, leave=False))
 
     descriptors = np.stack(each(lambda i: descriptor(cache[i]), first.tolist(), "looking at scans"))
     pairs = [(int(first[i]), int(first[j])) for i, j in _candidates(descriptors, codes[first])]

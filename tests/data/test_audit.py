@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from dino_oct.data import duplicates
 from dino_oct.data.cache import open_cache
@@ -164,6 +165,17 @@ def test_near_duplicates_are_kept_beside_the_cache_and_sought_again_for_other_pe
         file.write_bytes(b"damaged")
     near_pairs(cache, people)
     assert len(calls) == 2
+
+
+def test_a_bar_that_is_drawn_changes_no_pair(planted, config, monkeypatch):
+    index, cache = open_cache(index_scans(planted, config), config, progress=False)
+    sought = {"people": people_of(index), "cache": cache}
+    pairs = near_pairs(**sought)
+    for file in cache.folder.glob("near-*"):
+        file.unlink()
+    drawn = {"disable": False, "mininterval": 0}
+    monkeypatch.setattr(duplicates, "tqdm", lambda *args, **options: tqdm(*args, **options | drawn))
+    assert near_pairs(**sought, progress=True) == pairs
 
 
 def volumes_of_eyes(root, **columns):
