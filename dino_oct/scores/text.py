@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import math
+import shutil
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,11 +59,32 @@ class Evaluation:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in aligned columns under a header and a rule."""
+    """Rows of text in aligned columns under a header and a rule.
+
+    On a terminal that is too narrow the columns are in several tables, each with the cells that name its rows.
+    """
     lines = [list(header), *map(list, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
-    printed = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    printed.insert(1, "─" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n\n".join(_aligned(lines, widths, columns) for columns in _that_fit(lines[1:], widths))
+
+
+def _that_fit(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> Iterator[list[int]]:
+    """Which columns are side by side; those that name a row, as none has the same there, are in each."""
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+    n_names = next((n for n in (1, 2) if len({tuple(row[:n]) for row in rows}) == len(rows)), 1)
+    names = list(range(n_names))
+    columns = [*names]
+    for i in range(n_names, len(widths)):
+        if len(columns) > n_names and sum(widths[j] + 2 for j in (*columns, i)) - 2 > room:
+            yield columns
+            columns = [*names]
+        columns.append(i)
+    yield columns
+
+
+def _aligned(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: Sequence[int]) -> str:
+    printed = ["  ".join(line[i].ljust(widths[i]) for i in columns) for line in lines]
+    printed.insert(1, "─" * (sum(widths[i] for i in columns) + 2 * (len(columns) - 1)))
     return "\n".join(line.rstrip() for line in printed)
 
 
