@@ -9,8 +9,12 @@ _AFTER = 1.0  # seconds: what is shorter is not told
 
 
 @contextlib.contextmanager
-def phase(name: str) -> Iterator[None]:
-    """Show ``name`` and the seconds so far while something runs; nothing in a file or a pipe, or when it is quick."""
+def phase(name: str, is_shown: bool = True) -> Iterator[None]:
+    """Show ``name`` and the seconds so far while something runs; nothing in a file or a pipe, or when it is quick.
+
+    Args:
+        is_shown: False where another process tells it.
+    """
     from tqdm import tqdm  # here, as every command's --help imports this
 
     def show(is_over: threading.Event) -> None:
@@ -19,7 +23,7 @@ def phase(name: str) -> Iterator[None]:
         with tqdm(desc=name, bar_format="{desc}: {elapsed}", disable=None, leave=False):
             is_over.wait()
 
-    with _beside(show):
+    with _beside(show) if is_shown else contextlib.nullcontext():
         yield
 
 

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
-from tqdm import tqdm
 
-from dino_oct import checkpoint, preflight, processes, provenance
+from dino_oct import checkpoint, preflight, provenance
 from dino_oct.ahead import Ahead
 from dino_oct.augment import MultiCrop
 from dino_oct.config import TrainConfig
@@ -28,11 +27,20 @@ from dino_oct.models.network import normalise_views
 from dino_oct.models.plain_attention import use_plain_attention
 from dino_oct.monitor import PROBE, BestCheckpoint, Judgement, Monitor, collapses, warnings_of
 from dino_oct.networks import Networks, build_networks
+from dino_oct.phases import phase
 from dino_oct.pictures import draw_views
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
 from dino_oct.runlog import RunLog, evaluation_line
-from dino_oct.runtime import check_same_start, gpu_memory, main_first, start_processes, step_loader
+from dino_oct.runtime import (
+    batch_words,
+    check_same_start,
+    gpu_memory,
+    main_first,
+    start_processes,
+    step_bar,
+    step_loader,
+)
 from dino_oct.sharding import check_can_shard
 from dino_oct.speed import Pace
 from dino_oct.stopping import Stopped, StopSignal
@@ -126,7 +134,7 @@ def _train(
         index, scans = load_scans(config.data, config.dataset, config.phantom, say, table, index)
     train_index = index.positions("train")
     n_steps_per_epoch = steps_per_epoch(len(train_index), config.optim.batch_size)
-    share = shares(config.optim.batch_size, config.optim.accumulate)
+    shares(config.optim.batch_size, config.optim.accumulate)  # wrong ones are an error before anything is read
     progress = Progress(Plan(config.optim.epochs, n_steps_per_epoch, config.optim.batch_size))
     with checkpoint.restoring(resume_file):
         plan_change = progress.resume(state["progress"]) if state else ""
@@ -245,6 +253,7 @@ def _train(
             say(f"note: nothing is compared with the features and weights at the start: {error}")
             return None
 
+    @phase("evaluating", main_process)
     def evaluate() -> bool:
         """Judge the teacher; the same numbers go to the terminal, metrics.jsonl and TensorBoard.
 
@@ -301,9 +310,9 @@ def _train(
             save_export(backbone, run / "export", scans=scan_settings(config.dataset))
 
     say(
-        f"training: {len(train_index):,} scans · {config.optim.epochs} epochs of {n_steps_per_epoch} steps · batch "
-        f"{config.optim.batch_size} = {processes.count()} processes × {config.optim.accumulate} micro-batches × "
-        f"{share} · lr {schedules.lr.max():.2e} · {device.type}, {'bf16' if bf16 else 'fp32'}"
+        f"training: {len(train_index):,} scans · {config.optim.epochs} epochs of {n_steps_per_epoch} steps · "
+        f"{batch_words(config.optim.batch_size, config.optim.accumulate)} · lr {schedules.lr.max():.2e} · "
+        f"{device.type}, {'bf16' if bf16 else 'fp32'}"
     )
     if progress.step == 0 and main_process:
         log.images("views", {"first scans": draw_views(groups_of(fixed[:4]))}, 0)
@@ -315,8 +324,6 @@ def _train(
         loaded = [next(batches) for _ in range(config.optim.accumulate)]
         masks = [masks_of(items) for items in loaded] if learner.masks_patches else None
         return [views_of(items) for items in loaded], masks
-
-    bar = tqdm(total=last_step, initial=progress.step, unit="step", disable=None if main_process else True, leave=False)
 
     def read(leave: int = 0) -> dict[str, float]:
         """Wait for the steps under way, but for the last ``leave``; the metrics of the last one that was read."""
@@ -331,6 +338,7 @@ def _train(
     views = Ahead(next_views, last_step - progress.step, device)
     pace = Pace(whole, config.augment, device, bf16)
     del whole  # of a sharded teacher a copy
+    bar = step_bar(last_step, progress.step, main_process)
     try:
         if not is_judged:
             save(is_best=evaluate())
@@ -358,7 +366,7 @@ def _train(
                 metrics |= dataclasses.asdict(scheduled) | {"scans_seen": progress.scans_seen} | paces
                 log.write(step, progress.epoch, metrics | gpu_memory(device))
                 speed, waiting = paces["images_per_s"], f"{paces['waiting']:.0%}"
-                bar.set_postfix_str(f"loss={metrics['loss']:.3f}, {speed:.3g} images/s, waiting for data {waiting}")
+                bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:.3g} images/s, waiting {waiting}")
                 if bar.disable and (step % (10 * config.run.log_every) == 0 or progress.is_complete):
                     left = (last_step - step) * config.optim.batch_size / speed
                     loss = f"{metrics['loss']:.3f}"

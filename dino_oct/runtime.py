@@ -14,9 +14,10 @@ from accelerate.utils import DDPCommunicationHookType, broadcast_object_list
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dino_oct import processes
 from dino_oct.config import RunConfig
 from dino_oct.data.cores import usable_cores
-from dino_oct.data.sampler import StepSampler, belong_to_trainer
+from dino_oct.data.sampler import StepSampler, belong_to_trainer, shares
 from dino_oct.devices import default_device
 from dino_oct.errors import InputError
 from dino_oct.precision import use_bf16
@@ -54,6 +55,26 @@ def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]
             f"warning: {beside} processes share {shared}, as there is no GPU: one process is faster", file=sys.stdout
         )
     return accelerator, lambda text: tqdm.write(text, file=sys.stdout)
+
+
+def step_bar(steps: int, done: int, is_main: bool) -> tqdm:
+    """Of a training, with room for what is told behind it on 80 columns."""
+    return tqdm(
+        total=steps,
+        initial=done,
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        disable=None if is_main else True,
+        leave=False,
+    )
+
+
+def batch_words(batch_size: int, accumulate: int) -> str:
+    """Scans of an optimiser step, and how they are divided where they are."""
+    n = processes.count()
+    if n * accumulate == 1:
+        return f"batch {batch_size}"
+    parts = [f"{n} processes"] * (n > 1) + [f"{accumulate} micro-batches"] * (accumulate > 1)
+    return f"batch {batch_size} = {' × '.join(parts)} × {shares(batch_size, accumulate)}"
 
 
 def _accelerator(run: RunConfig, bf16: bool) -> Accelerator:

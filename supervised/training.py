@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
-from dino_oct import checkpoint, processes, provenance
+from dino_oct import checkpoint, provenance
 from dino_oct.augment import SingleCrop
 from dino_oct.data.load import load_scans, scan_settings
 from dino_oct.data.sampler import StepSampler, shares, steps_per_epoch
@@ -26,11 +25,12 @@ from dino_oct.models.description import check_description
 from dino_oct.models.frozen import load_frozen
 from dino_oct.models.official import Checkpoint
 from dino_oct.models.trainable import set_trainable
+from dino_oct.phases import phase
 from dino_oct.pictures import draw_views
 from dino_oct.progress import Plan, Progress
 from dino_oct.run_folder import RunFolder
 from dino_oct.runlog import RunLog
-from dino_oct.runtime import check_same_start, gpu_memory, start_processes, step_loader
+from dino_oct.runtime import batch_words, check_same_start, gpu_memory, start_processes, step_bar, step_loader
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.class_summary import ClassSummary
 from dino_oct.scores.text import write_json
@@ -234,6 +234,7 @@ def _train(
     # ---- validation ------------------------------------------------------------------------------------------------
     val_images = resize_all((scans[i] for i in val_index), classifier.input_size)
 
+    @phase("evaluating", main_process)
     def evaluate(seconds: float) -> bool:
         """Judge on the validation patients; the same numbers go to the terminal, metrics.jsonl and TensorBoard.
 
@@ -277,8 +278,8 @@ def _train(
     try:
         say(
             f"training: {len(train_index):,} scans{', classes balanced' if balanced else ''} · at most "
-            f"{config.optim.epochs} epochs of {n_steps_per_epoch} steps · batch {config.optim.batch_size} = "
-            f"{processes.count()} processes × {config.optim.accumulate} micro-batches × {share} · "
+            f"{config.optim.epochs} epochs of {n_steps_per_epoch} steps · "
+            f"{batch_words(config.optim.batch_size, config.optim.accumulate)} · "
             f"{config.optim.optimizer}, lr {config.optim.lr:.2e} · {device.type}, {'bf16' if bf16 else 'fp32'}"
         )
         if progress.step == 0:
@@ -288,9 +289,7 @@ def _train(
         if not is_judged:
             evaluate(0.0)
         batches = iter(loader)
-        bar = tqdm(
-            total=last_step, initial=progress.step, unit="step", disable=None if main_process else True, leave=False
-        )
+        bar = step_bar(last_step, progress.step, main_process)
         clock = time.perf_counter()
         while not progress.is_complete and not best.is_old and not stop.is_requested(device):
             step = progress.step
@@ -306,7 +305,7 @@ def _train(
             if progress.step % config.run.log_every == 0 or progress.is_complete:
                 scans_seen = {"scans_seen": progress.scans_seen}
                 log.write(progress.step, progress.epoch, metrics | scans_seen | gpu_memory(device))
-                bar.set_postfix(loss=f"{metrics['loss']:.3f}")
+                bar.set_postfix_str(f"loss {metrics['loss']:.3f}")
             is_judged = progress.position % n_steps_per_epoch != 0
             if not is_judged:
                 evaluate(time.perf_counter() - clock)

@@ -1,5 +1,7 @@
 """What a command says on a terminal while it works."""
 
+import contextlib
+import io
 import os
 import pty
 import re
@@ -12,6 +14,9 @@ import time
 from fcntl import ioctl
 
 from conftest import REPOSITORY
+
+from dino_oct.runtime import step_bar
+from evaluation.report import steps
 
 SCRIPT = """
 import time
@@ -78,3 +83,32 @@ def test_nothing_of_it_is_in_a_file():
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )  # fmt: skip
     assert (finished.stdout, finished.stderr) == ("done\n", "")
+
+
+def test_what_a_training_tells_behind_its_bar_fits_80_columns(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    step_bar(10, 0, is_main=False).close()
+    assert not terminal.getvalue()
+    told = "loss 6.320, 123 images/s, waiting 10%"
+    with step_bar(20_000, 12_345, is_main=True) as bar:
+        bar.set_postfix_str(told)
+        days_are_shown = bar.format_dict | {"elapsed": 40_000, "rate": 0.3, "ncols": 79}
+    line = bar.format_meter(**days_are_shown)
+    assert told in line
+    assert "[11:06:40<7:05:16" in line
+
+
+def test_a_step_of_a_report_is_named_while_it_is_made_and_not_when_it_is_read(tmp_path, monkeypatch):
+    named = []
+
+    @contextlib.contextmanager
+    def told(name):
+        named.append(name)
+        yield
+
+    monkeypatch.setattr(steps, "phase", told)
+    for _ in range(2):
+        assert steps.StepCache(tmp_path).of("a model").json("maps", lambda: 5) == 5
+    assert named == ["maps a model"]

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from dino_oct.files import check_regular, private_folder, remove, replacing
+from dino_oct.phases import phase
 from dino_oct.scores.text import plain
 
 Arrays = dict[str, np.ndarray]
@@ -62,7 +63,8 @@ class StepCache:
         file = self.folder / f"{label}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npz"
         arrays = _read(file, text)
         if arrays is None:
-            arrays = make()
+            with phase(step):
+                arrays = make()
             self.made.append(step)
             self._write(file, {_IDENTITY: np.array(text), _DIGEST: np.array(_digest_of(arrays)), **arrays})
         return arrays
