@@ -95,7 +95,8 @@ class ScanData:
         if len(self.index.class_names) < 2:
             classes = f"only '{self.index.class_names[0]}'" if self.index.class_names else "none"
             raise InputError(
-                f"{root}: needs at least two class folders, found {classes}; give labelled scans with --data"
+                f"{root}: needs at least two classes, found {classes}; give labelled scans with --data: folders of "
+                "classes, or a table whose column label is filled in"
             )
         positions = self._labelled(split)
         if not len(positions):

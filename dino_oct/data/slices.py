@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dino_oct.data.rows import FACTS, ScanRows, examples, holder
-from dino_oct.data.volumes import group_series, holds_volume
+from dino_oct.data.volumes import beside, group_series, holds_volume
 from dino_oct.data.volumes.unpacking import Unpacked, unpack
 
 _TIFFS, _PROBED = (".tif", ".tiff"), 256
@@ -27,8 +27,8 @@ def with_slices(rows: ScanRows, root: Path, cache_root: Path) -> ScanRows:
     positions = _volumes(rows["file"], root)
     if not positions:
         return rows
-    groups = group_series(root / file for file in positions)
     files = {root / file: file for file in positions}
+    groups = _groups(files, {root / file for file, at in positions.items() if any(rows["file"][i] != file for i in at)})
     result = ScanRows(
         rows.no_columns(), stored=dict(rows.stored), splits_from=rows.splits_from, is_told=rows.is_told,
         notes=rows.notes, left_out=rows.left_out,
@@ -39,7 +39,7 @@ def with_slices(rows: ScanRows, root: Path, cache_root: Path) -> ScanRows:
             result.add(**{name: values[i] for name, values in rows.columns.items()})
     broken, missing, found = [], [], []
     for group, volumes in zip(groups, unpack(groups, cache_root), strict=True):
-        file = files[group[0]]
+        file = next(files[path] for path in group if path in files)
         if isinstance(volumes, str):
             broken.append((file, volumes))
             continue
@@ -75,6 +75,12 @@ def _volumes(files: Sequence[str], root: Path) -> dict[str, list[int]]:
         if name in found or holds_volume(root / name):
             found[name].append(i)
     return dict(found)
+
+
+def _groups(files: dict[Path, str], sliced: set[Path]) -> list[tuple[Path, ...]]:
+    """Files of one volume each. A B-scan's name says one file of its series; the others are found beside it."""
+    groups = group_series(dict.fromkeys([*files, *sorted(beside(sliced))]))
+    return [group for group in groups if any(path in files for path in group)]
 
 
 def _name(file: str) -> str:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from conftest import TINY_RUN
 from PIL import Image
-from volume_files import ACQUIRED, AXIAL, BORN, LATERAL, NAMES, NUMBER, SECRETS, scans, values_of, write, write_vol
+from volume_files import (
+    ACQUIRED, AXIAL, BORN, LATERAL, NAMES, NUMBER, SECRETS, scans, values_of, write, write_dicom, write_vol,
+)  # fmt: skip
 
 from dino_oct.data.cache import open_cache
 from dino_oct.data.decode import BadScan
@@ -177,10 +179,13 @@ def test_a_pattern_leaves_what_a_table_says(tmp_path):
 
 def test_the_table_of_a_folder_gives_the_folder(call, tmp_path):
     folder = clinic(tmp_path / "data")
+    for i, n in enumerate((2, 0, 1)):  # a series of one B-scan a file: its rows are named after its first
+        write_dicom(folder / "DME" / f"{i}.dcm", scans(3)[n : n + 1], InstanceNumber=n)
     options = ("--dataset.cache-dir", tmp_path / "cache")
     done = call("dino_oct/data/table.py", folder, "--out", folder / "scans.csv", *options)
     assert done.returncode == 0, done.stderr
     of_folder, of_table = (index_scans(place, config(tmp_path)) for place in (folder, folder / "scans.csv"))
+    assert [file for file in of_table.files if ".dcm" in file] == [f"DME/1.dcm#000{n}" for n in range(3)]
     for name in ("files", "class_names"):
         assert getattr(of_folder, name) == getattr(of_table, name)
     for name in ("labels", "patients", "splits"):

@@ -210,7 +210,7 @@ def test_wrong_input_exits_with_status_2(trained, call, folders):
 @pytest.mark.parametrize(
     ("script", "args", "message"),
     [
-        ("knn", ["--model", "RUN", "--data", "plain"], "needs at least two class folders, found none"),
+        ("knn", ["--model", "RUN", "--data", "plain"], "needs at least two classes, found none"),
         ("knn", ["--model", "random:vit_tiny_patch16_224"], "give --data DIR"),
         ("knn", ["--model", "nowhere", "--data", "labelled", "--k", "1"], "nowhere: no such file or folder"),
         ("localization", ["--model", "RUN", "--data", "nowhere"], "nowhere: no such folder"),

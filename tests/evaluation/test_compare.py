@@ -262,7 +262,7 @@ def test_an_interrupted_report_goes_on_and_a_damaged_step_is_made_again(
         (["RUN", "nowhere"], "nowhere: no such file or folder"),
         (["RUN", "--k", "999"], "k = 999: must be from 1 to"),
         (["RUN", "--cases", "-1"], "--cases -1: must be"),
-        (["RUN", "--data", "ONE"], "needs at least two class folders"),
+        (["RUN", "--data", "ONE"], "needs at least two classes"),
         (["RUN", "--masks", "nowhere"], "no such folder of lesion masks"),
         (["RUN", "--methods", "gradcam", "gradcam"], "each once"),
     ],

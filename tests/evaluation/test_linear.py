@@ -303,7 +303,7 @@ def test_wrong_input_exits_with_status_2(trained, call, tmp_path):
     [
         (["--model", "nowhere", "--data", "phantom", "--phantom.patients", "12", "--phantom.scans-per-patient", "4",
           "--phantom.size", "64", "64"], "nowhere: no such file or folder"),
-        (["--model", "RUN", "--data", "ONE"], "needs at least two class folders"),
+        (["--model", "RUN", "--data", "ONE"], "needs at least two classes"),
         (["--model", "RUN", "--data", "ONE_TRAINED", "--dataset.split", "official"], "training scans of one class"),
         (["--model", "RUN", "--fractions", "0"], "--fractions 0.0: must be above 0 and at most 1"),
         (["--model", "RUN", "--c-range", "1", "0.1"], "--c-range 1.0 0.1: must have the smaller number first"),

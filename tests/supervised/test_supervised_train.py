@@ -242,7 +242,7 @@ def scans_of(root: Path, counts: dict[str, int]) -> Path:
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"CNV": 12}, "needs at least two class folders, found none"),
+        ({"CNV": 12}, "needs at least two classes, found none"),
         (
             {"train/CNV": 9, "train/NORMAL": 9, "val/AMD": 2, "val/NORMAL": 2, "test/CNV": 2},
             "class AMD has no training scans (2 in val, 0 in test); classes are AMD, CNV, NORMAL: name the folders",

@@ -5,7 +5,7 @@ what belongs to them. Libraries of the ``clinic`` extra are imported when a file
 formats and what each was tested with. Untested with files of the device: E2E, Topcon, Cirrus, Bioptigen, Optovue.
 """
 
-from dino_oct.data.volumes.dicom import group_series
+from dino_oct.data.volumes.dicom import beside, group_series
 from dino_oct.data.volumes.reading import (
     CHECKED_SUFFIXES,
     VOLUME_SUFFIXES,
@@ -20,6 +20,7 @@ __all__ = [
     "CHECKED_SUFFIXES",
     "VOLUME_SUFFIXES",
     "Volume",
+    "beside",
     "group_series",
     "holds_volume",
     "is_volume",

@@ -48,10 +48,20 @@ def group_series(paths: Iterable[Path]) -> list[tuple[Path, ...]]:
     """
     groups: dict[Any, list[tuple[Path, Any]]] = defaultdict(list)
     for path in map(Path, paths):
-        head = _single_header(path) if path.suffix.lower() in (".dcm", ".dicom") or may_be_dicom(path) else None
+        head = _single_header(path) if _is_named_dicom(path) else None
         key = (path.parent, head.SeriesInstanceUID, head.Rows, head.Columns) if head is not None else path
         groups[key].append((path, head))
     return [_ordered(group) if len(group) > 1 else (group[0][0],) for group in groups.values()]
+
+
+def beside(paths: Iterable[Path]) -> set[Path]:
+    """DICOM files in the folders of some, which may be of their series."""
+    folders = {path.parent for path in paths if _is_named_dicom(path)}
+    return {path for folder in folders if folder.is_dir() for path in folder.iterdir() if _is_named_dicom(path)}
+
+
+def _is_named_dicom(path: Path) -> bool:
+    return path.suffix.lower() in (".dcm", ".dicom") or may_be_dicom(path)
 
 
 def read_dicom(path: Path) -> list[Volume]:
