@@ -78,6 +78,8 @@ def check_suffix(file: Path, option: str) -> None:
 def main(options: Options) -> None:
     """Write the table; say how the folder was read and what is in it."""
     check_suffix(options.out, "--out")
+    if options.out.exists():
+        raise InputError(f"--out {options.out}: is there, and labels may be filled in; give another name or remove it")
     index = index_scans(options.folder, options.dataset)
     columns = table_of(index)
     write_table(options.out, columns)

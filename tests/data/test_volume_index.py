@@ -9,7 +9,18 @@ import pytest
 from conftest import TINY_RUN
 from PIL import Image
 from volume_files import (
-    ACQUIRED, AXIAL, BORN, LATERAL, NAMES, NUMBER, SECRETS, scans, values_of, write, write_dicom, write_vol,
+    ACQUIRED,
+    AXIAL,
+    BORN,
+    LATERAL,
+    NAMES,
+    NUMBER,
+    SECRETS,
+    scans,
+    values_of,
+    write,
+    write_dicom,
+    write_vol,
 )  # fmt: skip
 
 from dino_oct.data.cache import open_cache
@@ -184,6 +195,9 @@ def test_the_table_of_a_folder_gives_the_folder(call, tmp_path):
     options = ("--dataset.cache-dir", tmp_path / "cache")
     done = call("dino_oct/data/table.py", folder, "--out", folder / "scans.csv", *options)
     assert done.returncode == 0, done.stderr
+    again = call("dino_oct/data/table.py", folder, "--out", folder / "scans.csv", *options)
+    assert (again.returncode, len(again.stderr.splitlines())) == (2, 1)
+    assert "labels may be filled in" in again.stderr
     of_folder, of_table = (index_scans(place, config(tmp_path)) for place in (folder, folder / "scans.csv"))
     assert [file for file in of_table.files if ".dcm" in file] == [f"DME/1.dcm#000{n}" for n in range(3)]
     for name in ("files", "class_names"):
