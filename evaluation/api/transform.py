@@ -1,5 +1,6 @@
 """The way of a scan to a network as a transform, and scans as a Dataset of torch."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
@@ -92,10 +93,10 @@ class ScanDataset(Dataset):
         say: Callable[[str], None] = lambda text: None,
         **settings: Any,
     ):
-        try:
-            dataset = DatasetConfig(**settings)
-        except TypeError as error:
-            raise InputError(f"ScanDataset: {error}") from None
+        known = [field.name for field in dataclasses.fields(DatasetConfig)]
+        if wrong := sorted(settings.keys() - set(known)):
+            raise InputError(f"ScanDataset: {wrong[0]}: no such setting; there are {', '.join(known)}")
+        dataset = DatasetConfig(**settings)
         self.index, self._scans = load_scans(str(data), dataset, PhantomConfig(), say)
         self.positions = np.arange(len(self.index)) if split is None else self.index.positions(split)
         self.class_names, self.transform = self.index.class_names, transform

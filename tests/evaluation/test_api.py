@@ -140,7 +140,7 @@ def test_maps_have_the_size_of_the_scan(model, scans):
         (lambda model: load("run", device="cuda:9"), "this machine has"),
         (lambda model: commands.train("phantom", optim__lrr=1), "did you mean --optim.lr?"),
         (lambda model: commands.knn("run", k=0), "--k 0: must be from 1"),
-        (lambda model: ScanDataset("phantom", folds=3), "folds"),
+        (lambda model: ScanDataset("phantom", folds=3), "folds: no such setting; there are"),
     ],
 )
 def test_wrong_input_is_an_input_error(ask, words, model, scans):
