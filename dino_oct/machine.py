@@ -22,6 +22,7 @@ from dino_oct.data.index import DatasetConfig, cache_root
 from dino_oct.devices import default_device
 from dino_oct.models.backbone import load_backbone
 from dino_oct.networks import build_networks
+from dino_oct.phases import phase
 from dino_oct.precision import matrix_peak, use_bf16
 from dino_oct.preflight import duration, machine_memory
 from dino_oct.presets import find_preset
@@ -121,7 +122,7 @@ def _speeds(device: torch.device) -> Iterator[tuple[str, str]]:
     def step() -> None:
         network(images).square().mean().backward()
 
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with phase("measuring the speed"), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         forward, both = (len(images) / _seconds(work, device) for work in (features, step))
     yield "speed", f"ViT-S/16 at 224 px: {forward:.3g} scans/s forward, {both:.3g} forward and backward"
     once = operations_per_pass(network, 224)

@@ -392,14 +392,21 @@ def _border_table(borders: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _range(each: dict[str, Any]) -> str:
+    """Scans of each patient, eye or volume."""
+    if each["least"] == each["most"]:
+        return f"{each['least']:,} scan{'' if each['least'] == 1 else 's'} each"
+    return f"{each['least']:,} to {each['most']:,} scans each (median {each['median']:g})"
+
+
 def _patient_lines(units: dict[str, Any], patients: dict[str, Any], has_several_labels: bool) -> list[str]:
     lines = []
     for name, counts in units.items():
         each = counts["scans_each"]
         some = f", known of {counts['of_scans']:,} scans" if counts["of_scans"] < units["patients"]["of_scans"] else ""
         lines.append(
-            f"{name}: {counts['count']:,}, with {each['least']:,} to {each['most']:,} scans each (median "
-            f"{each['median']:g}){some}; " + ", ".join(f"{part} {count:,}" for part, count in counts["splits"].items())
+            f"{name}: {counts['count']:,}, with {_range(each)}{some}; "
+            + ", ".join(f"{part} {count:,}" for part, count in counts["splits"].items())
         )
     several = patients["in_several_classes"]
     if not has_several_labels:
