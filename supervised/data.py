@@ -75,7 +75,7 @@ def check_classes(index: ScanIndex) -> None:
     names = index.class_names
     if len(names) < 2:
         classes = f"only '{names[0]}'" if names else "none"
-        raise InputError(f"{index.root}: needs at least two class folders, found {classes}")
+        raise InputError(f"{index.root}: needs at least two classes, found {classes}")
     counts = {
         split: np.bincount(index.labels[labelled(index, split)], minlength=len(names))
         for split in ("train", "val", "test")
