@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from dino_oct import checkpoint, preflight, provenance
+from dino_oct import checkpoint, preflight, processes, provenance
 from dino_oct.ahead import Ahead
 from dino_oct.augment import MultiCrop
 from dino_oct.config import TrainConfig
@@ -366,7 +366,7 @@ def _train(
                 metrics |= dataclasses.asdict(scheduled) | {"scans_seen": progress.scans_seen} | paces
                 log.write(step, progress.epoch, metrics | gpu_memory(device))
                 speed, waiting = paces["images_per_s"], f"{paces['waiting']:.0%}"
-                bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:.3g} images/s, waiting {waiting}")
+                bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:.3g} img/s, waiting for data {waiting}")
                 if bar.disable and (step % (10 * config.run.log_every) == 0 or progress.is_complete):
                     left = (last_step - step) * config.optim.batch_size / speed
                     loss = f"{metrics['loss']:.3f}"

@@ -62,7 +62,7 @@ def step_bar(steps: int, done: int, is_main: bool) -> tqdm:
     return tqdm(
         total=steps,
         initial=done,
-        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{remaining} left{postfix}]",
         disable=None if is_main else True,
         leave=False,
     )

@@ -33,7 +33,7 @@ from dino_oct.runlog import RunLog
 from dino_oct.runtime import batch_words, check_same_start, gpu_memory, start_processes, step_bar, step_loader
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.class_summary import ClassSummary
-from dino_oct.scores.text import write_json
+from dino_oct.scores.text import write_json, written
 from dino_oct.stopping import Stopped, StopSignal
 from dino_oct.streams import generator, seed_of
 from dino_oct.trackers import Trackers, check_trackers
@@ -343,7 +343,7 @@ def _train(
             private_folder(tested.parent)
             write_json(result, tested)
             say("\n" + result_text(result))
-            say(f"written: {tested}")
+            say(written(tested))
     return best.metrics
 
 

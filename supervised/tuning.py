@@ -25,7 +25,7 @@ from dino_oct.errors import InputError
 from dino_oct.files import is_full, private_folder, read_json, read_yaml, remove, write_whole
 from dino_oct.limits import check_settings
 from dino_oct.scan_data import ScanData
-from dino_oct.scores.text import write_json
+from dino_oct.scores.text import write_json, written
 from dino_oct.streams import short_seed_of
 from supervised import leaderboard
 from supervised.config import Method, SearchOptions, SupervisedConfig
@@ -342,7 +342,8 @@ def _publish(
         board = leaderboard.Board(rows, data.is_phantom, str(data.index.root), sets, list(data.notes), settings)
         result = leaderboard.publish(board, shared.study, shared.out)
     say("\n" + leaderboard.board_text(board))
-    say(f"written: {shared.out}/leaderboard.html, .md, .csv, results.json, figure3.png, importance.json")
+    names = ("leaderboard.html", "leaderboard.md", "leaderboard.csv", "results.json", "figure3.png", "importance.json")
+    say(written(*(shared.out / name for name in names)))
     return result
 
 

@@ -16,7 +16,7 @@ from fcntl import ioctl
 from conftest import REPOSITORY
 
 from dino_oct.runtime import step_bar
-from evaluation.report import steps
+from evaluation.inputs import steps
 
 SCRIPT = """
 import time
@@ -91,13 +91,13 @@ def test_what_a_training_tells_behind_its_bar_fits_80_columns(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal)
     step_bar(10, 0, is_main=False).close()
     assert not terminal.getvalue()
-    told = "loss 6.320, 123 images/s, waiting 10%"
+    told = "loss 6.320, 123 img/s, waiting for data 10%"
     with step_bar(20_000, 12_345, is_main=True) as bar:
         bar.set_postfix_str(told)
         days_are_shown = bar.format_dict | {"elapsed": 40_000, "rate": 0.3, "ncols": 79}
     line = bar.format_meter(**days_are_shown)
     assert told in line
-    assert "[11:06:40<7:05:16" in line
+    assert "[7:05:16 left" in line
 
 
 def test_a_step_of_a_report_is_named_while_it_is_made_and_not_when_it_is_read(tmp_path, monkeypatch):

@@ -27,6 +27,11 @@ _FIRST = ("evaluation", "model", "weights", "data", "models", "settings", "units
 _LAST = ("verdicts", "notes", "statements")
 
 
+def written(*files: str | Path) -> str:
+    """The end of what a command prints: what it wrote, a path a line."""
+    return "\n".join(["written:", *(f"  {file}" for file in files)])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What every evaluation says beside its own numbers.

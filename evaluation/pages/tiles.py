@@ -145,13 +145,13 @@ def _earlier_pages(folder: Path, name: str) -> list[Path]:
         return []
 
 
-def write_pages(result: Evaluation, pages: Iterable[Page], subtitle: str, foot: str, folder: Path) -> str:
+def write_pages(result: Evaluation, pages: Iterable[Page], subtitle: str, foot: str, folder: Path) -> list[Path]:
     """Write one PNG a scan, ``NAME.npz``, ``NAME.json`` and TensorBoard images into a folder, NAME the evaluation's.
 
     The arrays of page i are ``scan{i}_…`` in the npz file, and its facts are entry i of the JSON file's ``scans``.
 
     Returns:
-        What was written, as a line.
+        What was written.
     """
     name, arrays, scans = result.evaluation, {}, []
     # An earlier evaluation's pages and TensorBoard images would pass for this one's.
@@ -172,5 +172,5 @@ def write_pages(result: Evaluation, pages: Iterable[Page], subtitle: str, foot: 
     with replacing(folder / f"{name}.npz") as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)
     write_json({**result.as_json(), "scans": scans}, folder / f"{name}.json")
-    count = f"{len(scans)} page{'' if len(scans) == 1 else 's'}"
-    return f"written: {count}, {name}.npz, {name}.json and tensorboard/ in {folder}"
+    drawn = [folder / scan["page"] for scan in scans]
+    return [*drawn, folder / f"{name}.npz", folder / f"{name}.json", folder / "tensorboard"]

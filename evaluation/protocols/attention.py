@@ -16,7 +16,7 @@ from dino_oct.models.attention import check_transformer, cls_attention
 from dino_oct.models.backbone import patch_size
 from dino_oct.pictures import fit_short_side
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap, Scale, weighted_mean
-from dino_oct.scores.text import Evaluation, closing, heading, show, table
+from dino_oct.scores.text import Evaluation, closing, heading, show, table, written
 from evaluation.config import AttentionOptions
 from evaluation.inputs.model import Model, open_model
 from evaluation.inputs.selection import Chosen
@@ -243,6 +243,6 @@ def run(options: AttentionOptions) -> None:
         subtitle = f"CLS attention of {result.block}, short side {size} px, patch {patch} px"
         drawn = volume_pages(maps) if options.volumes else pages(maps, options.mass)
         subtitle += f", {MEAN}" if options.volumes else ""
-        written = write_pages(result, drawn, subtitle, "", folder)
+        files = write_pages(result, drawn, subtitle, "", folder)
         print(report(result))
-        print(written)
+        print(written(*files))

@@ -14,7 +14,7 @@ from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
 from dino_oct.files import private_folder, replacing
 from dino_oct.limits import check_settings
-from dino_oct.scores.text import write_json
+from dino_oct.scores.text import write_json, written
 from evaluation.config import EmbedOptions, kind_of
 from evaluation.inputs.feature_cache import of_network
 from evaluation.inputs.model import Model, open_model
@@ -48,16 +48,22 @@ def embed(model: Model, reading: Reading, options: EmbedOptions) -> Embedded:
     """
     kind = kind_of(options.features, options.n_blocks)
     extraction = of_network(model.model, model.device, options.batch_size, kind, options.precision)
-    features, positions, left_out = [], [], list(reading.index.left_out)
+    n, left_out = len(reading.index), list(reading.index.left_out)
+    features, is_read = np.empty((n, 0), np.float32), np.zeros(n, dtype=bool)
     for batch in prepared(reading, options.batch_size):
         left_out += [(reading.index.files[item.position], item.reason) for item in batch if item.image is None]
         batch = [item for item in batch if item.image is not None]
         if batch:
-            features.append(extraction.extract(torch.stack([item.image for item in batch])))
-            positions += [item.position for item in batch]
-    if not features:
+            some, at = (
+                extraction.extract(torch.stack([item.image for item in batch])),
+                [item.position for item in batch],
+            )
+            if not is_read.any():  # all in one array: batches kept one by one would leave memory in pieces
+                features = np.empty((n, some.shape[1]), some.dtype)
+            features[at], is_read[at] = some, True
+    if not is_read.any():
         raise InputError(f"{reading.index.root}: no file is a scan: {left_out[0][0]}: {left_out[0][1]}")
-    return Embedded(np.concatenate(features), _columns(reading.index, np.array(positions)), left_out)
+    return Embedded(features[is_read], _columns(reading.index, np.flatnonzero(is_read)), left_out)
 
 
 def _columns(index: ScanIndex, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -133,4 +139,4 @@ def run(options: EmbedOptions) -> None:
     )
     if len(found.left_out) > 3:
         print(f"left out: {len(found.left_out) - 3:,} more, in {beside.name}")
-    print("\n".join([*(f"note: {note}" for note in notes), f"written: {options.out}, {beside}"]))
+    print("\n".join([*(f"note: {note}" for note in notes), written(options.out, beside)]))

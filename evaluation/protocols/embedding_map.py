@@ -18,6 +18,7 @@ from dino_oct.models import official
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import PatientBootstrap, Scale
 from dino_oct.scores.paired import MODEL, PIXELS, RANDOM, START
+from dino_oct.scores.text import written
 from dino_oct.streams import generator
 from evaluation.config import FEWEST, EmbeddingMapOptions
 from evaluation.inputs.features import extract_features, features_of, same_for_all
@@ -267,11 +268,11 @@ def run(options: EmbeddingMapOptions) -> None:
     result, maps = evaluate(sources, options)
     folder = private_folder(sources[0].results_folder("embedding_map", options.out))
     projector = projector_folder(sources[0], folder, options) if options.projector else None
-    written = embedding_results.write_results(result, maps, folder, projector)
+    names = embedding_results.write_results(result, maps, folder, projector)
     print(embedding_results.report(result))
-    print(f"written: {', '.join(written)} in {folder}")
+    print(written(*(folder / name for name in names), *([projector] if projector else [])))
     if projector:
-        print(f"written: {projector}, to be looked at with: tensorboard --logdir {projector.parent}")
+        print(f"look at the projector with: tensorboard --logdir {projector.parent}")
 
 
 def projector_folder(source: Source, folder: Path, options: EmbeddingMapOptions) -> Path:

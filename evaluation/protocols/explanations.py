@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dino_oct.files import private_folder
 from dino_oct.limits import check_settings
 from dino_oct.scan_data import ScanData
-from dino_oct.scores.text import Evaluation, closing, heading, table
+from dino_oct.scores.text import Evaluation, closing, heading, table, written
 from evaluation.config import ExplanationOptions
 from evaluation.inputs.model import Answer, FittedHead, Model, ask, open_classifiers
 from evaluation.inputs.selection import Chosen
@@ -133,14 +133,14 @@ def run(options: ExplanationOptions, prepare: Callable[[Subjects], Explainer]) -
         ],
     )
     folder = private_folder(source.results_folder(explainer.name, options.out))
-    written = write_pages(result, pages, explainer.subtitle, explainer.foot, folder)
+    files = write_pages(result, pages, explainer.subtitle, explainer.foot, folder)
     targets = [
         f"{name}: {model.timm_name}, {model.input_size[0]} × {model.input_size[1]} px, {model.target}"
         for name, model in models.items()
     ]
     lines = [*heading(explainer.title, result), *targets, "", table(["scan", "class", *models], rows)]
     print("\n".join([*lines, *closing(result)]))
-    print(written)
+    print(written(*files))
 
 
 def draw_methods(

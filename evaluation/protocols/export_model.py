@@ -11,6 +11,7 @@ from dino_oct.models import portable
 from dino_oct.models.attention import check_transformer
 from dino_oct.models.backbone import patch_size
 from dino_oct.models.portable import Portable
+from dino_oct.scores.text import written
 from evaluation.config import ExportOptions, Format
 from evaluation.inputs import fitted as kept
 from evaluation.inputs.model import open_model
@@ -116,13 +117,13 @@ def run(options: ExportOptions) -> None:
     if options.attention:
         check_transformer(exported.model.model)
     print(f"{exported.name}: {exported.model.model.load_report.counts}")
-    print(f"written: {_in_words(exported)}")
+    print(f"gives {_in_words(exported)}")
     out = private_folder(options.out)
     for form in options.format:
         difference = write(form, exported, out / form, options.attention)
-        compared = "" if difference is None else f", differs by {difference:.1e} at most"
-        print(f"  {form}: {out / form}{compared}", flush=True)
-    print("\n".join([f"note: {note}" for note in notes]), end="\n" if notes else "")
+        if difference is not None:
+            print(f"{form}: read back, it differs by {difference:.1e} at most", flush=True)
+    print("\n".join([*(f"note: {note}" for note in notes), written(*(out / form for form in options.format))]))
 
 
 def _in_words(exported: Exported) -> str:

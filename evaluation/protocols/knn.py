@@ -7,7 +7,7 @@ import numpy as np
 from dino_oct.knn import check_k, knn_votes
 from dino_oct.limits import check_settings
 from dino_oct.scores.paired import MODEL, Metrics, ResultByClass, ScanSet, compare_scores
-from dino_oct.scores.text import accuracy_cells, closing, difference_cells, heading, unit_lines, write_json
+from dino_oct.scores.text import accuracy_cells, closing, difference_cells, heading, unit_lines, write_json, written
 from dino_oct.scores.units import compare_units
 from evaluation.config import KnnOptions
 from evaluation.inputs.features import extract_features
@@ -151,4 +151,4 @@ def run(options: KnnOptions) -> None:
         file = folder / f"knn_{options.split}.json"
         write_json(result, file)
         print(votes_text(result) if isinstance(result, LabelVotes) else report(result))
-        print(f"written: {file}")
+        print(written(file))

@@ -20,7 +20,16 @@ from dino_oct.scores import pooling, probes
 from dino_oct.scores.classification import METRICS, score_all
 from dino_oct.scores.paired import MODEL, PIXELS, RANDOM, START, Metrics, ResultByClass, ScanSet, compare_scores
 from dino_oct.scores.probes import Choice
-from dino_oct.scores.text import accuracy_cells, closing, difference_cells, heading, table, unit_lines, write_json
+from dino_oct.scores.text import (
+    accuracy_cells,
+    closing,
+    difference_cells,
+    heading,
+    table,
+    unit_lines,
+    write_json,
+    written,
+)
 from dino_oct.scores.units import Grouping, compare_units
 from dino_oct.streams import generator
 from evaluation.config import IMAGE_FEATURE, LinearOptions
@@ -415,8 +424,8 @@ def run(options: LinearOptions) -> None:
         write_json(result, folder / f"{name}.json")
         if isinstance(result, LabelProbes):
             print(probe_text(result))
-            print(f"written: {folder / name}.json")
+            print(written(folder / f"{name}.json"))
             continue
         draw_curves(result, folder / f"{name}.png")
         print(report(result))
-        print(f"written: {folder / name}.json, {folder / name}.png")
+        print(written(folder / f"{name}.json", folder / f"{name}.png"))

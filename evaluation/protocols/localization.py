@@ -10,7 +10,7 @@ from dino_oct.files import private_folder
 from dino_oct.limits import check_settings
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import PatientBootstrap, Scale
-from dino_oct.scores.text import missing_intervals
+from dino_oct.scores.text import missing_intervals, written
 from dino_oct.scores.units import unit_means, units_to_report
 from evaluation.config import ATTENTION, LocalizationOptions
 from evaluation.inputs.masks import LesionMasks, read_boundaries
@@ -222,6 +222,6 @@ def run(options: LocalizationOptions) -> None:
     sources = open_sources(options.sources)
     result, pages = evaluate(sources, options)
     folder = private_folder(sources[0].results_folder("localization", options.out))
-    written = write_pages(result, pages, "test scan of median score of its class", FOOT, folder)
+    files = write_pages(result, pages, "test scan of median score of its class", FOOT, folder)
     print(report(result))
-    print(written)
+    print(written(*files))

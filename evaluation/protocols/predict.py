@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from dino_oct.provenance import trained_on, trained_patients
 from dino_oct.scores.calibration import prediction_sets
 from dino_oct.scores.class_summary import never_recognised
 from dino_oct.scores.paired import ResultByClass, ScanSet, compare_scores
-from dino_oct.scores.text import ACCURACY_HEADER, PHANTOM_NOTICE, accuracy_cells, show, table, write_json
+from dino_oct.scores.text import ACCURACY_HEADER, PHANTOM_NOTICE, accuracy_cells, show, table, write_json, written
 from dino_oct.scores.units import keys_of
 from evaluation.config import ClassTargetOptions, PhantomOptions, PredictOptions
 from evaluation.inputs import fitted as kept
@@ -32,7 +33,7 @@ from evaluation.inputs.scans import SHOWN_FACTS, changed, find_given, known_of, 
 from evaluation.inputs.scans import reading as reading_of_folder
 from evaluation.inputs.selection import grey_range_of
 from evaluation.inputs.sources import Source, open_source
-from evaluation.inputs.stream import Arrays, Prepared, Reading, answers, prepared
+from evaluation.inputs.stream import Arrays, Reading, answers, prepared
 from evaluation.maps.methods import METHODS, MapSettings, make_maps, usable
 from evaluation.pages.prediction_page import Card, map_picture, page, scan_picture
 
@@ -91,7 +92,7 @@ def predict(
     batch_size: int = 32,
     bf16: bool = False,
 ) -> Predictions:
-    """Predictions for all scans of an index; memory does not grow with their pixels.
+    """Predictions for all scans of an index; memory grows with their features, not with their pixels.
 
     Args:
         model: with the classifier that was fitted.
@@ -100,33 +101,40 @@ def predict(
     Raises:
         InputError: no file is a scan.
     """
-    done: list[Prepared] = []
-    left_out = list(reading.index.left_out)
-    parts: dict[str, list[np.ndarray]] = {"logits": [], "similarity": [], "similar": []}
+    # Into arrays of all scans: small results kept between large ones of a network would leave memory in pieces.
+    n, left_out = len(reading.index), list(reading.index.left_out)
+    digests, flags, is_read = np.full(n, b"", "S32"), [()] * n, np.zeros(n, dtype=bool)
+    outputs: list[np.ndarray] = []
     for batch in prepared(reading, batch_size):
         left_out += [(reading.index.files[item.position], item.reason) for item in batch if item.image is None]
         batch = [item for item in batch if item.image is not None]
         if not batch:
             continue
-        logits, features = answers(model, torch.stack([item.image for item in batch]), bf16)
-        done += [dataclasses.replace(item, image=None) for item in batch]
-        for name, values in zip(parts, (logits, *fitted.similar(features)), strict=True):
-            parts[name].append(values)
-    if not done:
+        answered = answers(model, torch.stack([item.image for item in batch]), bf16)  # logits, features
+        outputs = outputs or [np.empty((n, *values.shape[1:]), values.dtype) for values in answered]
+        at = [item.position for item in batch]
+        for of_all, values in zip(outputs, answered, strict=True):
+            of_all[at] = values
+        digests[at], is_read[at] = [item.digest for item in batch], True
+        for item in batch:
+            flags[item.position] = tuple(map(sys.intern, item.flags))
+    if not outputs:
         raise InputError(f"{reading.index.root}: no file is a scan: {left_out[0][0]}: {left_out[0][1]}")
-    logits, similarity, similar = (np.concatenate(values) for values in parts.values())
+    positions = np.flatnonzero(is_read)
+    logits, features = (values[positions] for values in outputs)
+    similarity, similar = fitted.similar(features)
     probabilities = fitted.probabilities(logits)
     return Predictions(
         fitted=fitted,
         index=reading.index,
-        positions=np.array([item.position for item in done]),
-        flags=[item.flags for item in done],
+        positions=positions,
+        flags=[flags[i] for i in positions],
         probabilities=probabilities,
         sets=prediction_sets(probabilities, fitted.limit(coverage)),
         similarity=similarity,
         similar=similar,
         share_nearer=fitted.share_nearer(similarity),
-        digests=np.array([item.digest for item in done]),
+        digests=digests[positions],
         left_out=left_out,
     )
 
@@ -351,17 +359,17 @@ def run(options: PredictOptions) -> None:
     judged = judge(found, options.bootstrap, options.seed)
     notes += [*known_patients(source, found), *few_patients(fitted, options.coverage)]
     folder = private_folder(options.out)
-    written = [write_table(table_of_scans(found), folder, "predictions", options.format)]
+    outputs = [write_table(table_of_scans(found), folder, "predictions", options.format)]
     for unit, frame in tables_of_units(found):
-        written.append(write_table(frame, folder, f"{unit}s", options.format))
+        outputs.append(write_table(frame, folder, f"{unit}s", options.format))
     write_json(facts(source, found, judged, options, notes), folder / "predictions.json")
-    written.append(folder / "predictions.json")
+    outputs.append(folder / "predictions.json")
     if options.page:
-        written.append(write_page(found, reading, model, options, notes))
+        outputs.append(write_page(found, reading, model, options, notes))
     print(
         "\n".join([*([PHANTOM_NOTICE] if is_phantom(found) else []), *report(found, judged, options.coverage, notes)])
     )
-    print("\n".join(["written:", *(f"  {path}" for path in written)]))
+    print(written(*outputs))
 
 
 def known_patients(source: Source, found: Predictions) -> list[str]:

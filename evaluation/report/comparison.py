@@ -19,7 +19,16 @@ from dino_oct.errors import InputError
 from dino_oct.files import private_folder, write_whole
 from dino_oct.knn import check_k
 from dino_oct.limits import check_settings
-from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, majority_row, show, table, unit_lines, write_json
+from dino_oct.scores.text import (
+    ACCURACY_HEADER,
+    accuracy_cells,
+    majority_row,
+    show,
+    table,
+    unit_lines,
+    write_json,
+    written,
+)
 from dino_oct.scores.units import ByUnit
 from evaluation.config import ComparisonOptions, Reader
 from evaluation.inputs.masks import LesionMasks
@@ -303,6 +312,6 @@ def run(options: ComparisonOptions) -> None:
     """Compare, print, and write the page, numbers and figures."""
     results, media, _ = compare(options)
     write_report(results, media, options.out, options.reader)
-    short = "clinician.html, " if options.reader == "clinician" else ""
+    pages = ["report.html", *(["clinician.html"] if options.reader == "clinician" else [])]
     print("\n" + report(results))
-    print(f"written: report.html, {short}results.json, results.csv and figures/ in {options.out}")
+    print(written(*(options.out / name for name in (*pages, "results.json", "results.csv", "figures"))))

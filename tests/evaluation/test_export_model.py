@@ -231,7 +231,7 @@ def test_a_probe_of_other_weights_is_left_out(probed, export, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | {"weights": "0" * 16}))
     _, said = export(tmp_path / "run", "--format", "timm")
     assert "of other weights: left out" in said
-    assert "written: features (32)" in said
+    assert "gives features (32)" in said
 
 
 # ---- the card --------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def test_killed_and_resumed_it_is_the_same_run(cache_root, call, tmp_path):
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     output, _ = start(whole).communicate(timeout=120)
-    assert "written: " in output
+    assert "written:\n" in output
     for step, number in ((2, signal.SIGKILL), (5, signal.SIGTERM)):
         process, metrics, deadline = start(killed), killed / "metrics.jsonl", time.monotonic() + 60
         while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
