@@ -12,7 +12,7 @@ install_project() {
     . .venv/bin/activate
     stamp=".venv/installed-${1:-base}"
     if [ ! -e "$stamp" ] || [ setup.cfg -nt "$stamp" ]; then
-        echo "installing into .venv (PyTorch and its libraries: several minutes and about 6 GB the first time) …"
+        echo "installing into .venv (PyTorch and its libraries: several minutes and about 8 GB the first time) …"
         python -m pip install --quiet --disable-pip-version-check --editable "$what"
         touch "$stamp"
     fi

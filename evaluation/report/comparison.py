@@ -19,6 +19,7 @@ from dino_oct.errors import InputError
 from dino_oct.files import private_folder, write_whole
 from dino_oct.knn import check_k
 from dino_oct.limits import check_settings
+from dino_oct.phases import phase
 from dino_oct.scores.text import (
     ACCURACY_HEADER,
     accuracy_cells,
@@ -311,7 +312,8 @@ def as_csv(results: Results) -> str:
 def run(options: ComparisonOptions) -> None:
     """Compare, print, and write the page, numbers and figures."""
     results, media, _ = compare(options)
-    write_report(results, media, options.out, options.reader)
+    with phase("figures and page"):
+        write_report(results, media, options.out, options.reader)
     pages = ["report.html", *(["clinician.html"] if options.reader == "clinician" else [])]
     print("\n" + report(results))
     print(written(*(options.out / name for name in (*pages, "results.json", "results.csv", "figures"))))
