@@ -21,7 +21,7 @@ from PIL import Image
 from tensorboard import program
 
 from dino_oct import trackers
-from dino_oct.config import RunConfig, TrainConfig, flat
+from dino_oct.config import PretrainingRunConfig, TrainConfig, flat
 from dino_oct.errors import InputError
 from dino_oct.trackers import Trackers, check_trackers
 
@@ -65,7 +65,7 @@ def state_of_processes():
 
 
 def config_of(*names: str, images: bool = True) -> TrainConfig:
-    return TrainConfig(run=RunConfig(trackers=list(names), tracker_images=images))
+    return TrainConfig(run=PretrainingRunConfig(trackers=list(names), tracker_images=images))
 
 
 def log_some(run: Path, *names: str, goes_on: bool = False, first: int = 0, images: bool = True) -> None:
