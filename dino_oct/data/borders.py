@@ -11,7 +11,7 @@ import numpy as np
 from scipy.spatial import KDTree
 
 from dino_oct.data.morphology import box_filter, pieces
-from dino_oct.data.tissue import tissue_mask
+from dino_oct.data.tissue import quantiles_of_sorted, tissue_mask
 from dino_oct.streams import generator
 
 WHITE = 240  # JPEG ringing lets a white area drop to about this value at its rim
@@ -48,7 +48,7 @@ def find_borders(scan: np.ndarray) -> np.ndarray:
     touching = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     for label in touching[touching > 0]:
         piece = labels == label
-        if _is_border(piece) and scan[piece].mean() >= _PURE_WHITE:
+        if _is_border(piece) and cv2.mean(scan, piece.view(np.uint8))[0] >= _PURE_WHITE:
             borders |= piece
     if borders.any():
         borders |= _thin_ends(scan, borders)
@@ -93,16 +93,15 @@ def neutralise(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarray | None 
         dark = measured[measured <= np.quantile(measured, 0.25)]
         filled[borders] = random.choice(dark, size=np.count_nonzero(borders))
         return filled
-    corners = np.argwhere(_any_in_blocks(borders, block)) * block  # (K, 2) blocks to fill
-    _, near = KDTree(sources).query(corners, k=min(_NEAR, len(sources)), p=1)  # (K, up to 12)
+    corners = np.argwhere(_any_in_blocks(borders, block))  # (K, 2) blocks to fill
+    _, near = KDTree(sources).query(corners * block, k=min(_NEAR, len(sources)), p=1)  # (K, up to 12)
     near = near.reshape(len(corners), -1)
     origins = sources[near[np.arange(len(near)), random.integers(near.shape[1], size=len(near))]]
-    flips = random.choice((1, -1), size=(len(near), 2))
-    for (top, left), (row, column), (flip_rows, flip_columns) in zip(corners, origins, flips, strict=True):
-        inside = borders[top : top + block, left : left + block]
-        patch = scan[row : row + block, column : column + block][::flip_rows, ::flip_columns]
-        target = filled[top : top + block, left : left + block]
-        target[inside] = patch[: inside.shape[0], : inside.shape[1]][inside]
+    flipped = random.choice((False, True), size=(len(near), 2))
+    along = np.where(flipped[..., None], np.arange(block)[::-1], np.arange(block)) + origins[..., None]  # (K, 2, block)
+    fill = np.empty((-(-scan.shape[0] // block), block, -(-scan.shape[1] // block), block), dtype=np.uint8)
+    fill[corners[:, 0], :, corners[:, 1]] = scan[along[:, 0, :, None], along[:, 1, None, :]]
+    np.copyto(filled, fill.reshape(fill.shape[0] * block, -1)[: scan.shape[0], : scan.shape[1]], where=borders)
     return filled
 
 
@@ -142,7 +141,8 @@ def _background_patches(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarra
     free_pixels = scan[~occupied]
     if len(free_pixels):
         # A bright speck of the vitreous would be copied many times over.
-        occupied |= scan > 2 * np.quantile(free_pixels[:: 1 + len(free_pixels) // 20_000].astype(np.float32), 0.99)
+        some = np.sort(free_pixels[:: 1 + len(free_pixels) // 20_000], kind="stable")
+        occupied |= scan > 2 * quantiles_of_sorted(some, 0.99)
     for block in (_BLOCK, _BLOCK // 2):
         step = block // 2
         rows, columns = (side // step * step for side in scan.shape)

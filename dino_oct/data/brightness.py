@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from dino_oct.data.tissue import CoarseLevels, coarse_levels
+from dino_oct.data.tissue import CoarseLevels, coarse_levels, quantiles_of_sorted
 
 FEATURES = ("mean", "std", "p1", "p25", "median", "p75", "p99", "noise", "level")  # as brightness_features returns them
 INVERTED = "seems inverted (bright background, dark retina): a model of other scans cannot read that, so check it"
@@ -23,15 +23,14 @@ def brightness_features(scan: np.ndarray, borders: np.ndarray, levels: CoarseLev
         neighbouring pixels in grey levels; level, where the mean of the smoothed scan lies between its 2nd and 98th
         percentile (0 to 1): the background covers most of a scan, so this is low.
     """
-    measured = ~borders if not borders.all() else np.ones_like(borders)
-    grey = scan.astype(np.int16)
-    second = np.abs(grey[1:, 1:] - grey[1:, :-1] - grey[:-1, 1:] + grey[:-1, :-1])
-    inside = measured[1:, 1:] & measured[1:, :-1] & measured[:-1, 1:] & measured[:-1, :-1]
-    noise = cv2.mean(second, inside.view(np.uint8))[0] / 2  # 0 where nothing is inside
+    measured = None if borders.all() or not borders.any() else (~borders).view(np.uint8)
+    steps = cv2.subtract(scan[:, 1:], scan[:, :-1], dtype=cv2.CV_16S)
+    inside = None if measured is None else cv2.erode(measured, np.ones((2, 2), dtype=np.uint8), anchor=(1, 1))[1:, 1:]
+    noise = cv2.mean(cv2.absdiff(steps[1:], steps[:-1]), inside)[0] / 2  # 0 where nothing is inside
     known = (levels or coarse_levels(scan, borders)).known
-    low, high = np.quantile(known, [0.02, 0.98]) if len(known) else (0, 0)
+    low, high = quantiles_of_sorted(known, (0.02, 0.98)) if len(known) else (0, 0)
     position = (known.mean() - low) / (high - low) if high > low else 0.0
-    counts = cv2.calcHist([scan], [0], measured.view(np.uint8), [256], [0, 256]).ravel().astype(np.float64)
+    counts = cv2.calcHist([scan], [0], measured, [256], [0, 256]).ravel().astype(np.float64)
     total, greys = counts.sum(), np.arange(256)
     mean = counts @ greys / total
     std = np.sqrt(counts @ (greys - mean) ** 2 / total)

@@ -1,10 +1,12 @@
 """Where the tissue is in a scan: retina and choroid against vitreous, shadow and border."""
 
+import functools
 import itertools
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dino_oct.data.morphology import box_filter, filled, pieces
 
@@ -75,11 +77,12 @@ def coarse_levels(scan: np.ndarray, borders: np.ndarray | None) -> CoarseLevels:
         borders: (H, W) bool, without weight in the levels.
     """
     factor = max(1, round(scan.shape[0] / _COARSE_HEIGHT))
-    weight = np.ones(scan.shape, dtype=np.uint8) if borders is None else (~borders).view(np.uint8)
-    sigma = _SMOOTHING * scan.shape[0] / factor
     # Normalised averages: a border has no weight, so its white does not bleed into the tissue beside it.
-    values = _smoothed(_block_means(scan * weight, factor), sigma)
-    weights = _smoothed(_block_means(weight, factor), sigma)
+    if borders is None or not borders.any():
+        values, weights = _smoothed_means(scan, factor), _weights_of_all(scan.shape, factor)
+    else:
+        weight = (~borders).view(np.uint8)
+        values, weights = _smoothed_means(scan * weight, factor), _smoothed_means(weight, factor)
     measured = weights > 0.25
     level = np.where(measured, values / np.maximum(weights, 1e-6), 0)
     return CoarseLevels(level, measured, factor, np.sort(level[measured]))
@@ -92,9 +95,9 @@ def _coarse_tissue(coarse: CoarseLevels) -> np.ndarray:
         return measured
     # The lowest tenth alone would take bright speckle of the vitreous for tissue in noisy scans, the median alone
     # would count the fading choroid as background.
-    below = known[: known.searchsorted(otsu(known), side="right")]
-    low, bright = np.quantile(known, [0.1, 0.97])
-    dark = (np.median(below) + low) / 2
+    below = known[: known.searchsorted(otsu(known, ascending=True), side="right")]
+    low, bright = quantiles_of_sorted(known, (0.1, 0.97))
+    dark = (below[(len(below) - 1) // 2 : len(below) // 2 + 1].mean() + low) / 2  # its median and that
     labels = pieces((level > dark + _CONTRAST * (bright - dark)) & measured)
     reaches = np.zeros(labels.max() + 1, dtype=bool)
     reaches[labels[(level > dark + _BRIGHT * (bright - dark)) & measured]] = True
@@ -106,22 +109,28 @@ def _without_gaps(tissue: np.ndarray) -> np.ndarray:
     """Cysts, fluid and dark layers between bright ones belong to the retina."""
     reach = round(_GAP * len(tissue) / 2)
     window = (2 * reach + 1, 1)
-    padded = np.pad(tissue, ((reach, reach), (0, 0)))  # else closing would reach in from the edges
+    # Else closing would reach in from the edges.
+    padded = cv2.copyMakeBorder(tissue.view(np.uint8), reach, reach, 0, 0, cv2.BORDER_CONSTANT, value=0).view(bool)
     closed = box_filter(box_filter(padded, window, np.logical_or), window, np.logical_and)
     return filled(closed[reach : len(padded) - reach])
 
 
-def otsu(values: np.ndarray, bins: int = 256) -> float:
+def otsu(values: np.ndarray, bins: int = 256, ascending: bool = False) -> float:
     """The threshold of greatest variance between the values above it and the others (Otsu 1979), an edge of ``bins``
     equal bins; the value itself where all are the same.
 
     Args:
         values: finite, of any shape.
+        ascending: they are (n,) in ascending order, and so quickly counted.
     """
     low, high = float(values.min()), float(values.max())
     if low == high:
         return high
-    counts, edges = np.histogram(values, bins=bins, range=(low, high))
+    if ascending:
+        edges = np.linspace(low, high, bins + 1, dtype=values.dtype)
+        counts = np.diff(values.searchsorted(edges[:-1]), append=len(values))
+    else:
+        counts, edges = np.histogram(values, bins=bins, range=(low, high))
     below = counts.cumsum()
     above = below[-1] - below
     sums = (counts * (edges[:-1] + edges[1:]) / 2).cumsum()
@@ -129,16 +138,39 @@ def otsu(values: np.ndarray, bins: int = 256) -> float:
     return float(edges[1:][between[:-1].argmax()])
 
 
-def _smoothed(values: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian of three sigma on each side; the values are mirrored at the edges."""
+def quantiles_of_sorted(values: np.ndarray, shares: ArrayLike) -> np.ndarray:
+    """What ``np.quantile`` gives, to the bit, without searching: the values (n,) are in ascending order."""
+    place = np.asarray(shares) * (len(values) - 1)
+    low, high = values[np.floor(place).astype(int)], values[np.ceil(place).astype(int)]
+    part, step = place % 1, high - low
+    return np.where(part < 0.5, low + step * part, high - step * (1 - part))
+
+
+def _smoothed_means(image: np.ndarray, factor: int) -> np.ndarray:
+    """Means over factor x factor blocks of an 8-bit image (H, W), float32, smoothed by a Gaussian of three sigma.
+
+    Blocks at the right and bottom edge may be smaller. Beyond the edges the means are mirrored.
+    """
+    below, right = (-side % factor for side in image.shape)
+    whole = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=0)
+    sums = np.diff(np.diff(cv2.integral(whole)[::factor, ::factor], axis=0), axis=1)
+    means = (sums * _shares(image.shape, factor)).astype(np.float32)
+    sigma = _SMOOTHING * image.shape[0] / factor
     reach = int(3 * sigma + 0.5)
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
-    return cv2.sepFilter2D(values, -1, kernel / kernel.sum(), kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
+    return cv2.sepFilter2D(means, -1, kernel / kernel.sum(), kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
 
 
-def _block_means(values: np.ndarray, factor: int) -> np.ndarray:
-    """Means over factor x factor blocks of an 8-bit image (H, W), float32; those at the right and bottom edge may be
-    smaller."""
-    rows, columns = (np.append(np.arange(0, side, factor), side) for side in values.shape)
-    sums = np.diff(np.diff(cv2.integral(values)[np.ix_(rows, columns)], axis=0), axis=1)
-    return (sums * (1 / np.outer(np.diff(rows), np.diff(columns)))).astype(np.float32)
+@functools.lru_cache(maxsize=8)  # scans of a folder have few sizes
+def _shares(shape: tuple[int, int], factor: int) -> np.ndarray:
+    """One over the pixels of each block."""
+    rows, columns = (np.diff(np.append(np.arange(0, side, factor), side)) for side in shape)
+    return 1 / np.outer(rows, columns)
+
+
+@functools.lru_cache(maxsize=8)
+def _weights_of_all(shape: tuple[int, int], factor: int) -> np.ndarray:
+    """``_smoothed_means`` of a weight of one everywhere: one, but for rounding."""
+    weights = _smoothed_means(np.ones(shape, dtype=np.uint8), factor)
+    weights.flags.writeable = False
+    return weights

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from dino_oct.data.borders import border_features, find_borders, neutralise
-from dino_oct.data.tissue import tissue_map, tissue_mask
+from dino_oct.data.tissue import coarse_levels, otsu, quantiles_of_sorted, tissue_map, tissue_mask
 
 REAL_SCANS = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "oct2017-sample"
 
@@ -145,6 +145,23 @@ def test_white_border_is_no_tissue():
     assert cells[:4].max() < 0.1
     assert cells[7:9].mean() > 0.7
     assert white[:60].all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 1000, 23_561])
+def test_levels_in_order_give_the_quantiles_and_the_threshold_of_any_order(count):
+    mixed = np.random.default_rng(count).gamma(2, 20, count).astype(np.float32).round(1)  # with ties
+    ordered, shares = np.sort(mixed), (0.0, 0.02, 0.1, 0.5, 0.97, 0.98, 1.0)
+    assert (quantiles_of_sorted(ordered, shares) == np.quantile(mixed, shares)).all()
+    assert otsu(ordered, ascending=True) == otsu(mixed)
+
+
+def test_a_scan_without_borders_has_the_levels_of_one_whose_borders_are_not_asked_for():
+    scan = band_scan(height=301, width=389)  # not a multiple of the reduction
+    plain, none = coarse_levels(scan, None), coarse_levels(scan, np.zeros(scan.shape, bool))
+    assert plain.level.shape == (151, 195)
+    np.testing.assert_array_equal(plain.level, none.level)
+    flat = coarse_levels(np.full((301, 389), 77, np.uint8), None).level
+    np.testing.assert_allclose(flat, 77, rtol=1e-6)  # smaller blocks at the edges weigh what they hold
 
 
 @pytest.mark.skipif(not REAL_SCANS.is_dir(), reason="no real scans beside the repository")
