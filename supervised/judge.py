@@ -32,6 +32,7 @@ from dino_oct.scores.text import (
     unit_lines,
 )
 from dino_oct.scores.units import BySet, ByUnit, compare_units
+from dino_oct.words import scans_of
 
 NAME = "classifier"
 _RESAMPLES = 1000
@@ -252,7 +253,7 @@ def _title(result: Evaluation) -> list[str]:
     sets = result.data["sets"]
     return [
         *heading("test", result),
-        f"data: {result.data['folder']} · trained: {sets['train']['scans']} scans of {sets['train']['patients']} "
-        f"patients · classified once: test, {sets['queries']['scans']} scans of {sets['queries']['patients']} patients",
+        f"data: {result.data['folder']} · trained: {scans_of(sets['train'])} · "
+        f"classified once: test, {scans_of(sets['queries'])}",
         "",
     ]

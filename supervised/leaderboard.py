@@ -19,6 +19,7 @@ from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import ClassSummary
 from dino_oct.scores.text import PHANTOM_NOTICE, plain, show, table, write_json
 from dino_oct.streams import short_seed_of
+from dino_oct.words import counted, scans_of
 from supervised.architectures import find
 from supervised.search_figures import draw_figure3, draw_importance
 from supervised.trials import Drawn, Row
@@ -53,9 +54,7 @@ class Board:
     @property
     def counts(self) -> str:
         """Scans and patients of each split, in words."""
-        return " · ".join(
-            f"{name}: {counts['scans']} scans of {counts['patients']} patients" for name, counts in self.sets.items()
-        )
+        return " · ".join(f"{name}: {scans_of(counts)}" for name, counts in self.sets.items())
 
     @property
     def cost(self) -> str:
@@ -66,7 +65,7 @@ class Board:
         by_state = ", ".join(f"{count} {state}" for state, count in states.items() if count)
         hours = f" ({gpu / 3600:.2f} GPU-hours)" if gpu else " on CPUs"
         epochs = sum(row.epochs or 0 for row in ended)
-        return f"{len(self.rows)} trials ({by_state}) · {epochs} epochs in {clock(total)}{hours}"
+        return f"{counted(len(self.rows), 'trial')} ({by_state}) · {epochs} epochs in {clock(total)}{hours}"
 
 
 def ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:

@@ -27,6 +27,7 @@ from dino_oct.limits import check_settings
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.text import write_json, written
 from dino_oct.streams import short_seed_of
+from dino_oct.words import counted
 from supervised import leaderboard
 from supervised.config import Method, SearchOptions, SupervisedConfig
 from supervised.data import check_classes, labelled
@@ -89,8 +90,9 @@ def _work(
     out = shared.out
     _check_same_search(shared, base, space)
     say(
-        f"search: {options.method} trials up to {options.trials} over {len(space.given['model'])} architectures · "
-        f"searched: {', '.join(space.given)} · at most {epochs} epochs, "
+        f"search: {options.method} trials up to {options.trials} over "
+        f"{counted(len(space.given['model']), 'architecture')} · searched: {', '.join(space.given)} · "
+        f"at most {epochs} epochs, "
         + (f"stopped from epoch {LEAST_EPOCHS} on (Hyperband)" if epochs > LEAST_EPOCHS else "none stopped early")
     )
     stopped = _run_trials(shared, options, base, space, say)
@@ -100,7 +102,7 @@ def _work(
     if not finished and not running and not stopped:
         failed = next(t for t in trials if t.state is TrialState.FAIL)
         raise InputError(
-            f"all {len(trials)} trials failed; the first: {failed.user_attrs['reason']} (settings in "
+            f"all {counted(len(trials), 'trial')} failed; the first: {failed.user_attrs['reason']} (settings in "
             f"{_run_folder(out, failed.number)}/config.yaml; a new search needs another --out)"
         )
     wanted = options.method == "bayes" if options.finish is None else options.finish

@@ -19,6 +19,7 @@ from dino_oct.data.index import DatasetConfig
 from dino_oct.errors import InputError
 from dino_oct.files import write_whole
 from dino_oct.limits import Name, NewPath
+from dino_oct.words import counted
 
 
 @dataclass
@@ -62,7 +63,7 @@ def main(options: Options) -> None:
         for file, reason in fixed.left_out:
             print(f"left out: {file}: {reason}".encode(errors="backslashreplace").decode(), file=sys.stderr)
         print("", *(fixed.changes or ("nothing to correct",)), sep="\n")
-        print(f"{options.fix}: {len(fixed.columns['file']):,} scans; use it with --data {options.fix}")
+        print(f"{options.fix}: {counted(len(fixed.columns['file']), 'scan')}; use it with --data {options.fix}")
 
 
 if __name__ == "__main__":

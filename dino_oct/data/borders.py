@@ -45,11 +45,13 @@ def find_borders(scan: np.ndarray) -> np.ndarray:
     pad = _OPENING - 1
     white = cv2.copyMakeBorder((scan >= WHITE).view(np.uint8), pad, pad, pad, pad, cv2.BORDER_REPLICATE).view(bool)
     labels = pieces(np.ascontiguousarray(_opened(white)[pad:-pad, pad:-pad]))
-    touching = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    rims = (labels[0], labels[-1], labels[:, 0].copy(), labels[:, -1].copy())
+    touching = np.unique(np.concatenate(rims))
     for label in touching[touching > 0]:
-        piece = labels == label
-        if _is_border(piece) and cv2.mean(scan, piece.view(np.uint8))[0] >= _PURE_WHITE:
-            borders |= piece
+        if _reaches_enough([rim == label for rim in rims]):
+            piece = labels == label
+            if cv2.mean(scan, piece.view(np.uint8))[0] >= _PURE_WHITE:
+                borders |= piece
     if borders.any():
         borders |= _thin_ends(scan, borders)
     return box_filter(borders, (2 * _MARGIN + 1,) * 2, np.logical_or) if borders.any() else borders
@@ -105,11 +107,13 @@ def neutralise(scan: np.ndarray, borders: np.ndarray, tissue: np.ndarray | None 
     return filled
 
 
-def _is_border(piece: np.ndarray) -> bool:
-    rims = (piece[0], piece[-1], piece[:, 0], piece[:, -1])
-    in_corner = piece[[0, 0, -1, -1], [0, -1, 0, -1]].any()
-    contact = max(np.count_nonzero(rim) for rim in rims)
-    return (in_corner and contact >= _CORNER_CONTACT) or any(rim.mean() >= _EDGE_CONTACT for rim in rims)
+def _reaches_enough(rims: list[np.ndarray]) -> bool:
+    """Whether a white area with these pixels at the top, bottom, left and right edge may be a border."""
+    top, bottom, *_ = rims
+    in_corner = top[0] or top[-1] or bottom[0] or bottom[-1]
+    contacts = [np.count_nonzero(rim) for rim in rims]
+    wide = any(contact / len(rim) >= _EDGE_CONTACT for contact, rim in zip(contacts, rims, strict=True))
+    return wide or bool(in_corner and max(contacts) >= _CORNER_CONTACT)
 
 
 def _thin_ends(scan: np.ndarray, borders: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ from dino_oct.data.segment import KINDS, Segment, SegmentWriter, deep_row
 from dino_oct.data.tissue import coarse_levels, tissue_map, tissue_mask
 from dino_oct.errors import InputError
 from dino_oct.files import remove, scratch_folder, share_as
+from dino_oct.words import counted
 
 REMARK_BITS = tuple(REMARKS)
 """Remarks by the bit that a part's table has for each."""
@@ -206,7 +207,7 @@ def _check_space(index: ScanIndex, config: DatasetConfig, positions: list[int], 
         )
     if progress:
         print(
-            f"decoding {len(positions):,} scans once: about {readable(needed)} in {folder}",
+            f"decoding {counted(len(positions), 'scan')} once: about {readable(needed)} in {folder}",
             file=sys.stderr,
             flush=True,
         )

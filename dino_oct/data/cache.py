@@ -22,6 +22,7 @@ from dino_oct.data.segment import KINDS, VERSION, Segment
 from dino_oct.errors import InputError
 from dino_oct.files import is_full, lock_later, lock_now, naming, open_lock, private_folder, remove, share_as
 from dino_oct.limits import check_settings
+from dino_oct.words import counted
 
 _FAR = 8  # a file that alone would take a range so many times smaller than its folder's is named
 
@@ -98,7 +99,9 @@ class ScanCache:
         """One line: scans, size, folder, and how many files were left out, by reason."""
         more = len(self._segments) - 1
         place = f"{self.folder}{f' and {more} more' if more else ''}"
-        line = f"{len(self):,} scans cached ({readable(self.nbytes)} in {place}), {len(self.skipped):,} left out"
+        line = (
+            f"{counted(len(self), 'scan')} cached ({readable(self.nbytes)} in {place}), {len(self.skipped):,} left out"
+        )
         examples = "; ".join(f"{file}: {reason}" for file, reason in self.skipped[:3])
         more = f"; and {len(self.skipped) - 3:,} more" if len(self.skipped) > 3 else ""
         return line + (f": {examples}{more}" if examples else "")
@@ -176,7 +179,9 @@ def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -
     skipped = [(index.files[i], found.reasons.get(i, unkept)) for i in np.flatnonzero(~keep).tolist()]
     if not keep.any():
         file, reason = skipped[0]
-        raise InputError(f"{index.root}: none of the {len(skipped):,} images can be used; first: {file}: {reason}")
+        raise InputError(
+            f"{index.root}: none of the {counted(len(skipped), 'image')} can be used; first: {file}: {reason}"
+        )
     index = index.subset(keep)
     used, of = np.unique(found.of[keep], return_inverse=True)
     cache = ScanCache([found.segments[i] for i in used], of, found.rows[keep])
@@ -334,7 +339,7 @@ def _notes(
     notes = []
     if cache.grey_range:
         parts = [
-            f"0 to {getattr(cache.grey_range, kind):g} for {len(positions):,} files of {kind}"
+            f"0 to {getattr(cache.grey_range, kind):g} for {counted(len(positions), 'file')} of {kind}"
             for kind, positions in deep.items()
             if positions
         ]

@@ -15,6 +15,7 @@ from dino_oct.data.index import UNKNOWN, UNLABELLED, DatasetConfig, ScanIndex, i
 from dino_oct.data.shortcut import as_numbers, check_shortcuts, shortcut_features
 from dino_oct.data.splits import SPLITS
 from dino_oct.scores.bootstrap import FEW_PATIENTS
+from dino_oct.words import counted
 
 _SHOWN = 10  # examples printed of each finding; --json holds all
 _SPREAD = ("least", "median", "most")
@@ -294,7 +295,7 @@ def _mean(values: np.ndarray) -> float:
 def render(report: dict[str, Any]) -> str:
     """The findings of ``audit`` as readable text."""
     sections = [
-        [f"{report['folder']}: {report['scans']['found']:,} images, {report['scans']['usable']:,} usable"],
+        [f"{report['folder']}: {counted(report['scans']['found'], 'image')}, {report['scans']['usable']:,} usable"],
         _listed("left out", [f"{entry['file']}: {entry['reason']}" for entry in report["left_out"]]),
         _listed("named after another class than their folder (folder's class used)", report["mislabelled"]),
         [f"note: {note}" for note in report["notes"]],
@@ -385,7 +386,7 @@ def _border_table(borders: dict[str, Any]) -> list[str]:
     lines = ["white borders in the files", *_table(["", "scans with one", "mean share of the image"], rows)]
     if borders["neutralised"]:
         lines.append(
-            f"  after neutralising: {borders['left_after']:,} of {borders['looked_at_after']:,} scans with one"
+            f"  after neutralising: {borders['left_after']:,} of {counted(borders['looked_at_after'], 'scan')} with one"
         )
     else:
         lines.append("  not neutralised (neutralise_borders is off)")
@@ -403,7 +404,11 @@ def _patient_lines(units: dict[str, Any], patients: dict[str, Any], has_several_
     lines = []
     for name, counts in units.items():
         each = counts["scans_each"]
-        some = f", known of {counts['of_scans']:,} scans" if counts["of_scans"] < units["patients"]["of_scans"] else ""
+        some = (
+            f", known of {counted(counts['of_scans'], 'scan')}"
+            if counts["of_scans"] < units["patients"]["of_scans"]
+            else ""
+        )
         lines.append(
             f"{name}: {counts['count']:,}, with {_range(each)}{some}; "
             + ", ".join(f"{part} {count:,}" for part, count in counts["splits"].items())
@@ -415,7 +420,8 @@ def _patient_lines(units: dict[str, Any], patients: dict[str, Any], has_several_
         count = len(shared["patients"])
         scans = ", ".join(f"{n:,} {part}" for part, n in shared["scans"].items())
         lines.append(
-            f"  shared, {where}: {count:,}" + (f", with {scans} scans{_some(shared['patients'])}" if count else "")
+            f"  shared, {where}: {count:,}"
+            + (f", with {counted(scans, 'scan')}{_some(shared['patients'])}" if count else "")
         )
     return lines
 
@@ -454,7 +460,8 @@ def _some(names: list[str], most: int = 5) -> str:
 
 def _duplicate_lines(duplicates: dict[str, Any]) -> list[str]:
     exact, near = duplicates["exact"], duplicates["near"]
-    lines = [f"exact duplicates: {len(exact['groups']):,} groups, {exact['surplus_scans']:,} scans too many"]
+    groups, surplus = counted(len(exact["groups"]), "group"), counted(exact["surplus_scans"], "scan")
+    lines = [f"exact duplicates: {groups}, {surplus} too many"]
     lines += _relation_lines(exact)
     lines += _listed(
         "near-duplicates of different patients (one place of one eye), pairs",
@@ -467,7 +474,7 @@ def _relation_lines(relations: dict[str, Any]) -> list[str]:
     lines = []
     for name, pairs in relations.items():
         if name.startswith("across_") and pairs:
-            lines.append(f"  {name.replace('_', ' ')}: {len(pairs):,} pairs")
+            lines.append(f"  {name.replace('_', ' ')}: {counted(len(pairs), 'pair')}")
             lines += [f"    {first}  =  {second}" for first, second in pairs[:3]]
     return lines
 

@@ -12,6 +12,7 @@ from dino_oct.data.layout import is_scan_file
 from dino_oct.data.rows import COLUMNS, OF_LABEL, OF_TARGET, ScanRows, examples, holder, plain, read_value
 from dino_oct.errors import InputError
 from dino_oct.files import check_regular
+from dino_oct.words import counted
 
 SUFFIXES = frozenset({".csv", ".tsv", ".parquet"})
 ALIASES = {
@@ -255,10 +256,12 @@ def _add_rows(rows: ScanRows, cells: dict[str, list[str]], root: Path) -> None:
         else:
             rows.add(file, **{name: column[first[file]] for name, column in cells.items() if name != "file"})
     if repeated:
-        rows.notes.append(f"{len(repeated):,} rows repeat a file and are not read: {examples(repeated)}")
+        rows.notes.append(
+            f"{counted(len(repeated), 'row')} not read, of files that an earlier row names: {examples(repeated)}"
+        )
     if differing:
         rows.notes.append(
-            f"{len(differing):,} files are given twice with different values; the first row counts: "
+            f"{counted(len(differing), 'file')} given twice with different values; the first row counts: "
             f"{examples(sorted(differing))}"
         )
     rows.note_left_out()

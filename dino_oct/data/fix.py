@@ -14,6 +14,7 @@ from dino_oct.data.duplicates import exact_groups, near_pairs, people_of
 from dino_oct.data.index import ScanIndex
 from dino_oct.data.splits import SPLITS
 from dino_oct.data.table import table_of
+from dino_oct.words import counted
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,11 @@ def fixed_table(index: ScanIndex, cache: ScanCache, beside: Path, progress: bool
     if names:
         members = len(set(people[np.isin(joined, list(names))].tolist()))
         changes.append(
-            f"{members:,} patients joined into {len(names):,}: exact copies or near-duplicates of each other"
+            f"{counted(members, 'patient')} joined into {len(names):,}: exact copies or near-duplicates of each other"
         )
     by_volume = (patients != "") & (np.array(columns["patient"]) == "") & ~np.isin(joined, list(names))
     if by_volume.any():
-        changes.append(f"{by_volume.sum():,} scans without a patient took their volume as one")
+        changes.append(f"{counted(by_volume.sum(), 'scan')} without a patient took their volume as one")
     columns["patient"] = patients.tolist()
 
     reasons = _contradictions(index, groups)
@@ -70,12 +71,13 @@ def fixed_table(index: ScanIndex, cache: ScanCache, beside: Path, progress: bool
         to = Counter(moved[is_moved].tolist())
         parts = ", ".join(f"{to[part]:,} to {part}" for part in SPLITS if to[part])
         count = len(set(patients[is_moved].tolist()))
-        changes.append(f"{is_moved.sum():,} scans of {count:,} patients moved to where most of theirs are: {parts}")
+        moved_scans = f"{counted(is_moved.sum(), 'scan')} of {counted(count, 'patient')}"
+        changes.append(f"{moved_scans} moved to where most of theirs are: {parts}")
     columns["split"] = moved.tolist()
 
     columns["file"] = [_from(beside, index.path(i)) for i in range(len(index))]
     if reasons:
-        changes.append(f"{len(reasons):,} scans left out: exact copies with different labels")
+        changes.append(f"{counted(len(reasons), 'scan')} left out: exact copies with different labels")
     kept = {name: [value for value, is_kept in zip(values, keep, strict=True) if is_kept]
             for name, values in columns.items()}  # fmt: skip
     return Fixed(kept, tuple((index.files[i], reason) for i, reason in sorted(reasons.items())), tuple(changes))

@@ -28,6 +28,7 @@ from dino_oct.data.splits import SPLITS, split_patients
 from dino_oct.data.volumes import holds_volume
 from dino_oct.errors import InputError
 from dino_oct.limits import Items, Range, Seed, check_settings
+from dino_oct.words import counted
 
 UNLABELLED = UNKNOWN = -1
 _ALIKE = 1.1  # ratio of pixel sizes up to which nothing is said
@@ -254,7 +255,7 @@ def index_files(files: Sequence[str], config: DatasetConfig | None = None) -> Sc
             raise InputError(f"{file}: {reason}")
     if twice := [path for path, count in Counter(paths).items() if count > 1]:
         raise InputError(f"{twice[0]}: is given twice")
-    rows = ScanRows(how=f"{len(files):,} files")
+    rows = ScanRows(how=counted(len(files), "file"))
     for file in files:
         rows.add(Path(file).as_posix())
     return _of_rows(Path(), _completed(rows, Path(), config), config, is_split=False)
@@ -289,7 +290,9 @@ def _of_rows(root: Path, rows: ScanRows, config: DatasetConfig, is_split: bool) 
         notes=(*rows.notes, *rows.about_people),
     )
     if index.mislabelled:
-        note = f"{len(index.mislabelled)} files named after another class than their folder (folder's class kept)"
+        note = (
+            f"{counted(len(index.mislabelled), 'file')} named after another class than the folder (folder's class kept)"
+        )
         index = replace(index, notes=(*index.notes, f"{note}: {examples(index.mislabelled)}"))
     if is_split:
         index = _with_splits(index, config)
@@ -364,7 +367,8 @@ def assert_patients_disjoint(index: ScanIndex) -> None:
     shared = shared_patients(index.patients, index.splits)
     if shared:
         raise InputError(
-            f"{len(shared)} patients have scans in more than one split ({examples(shared)}); use split: patient"
+            f"{counted(len(shared), 'patient')} with scans in more than one split ({examples(shared)}); "
+            "use split: patient"
         )
 
 
@@ -394,7 +398,7 @@ def _with_splits(index: ScanIndex, config: DatasetConfig) -> ScanIndex:
     if config.split == "official":
         rule = f"{published} as they are, as asked for; --dataset.split patient splits by patient"
         if shared:
-            note = f"official split: {len(shared):,} patients have scans in more than one split"
+            note = f"official split: {counted(len(shared), 'patient')} with scans in more than one split"
             index = replace(index, notes=(*index.notes, f"{note}: {examples(shared)}"))
     elif config.split == "patient":
         rule = f"{by_patient}, as asked for"
@@ -411,7 +415,7 @@ def _with_splits(index: ScanIndex, config: DatasetConfig) -> ScanIndex:
         rule += "; --dataset.split patient splits by patient"
     elif has_folders:
         rule = (
-            f"{by_patient}, because {len(shared):,} patients are in more than one of {published} "
+            f"{by_patient}, because of {counted(len(shared), 'patient')} in more than one of {published} "
             f"({examples(shared)}); --dataset.split official takes them as they are"
         )
     else:
@@ -450,7 +454,7 @@ def _size_notes(index: ScanIndex, config: DatasetConfig) -> list[str]:
     known = sizes[~np.isnan(sizes[:, 0])]
     if config.pixel_um:
         missing = len(sizes) - len(known)
-        return [f"{missing:,} scans do not know the size of their pixels and stay as they are"] if missing else []
+        return [f"not resized, as the size of their pixels is not known: {counted(missing, 'scan')}"] if missing else []
     if not len(known):
         return []
     least, most = known.min(axis=0), known.max(axis=0)

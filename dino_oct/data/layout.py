@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from dino_oct.data.rows import ScanRows, examples, eye_of, plain, split_of
 from dino_oct.data.volumes import holds_volume, owned_files
 from dino_oct.errors import InputError
+from dino_oct.words import counted
 
 IMAGE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp"})
 
@@ -58,7 +59,7 @@ def read_layout(folder: Path) -> ScanRows:
     others = sorted({name for file in masks for name in inside[file] if _MASKS.match(name) and name != "masks"})
     inside = {file: names for file, names in inside.items() if file not in masks}
     if others:  # masks/ is where phantoms and this toolkit's users keep them
-        notes.append(f"{len(masks):,} images in folders of masks are not read as scans ({examples(others)})")
+        notes.append(f"not read as scans, in folders of masks: {counted(len(masks), 'image')} ({examples(others)})")
     rows = ScanRows(notes=notes)
     if has_splits:
         splits = {file: split_of(names[0]) for file, names in inside.items() if names}
@@ -114,8 +115,10 @@ def image_files(folder: Path) -> tuple[list[str], list[str]]:
     if not others:
         return sorted(files), []
     types = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in others).most_common(4)
-    counted = ", ".join(f"{suffix} {count:,}" for suffix, count in types)
-    return sorted(files), [f"{len(others):,} files of types that are not read ({counted}): {examples(sorted(others))}"]
+    by_type = ", ".join(f"{suffix} {count:,}" for suffix, count in types)
+    return sorted(files), [
+        f"{counted(len(others), 'file')} of types that are not read ({by_type}): {examples(sorted(others))}"
+    ]
 
 
 def _root(folder: Path, places: dict[str, tuple[str, ...]]) -> tuple[tuple[str, ...], bool]:

@@ -7,6 +7,7 @@ import numpy as np
 from dino_oct.data.cache import ScanCache
 from dino_oct.data.duplicates import exact_groups, near_pairs, people_of
 from dino_oct.data.index import ScanIndex
+from dino_oct.words import counted
 
 Pairs = tuple[tuple[int, int], ...]
 
@@ -60,20 +61,16 @@ def describe_leak(leak: Leak, index: ScanIndex, judged: np.ndarray, split: str) 
     parts = []
     if leak.of_people:
         names = sorted({people_of(index)[i] for i in leak.of_people})
-        scans, patients = _counted(len(leak.of_people), "scan"), _counted(len(names), "patient")
+        scans, patients = counted(len(leak.of_people), "scan"), counted(len(names), "patient")
         parts.append(f"{scans} of {patients} in both (e.g. {names[0]})")
-    for pairs, counted in (
-        (leak.exact, _counted(len(leak.exact), "exact copy", "exact copies")),
-        (leak.near, _counted(len(leak.near), "near-duplicate") + " of another patient"),
+    for pairs, words in (
+        (leak.exact, counted(len(leak.exact), "exact copy", "exact copies")),
+        (leak.near, counted(len(leak.near), "near-duplicate") + " of another patient"),
     ):
         if pairs:
-            parts.append(f"{counted} (e.g. {' = '.join(index.files[i] for i in pairs[0])})")
+            parts.append(f"{words} (e.g. {' = '.join(index.files[i] for i in pairs[0])})")
     cure = "dino_oct/data/audit.py --fix FILE writes a table without" if leak.exact or leak.near else ""
     return [
         f"leak: {leak.scans:,} of {len(judged):,} {split} scans are known from train scans, which flatters the result: "
         f"{', '.join(parts)}; {cure or 'use --dataset.split patient'}"
     ]
-
-
-def _counted(number: int, singular: str, plural: str = "") -> str:
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

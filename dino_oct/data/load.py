@@ -8,6 +8,7 @@ from dino_oct.data.index import DatasetConfig, ScanIndex, cache_root, index_scan
 from dino_oct.data.phantom import TABLE, PhantomConfig, damaged_files, phantom_folder
 from dino_oct.data.run_table import ScanRow, by_table, without_copies_of_held_out
 from dino_oct.files import remove
+from dino_oct.words import counted
 
 
 def find_scans(data: str, dataset: DatasetConfig, phantom: PhantomConfig) -> ScanIndex:
@@ -56,7 +57,10 @@ def load_scans(
     counts = {split: index.positions(split) for split in ("train", "val", "test")}
     patients = {split: len(set(index.patients[positions])) for split, positions in counts.items()}
     say(f"split: {index.split_rule}")
-    say("splits: " + " · ".join(f"{s} {len(p):,} scans of {patients[s]:,} patients" for s, p in counts.items()))
+    say(
+        "splits: "
+        + " · ".join(f"{s} {counted(len(p), 'scan')} of {counted(patients[s], 'patient')}" for s, p in counts.items())
+    )
     return index, scans
 
 

@@ -5,6 +5,7 @@ from pathlib import PurePosixPath
 
 from dino_oct.data.rows import COLUMNS, OF_LABEL, ScanRows, examples, read_value
 from dino_oct.errors import InputError
+from dino_oct.words import counted
 
 
 def by_pattern(rows: ScanRows, pattern: str) -> ScanRows:
@@ -53,6 +54,6 @@ def by_pattern(rows: ScanRows, pattern: str) -> ScanRows:
     fitting.left_out += unfitting
     if unfitting:
         fitting.notes.append(
-            f"{len(unfitting):,} images left out, {unfitting[0][1]}: {examples([f for f, _ in unfitting])}"
+            f"{counted(len(unfitting), 'image')} left out, {unfitting[0][1]}: {examples([f for f, _ in unfitting])}"
         )
     return fitting

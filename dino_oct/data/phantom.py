@@ -32,6 +32,7 @@ from dino_oct.data.splits import SPLITS
 from dino_oct.errors import InputError
 from dino_oct.files import naming, private_folder, read_json, remove, scratch_folder, share_as
 from dino_oct.limits import NewPath, check_settings
+from dino_oct.words import counted
 
 # Raise it with every change that alters a picture, a mask or a file: cached folders are named by it.
 PHANTOM_VERSION = 2
@@ -229,13 +230,15 @@ def main(options: Options) -> None:
     out = write_phantoms(options.out, options)
     plan = patient_plan(options.patients)
     splits = Counter(split for _, _, split in plan)
-    counts = ", ".join(f"{split} {splits[split]} patients" for split in SPLITS if splits[split])
+    counts = ", ".join(f"{split} {counted(splits[split], 'patient')}" for split in SPLITS if splits[split])
     height, width = options.size
     total, volumes = options.total_scans, options.total_scans // options.slices
     what = f"{total} SYNTHETIC scans (phantoms, not patient data)"
     if options.has_volumes:
         scans = "scan" if options.slices == 1 else "scans"
-        what += f" in {volumes} volumes of {options.slices} {scans}, {options.eyes} x {options.visits} a patient"
+        what += (
+            f" in {counted(volumes, 'volume')} of {options.slices} {scans}, {options.eyes} x {options.visits} a patient"
+        )
         what += " (eyes x visits)"
     print(f"{out}: {what}, {height} x {width} px, {len(CLASSES)} classes; {counts}")
 

@@ -13,6 +13,7 @@ from dino_oct.data.columns import column_names, read_cells, read_table
 from dino_oct.data.layout import image_files, read_layout
 from dino_oct.data.rows import SIZES, ScanRows, eye_of, number
 from dino_oct.errors import InputError
+from dino_oct.words import counted
 
 _OCTDL = {"file_name", "disease", "patient_id", "eye"}  # columns of its CSV file
 _OLIVES = {"prime_full": "DR", "trex dme": "DME"}  # its trials → class
@@ -80,7 +81,7 @@ def _with_octdl_table(folder: Path, rows: ScanRows) -> ScanRows | None:
             continue
         rows.how = f"OCTDL: {rows.how}; patient and eye from {table.name}"
         if missing:
-            rows.notes.append(f"{missing:,} images are not in {table.name}")
+            rows.notes.append(f"{counted(missing, 'image')} not in {table.name}")
         return rows
     return None
 

@@ -19,6 +19,7 @@ from dino_oct.data.rows import OF_LABEL, OF_TARGET, examples
 from dino_oct.data.splits import SPLITS
 from dino_oct.errors import InputError
 from dino_oct.files import check_regular, write_whole
+from dino_oct.words import counted
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def by_table(index: ScanIndex, digests: np.ndarray, rows: Sequence[ScanRow]) -> 
     if gone:
         changes["gone"] = gone
     notes = [
-        f"the folder is not as the run found it: {len(files):,} scans {what} ({examples(sorted(files))})"
+        f"the folder is not as the run found it: {counted(len(files), 'scan')} {what} ({examples(sorted(files))})"
         for what, files in changes.items()
     ]
     moved = Counter(
@@ -162,8 +163,8 @@ def by_table(index: ScanIndex, digests: np.ndarray, rows: Sequence[ScanRow]) -> 
         if of_folder != split
     )
     if moved:
-        counted = ", ".join(f"{way} {count:,}" for way, count in moved.items())
-        notes.append(f"splits are those of the run's table, where this folder's would differ: {counted} scans")
+        ways = ", ".join(f"{way} {count:,}" for way, count in moved.items())
+        notes.append(f"splits are those of the run's table, where this folder's would differ: {ways} scans")
     rule = "as the run's table says (scans.csv)"
     return replace(index, splits=np.array(splits, dtype="<U5"), split_rule=rule), notes
 

@@ -10,6 +10,7 @@ import numpy as np
 from dino_oct.data.rows import FACTS, ScanRows, examples, holder
 from dino_oct.data.volumes import beside, group_series, holds_volume
 from dino_oct.data.volumes.unpacking import Unpacked, unpack
+from dino_oct.words import counted
 
 _TIFFS, _PROBED = (".tif", ".tiff"), 256
 
@@ -53,10 +54,10 @@ def with_slices(rows: ScanRows, root: Path, cache_root: Path) -> ScanRows:
     result.notes += [f"left out: {file}: {reason}" for file, reason in broken[:3]]
     if missing:
         result.notes.append(
-            f"{len(missing):,} slices left out, no such slice: {examples([name for name, _ in missing])}"
+            f"{counted(len(missing), 'slice')} left out, no such slice: {examples([name for name, _ in missing])}"
         )
     if len(broken) > 3:
-        result.notes.append(f"{len(broken):,} volumes left out: {examples([file for file, _ in broken])}")
+        result.notes.append(f"{counted(len(broken), 'volume')} left out: {examples([file for file, _ in broken])}")
     result.how = f"{rows.how}; {len(found):,} volume{'' if len(found) == 1 else 's'}"
     return _sorted(result)
 

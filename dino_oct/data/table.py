@@ -19,6 +19,7 @@ from dino_oct.data.rows import COLUMNS, FACTS
 from dino_oct.errors import InputError
 from dino_oct.files import write_whole
 from dino_oct.limits import Name, NewPath
+from dino_oct.words import counted
 
 
 @dataclass
@@ -94,7 +95,7 @@ def main(options: Options) -> None:
         print(f"note: {note}".encode(errors="backslashreplace").decode())
     counts = {name: sum(map(bool, values)) for name, values in columns.items()}
     known = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
-    print(f"{options.out}: {len(index):,} scans; known of: {known}")
+    print(f"{options.out}: {counted(len(index), 'scan')}; known of: {known}")
 
 
 if __name__ == "__main__":

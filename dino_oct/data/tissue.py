@@ -1,7 +1,6 @@
 """Where the tissue is in a scan: retina and choroid against vitreous, shadow and border."""
 
 import functools
-import itertools
 from typing import NamedTuple
 
 import cv2
@@ -49,8 +48,10 @@ def tissue_mask(scan: np.ndarray, borders: np.ndarray | None = None, levels: Coa
         (H, W) bool.
     """
     levels = levels or coarse_levels(scan, borders)
-    factor = levels.factor
-    mask = _coarse_tissue(levels).repeat(factor, axis=0).repeat(factor, axis=1)[: scan.shape[0], : scan.shape[1]]
+    coarse, by = _coarse_tissue(levels).view(np.uint8), levels.factor
+    # (Plain INTER_NEAREST errs where the factor is 49, of scans of 6,000 rows.)
+    blocks = cv2.resize(coarse, None, fx=by, fy=by, interpolation=cv2.INTER_NEAREST_EXACT).view(bool)
+    mask = blocks[: scan.shape[0], : scan.shape[1]]
     return mask if borders is None else mask & ~borders
 
 
@@ -64,8 +65,8 @@ def tissue_map(mask: np.ndarray) -> np.ndarray:
         (16, 16) float32 in [0, 1].
     """
     rows, columns = (np.arange(GRID + 1) * side // GRID for side in mask.shape)
-    bands = [mask[top:bottom].sum(axis=0, dtype=np.uint16) for top, bottom in itertools.pairwise(rows)]
-    counts = np.add.reduceat(np.stack(bands), columns[:-1], axis=1, dtype=np.int64)
+    above_left = cv2.integral(mask.view(np.uint8))[rows[:, None], columns]
+    counts = np.diff(np.diff(above_left, axis=0), axis=1)
     return (counts / np.outer(np.diff(rows), np.diff(columns))).astype(np.float32)
 
 

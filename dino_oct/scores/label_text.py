@@ -7,6 +7,7 @@ from dino_oct.scores.label_units import LabelsByUnit
 from dino_oct.scores.multilabel import Label, LabelScores
 from dino_oct.scores.regression import Regression, Target
 from dino_oct.scores.text import narrow, table
+from dino_oct.words import counted
 
 _NUMBERS = ("R²", "Spearman", "mean error")
 _TITLES = {"auroc": "AUROC %", "average_precision": "AP %"}
@@ -108,7 +109,11 @@ def target_lines(
         digits = _digits(target.error)
         cells = [[row, *_cells(scores, digits)] for row, scores in rows[name].items()]
         cells.append(["training median", "", "", f"{target.error:.{digits}f}"])
-        lines += ["", f"{name}: {target.scans:,} scans of {target.patients:,} patients", table(["", *_NUMBERS], cells)]
+        lines += [
+            "",
+            f"{name}: {counted(target.scans, 'scan')} of {counted(target.patients, 'patient')}",
+            table(["", *_NUMBERS], cells),
+        ]
         if differences[name]:
             minus = [
                 [row.split(" − ", 1)[1], *_cells(scores, digits, signed=True)]

@@ -20,6 +20,7 @@ from dino_oct.scores.class_summary import Majority
 from dino_oct.scores.classification import METRICS
 from dino_oct.scores.paired import Metrics, Result
 from dino_oct.scores.units import ByUnit
+from dino_oct.words import counted
 
 PHANTOM_NOTICE = "PHANTOMS: synthetic scans"
 # The order of a JSON file: what was evaluated, its numbers, what they say.
@@ -181,11 +182,6 @@ def narrow(value: Interval, signed: bool = False) -> str:
     sign = "+" if signed else ""
     low, high = math.floor(value.low + 1e-9), math.ceil(value.high - 1e-9)
     return f"{value.point:{sign}.1f} [{low:{sign}d}, {high:{sign}d}]"
-
-
-def counted(n: int, noun: str) -> str:
-    """As ``12 eyes``."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def missing_intervals(result: Any) -> list[str]:

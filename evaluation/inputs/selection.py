@@ -16,6 +16,7 @@ from dino_oct.data.people import patient_of
 from dino_oct.errors import InputError
 from dino_oct.files import short_name
 from dino_oct.scan_data import DataSummary, ScanData
+from dino_oct.words import counted
 from evaluation.config import DatasetOptions
 from evaluation.inputs.scans import changed, reading
 from evaluation.inputs.sources import Source
@@ -108,7 +109,7 @@ def from_split(data: ScanData, split: str, n: int, beside: Sequence[str] = ()) -
         raise InputError(f"{index.root}: no scans in the {split} split; give more patients or another --split")
     scans, about = _described(data, positions, split, beside)
     if len(positions) < n:
-        about["notes"].append(f"the {split} split has {len(positions)} scans only")
+        about["notes"].append(f"the {split} split has {counted(len(positions), 'scan')} only")
     return scans, about
 
 
@@ -128,7 +129,7 @@ def from_volumes(data: ScanData, split: str, n: int, beside: Sequence[str] = ())
     positions = [i for members in of_volumes for i in sorted(members, key=lambda i: int(index.fact("slice")[i] or 0))]
     scans, about = _described(data, positions, split, beside)
     if len(volumes) < n:
-        about["notes"].append(f"the {split} split has {len(volumes)} volumes of several slices only")
+        about["notes"].append(f"the {split} split has {counted(len(volumes), 'volume')} of several slices only")
     return scans, about
 
 

@@ -13,9 +13,10 @@ from dino_oct.models.frozen import Weights
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import Interval, PatientBootstrap
 from dino_oct.scores.paired import MODEL, ScanSet
-from dino_oct.scores.text import Evaluation, closing, counted, heading, show, table, write_json
+from dino_oct.scores.text import Evaluation, closing, heading, show, table, write_json
 from dino_oct.scores.units import group, left_out
 from dino_oct.streams import generator
+from dino_oct.words import counted
 from evaluation.pages.embedding_figures import Frame, Mark, Panel, animate, draw_panels, marks
 from evaluation.pages.embedding_page import page, page_data, thumbnails
 from evaluation.pages.projector import write_projector
@@ -187,8 +188,8 @@ class EmbeddingMap(Evaluation):
         patients = f"{counts['patients']:,} patient{'' if counts['patients'] == 1 else 's'}"
         if points := self.data["sets"].get("points"):
             units = counted(points["scans"], self.settings["unit"])
-            return f"{which}, {units} (means of {counts['scans']:,} scans) of {patients}"
-        return f"{which}, {counts['scans']:,} scans of {patients}"
+            return f"{which}, {units} (means of {counted(counts['scans'], 'scan')}) of {patients}"
+        return f"{which}, {counted(counts['scans'], 'scan')} of {patients}"
 
 
 def report(result: EmbeddingMap) -> str:

@@ -15,6 +15,7 @@ from dino_oct.errors import InputError
 from dino_oct.files import private_folder, replacing
 from dino_oct.limits import check_settings
 from dino_oct.scores.text import write_json, written
+from dino_oct.words import counted
 from evaluation.config import EmbedOptions, kind_of
 from evaluation.inputs.feature_cache import of_network
 from evaluation.inputs.model import Model, open_model
@@ -131,7 +132,8 @@ def run(options: EmbedOptions) -> None:
     print(f"{model.name}: {model.model.load_report.counts}")
     rows, columns = preprocessing.size
     print(
-        f"{len(found.features):,} scans, {found.features.shape[1]:,} features ({options.features}, {rows} × {columns})"
+        f"{counted(len(found.features), 'scan')}, {found.features.shape[1]:,} features ({options.features}, "
+        f"{rows} × {columns})"
     )
     print(
         "\n".join([f"left out: {file}: {reason}" for file, reason in found.left_out[:3]]),

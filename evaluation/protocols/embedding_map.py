@@ -20,6 +20,7 @@ from dino_oct.scores.bootstrap import PatientBootstrap, Scale
 from dino_oct.scores.paired import MODEL, PIXELS, RANDOM, START
 from dino_oct.scores.text import written
 from dino_oct.streams import generator
+from dino_oct.words import counted
 from evaluation.config import FEWEST, EmbeddingMapOptions
 from evaluation.inputs.features import extract_features, features_of, same_for_all
 from evaluation.inputs.model import open_model
@@ -141,7 +142,7 @@ def comparable_scans(
         return usable, ["no labels: no silhouette and no purity"]
     notes = []
     if without:
-        notes.append(f"{without:,} scans without a class are in the maps, not in silhouette and purity")
+        notes.append(f"{counted(without, 'scan')} without a class: in the maps, not in silhouette and purity")
     alone = [c for c in np.unique(labels[usable]).tolist() if len(set(patients[labels == c].tolist())) == 1]
     if alone:
         names = ", ".join(class_names[c] for c in alone)

@@ -8,6 +8,7 @@ import numpy as np
 from dino_oct.scan_data import ScanData
 from dino_oct.scores.paired import Metrics, ResultByClass, ScanSet, compare_scores
 from dino_oct.scores.text import ACCURACY_HEADER, accuracy_cells, difference_cells, table
+from dino_oct.words import counted
 from evaluation.config import DataOptions
 from evaluation.inputs.scans import External
 
@@ -81,7 +82,8 @@ def external_lines(result: OnExternal) -> list[str]:
     rows += [[name, *("" for _ in by), *difference_cells(row)] for name, row in result.differences.items()]
     return [
         "",
-        f"on {result.folder}, from elsewhere: {result.scans:,} scans of {result.patients:,} patients ({counts}); "
+        f"on {result.folder}, from elsewhere: {counted(result.scans, 'scan')} of "
+        f"{counted(result.patients, 'patient')} ({counts}); "
         "nothing was fitted to them, and any other class is wrong",
         table(["", *by, *ACCURACY_HEADER], rows),
         *(f"note: {result.folder}: {note}" for note in result.notes),

@@ -9,6 +9,7 @@ from dino_oct.limits import check_settings
 from dino_oct.scores.paired import MODEL, Metrics, ResultByClass, ScanSet, compare_scores
 from dino_oct.scores.text import accuracy_cells, closing, difference_cells, heading, unit_lines, write_json, written
 from dino_oct.scores.units import compare_units
+from dino_oct.words import scans_of
 from evaluation.config import KnnOptions
 from evaluation.inputs.features import extract_features
 from evaluation.inputs.model import open_model
@@ -129,9 +130,9 @@ def report(result: Knn) -> str:
     classes = ", ".join(f"{name} {count['scans']}" for name, count in sets["queries"]["classes"].items())
     lines = [
         *heading("k-NN", result),
-        f"data: {result.data['folder']} · votes: {sets['reference']['scans']} train scans of "
-        f"{sets['reference']['patients']} patients · classified: {sets['queries']['scans']} "
-        f"{result.data['queries']} scans of {sets['queries']['patients']} patients ({classes})",
+        f"data: {result.data['folder']} · votes: "
+        f"{scans_of(sets['reference'], 'train')} · classified: "
+        f"{scans_of(sets['queries'], result.data['queries'])} ({classes})",
         "",
     ]
     rows = []

@@ -18,6 +18,7 @@ from dino_oct.scores.multilabel import ComparedLabels, Label, LabelScores, compa
 from dino_oct.scores.paired import MODEL, PIXELS, START, ScanSet, Setting, verdict
 from dino_oct.scores.text import Evaluation, closing, heading
 from dino_oct.scores.units import BySet
+from dino_oct.words import counted, scans_of
 from evaluation.config import IMAGE_FEATURE, FeatureOptions, KnnOptions, LinearOptions
 from evaluation.inputs.features import FrozenFeatures, extract_features
 from evaluation.inputs.model import open_model
@@ -246,7 +247,7 @@ def _verdicts(compared: ComparedLabels[Setting], called: Callable[[Setting], str
     """Whether the model beats raw pixels and its starting weights by the mean AUROC over labels."""
     beside = [(other, compared.differences.get(f"{MODEL} − {other}", {})) for other in (PIXELS, START)]
     return [
-        verdict(scores.macro.auroc, other, called(k), f"mean AUROC over {len(scores.labels)} labels")
+        verdict(scores.macro.auroc, other, called(k), f"mean AUROC over {counted(len(scores.labels), 'label')}")
         for other, by_setting in beside
         for k, scores in by_setting.items()
         if scores.labels
@@ -255,7 +256,7 @@ def _verdicts(compared: ComparedLabels[Setting], called: Callable[[Setting], str
 
 def _heading(result: LabelEvaluation, title: str, fitted: str) -> list[str]:
     sets = result.data["sets"]
-    counts = {name: f"{count['scans']} scans of {count['patients']} patients" for name, count in sets.items()}
+    counts = {name: scans_of(count) for name, count in sets.items()}
     return [
         *heading(title, result),
         f"data: {result.data['folder']} · {fitted}: train, {counts['train']}"

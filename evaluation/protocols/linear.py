@@ -32,6 +32,7 @@ from dino_oct.scores.text import (
 )
 from dino_oct.scores.units import Grouping, compare_units
 from dino_oct.streams import generator
+from dino_oct.words import scans_of
 from evaluation.config import IMAGE_FEATURE, LinearOptions
 from evaluation.inputs.features import extract_features
 from evaluation.inputs.model import open_model
@@ -346,7 +347,7 @@ def report(result: Linear) -> str:
     """The result as text: what was used, one table, and what it lets one say."""
     settings, curve = result.settings, result.label_fractions
     sets = result.data["sets"]
-    counts = {name: f"{count['scans']} scans of {count['patients']} patients" for name, count in sets.items()}
+    counts = {name: scans_of(count) for name, count in sets.items()}
     what = "C" if settings["protocol"] == "fast" else "epoch"
     lines = [
         *heading(f"linear probe ({settings['protocol']})", result),
@@ -408,8 +409,9 @@ def draw_curves(result: Linear, file: Path) -> None:
     panels[0].legend(frameon=False)
     figure.supxlabel("share of training patients whose labels are used, and their number", fontsize=10)
     figure.suptitle(
-        f"{result.notice}linear probe ({settings['protocol']}) on {queries['scans']} {result.data['queries']} scans of "
-        f"{queries['patients']} patients · line: mean of up to {settings['draws']} draws, band: their range",
+        f"{result.notice}linear probe ({settings['protocol']}) on "
+        f"{scans_of(queries, result.data['queries'])} · line: mean of up to {settings['draws']} draws, band: "
+        "their range",
         fontsize=10,
     )
     with replacing(file) as partial_file:

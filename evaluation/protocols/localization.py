@@ -12,6 +12,7 @@ from dino_oct.scan_data import ScanData
 from dino_oct.scores.bootstrap import PatientBootstrap, Scale
 from dino_oct.scores.text import missing_intervals, written
 from dino_oct.scores.units import unit_means, units_to_report
+from dino_oct.words import counted
 from evaluation.config import ATTENTION, LocalizationOptions
 from evaluation.inputs.masks import LesionMasks, read_boundaries
 from evaluation.inputs.model import Model, open_classifiers, open_model
@@ -130,7 +131,9 @@ def evaluate(
     resampled = resamples(test, options)
     positions = {which: np.array([case.position for case in cases]) for which, cases in (("val", val), ("test", test))}
     if shared := len(np.intersect1d(*(data.index.patients[scans] for scans in positions.values()))):
-        notes.insert(0, f"{shared} patients have scans in validation and in test: the choice of heads saw them")
+        notes.insert(
+            0, f"{counted(shared, 'patient')} with scans in validation and in test: the choice of heads saw them"
+        )
     lesion, retina = np.array([(case.mask.lesion.mean(), case.mask.retina.mean()) for case in test]).T
     result = Localization(
         **vars(leaderboard),

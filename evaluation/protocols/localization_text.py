@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.text import Evaluation, closing, heading, show, table
+from dino_oct.words import counted, scans_of
 from evaluation.config import ATTENTION
 from evaluation.maps.leaderboard import Faithfulness, Leaderboard, PairedDifference, Sanity, Standing
 from evaluation.maps.randomisation import LIMIT, STAGES
@@ -90,9 +91,9 @@ def report(result: Localization) -> str:
     lines = [
         *heading("maps on lesions", result),
         *(_model_line(name, model) for name, model in result.models.items()),
-        f"data: {result.data['folder']} · heads and thresholds chosen on {sets['validation']['scans']} scans of "
-        f"{sets['validation']['patients']} validation patients · scored on {sets['test']['scans']} scans of "
-        f"{sets['test']['patients']} test patients ({of_test})",
+        f"data: {result.data['folder']} · heads and thresholds chosen on "
+        f"{scans_of(sets['validation'], 'validation')} · scored on "
+        f"{scans_of(sets['test'], 'test')} ({of_test})",
         f"area: lesion {100 * area.lesion.point:.1f} %, retina {100 * area.retina.point:.1f} % of the pixels "
         f"({result.data['retina']})",
     ]
@@ -143,7 +144,7 @@ def _tables(result: Localization) -> list[str]:
     ]
     if result.by_unit:
         units = [f"{of_unit.units} {unit}s" for unit, of_unit in result.by_unit.items()]
-        scans = f"{result.data['sets']['test']['scans']} scans"
+        scans = counted(result.data["sets"]["test"]["scans"], "scan")
         tables.append(table([f"{TITLES[score]}, mean over", scans, *units], by_unit))
     if result.faithfulness:
         tables.append(_faithfulness(result.faithfulness))
@@ -170,7 +171,7 @@ def _faithfulness(faithfulness: Faithfulness) -> str:
         for row, values in by_row.items()
     ]
     header = ["model", "map", *(name.replace("_", ", ") for name in names)]
-    scans = f"{faithfulness.scans} scans; deletion: low is good"
+    scans = f"{counted(faithfulness.scans, 'scan')}; deletion: low is good"
     return f"probability of the class as pixels are hidden or shown ({scans})\n{table(header, rows)}"
 
 
@@ -193,7 +194,7 @@ def statements(result: Localization) -> list[str]:
     title, simple = TITLES[result.score].removesuffix(" %"), ", ".join(SIMPLE)
     sentences = [f"Highest {title}: {best} ({shown(rows[best].scores[result.score], result.score)})."]
     if equal:
-        pairs = f"paired by patient, Holm over {len(result.between_maps)} pairs"
+        pairs = f"paired by patient, Holm over {counted(len(result.between_maps), 'pair')}"
         sentences[0] += f" Not shown to be worse: {', '.join(equal)} ({pairs})."
     else:
         sentences[0] += " Every other map is shown to be worse (paired by patient, Holm)."

@@ -22,6 +22,7 @@ from dino_oct.files import read_json
 from dino_oct.models.portable import Portable
 from dino_oct.provenance import TABLE, run_of, trained_on
 from dino_oct.scores.bootstrap import Interval
+from dino_oct.words import counted, scans_of
 from evaluation.inputs.fitted import Fitted
 from evaluation.inputs.model import Model
 from evaluation.inputs.sources import Source
@@ -207,7 +208,7 @@ def _training(source: Source) -> list[str]:
     if runs:
         lines.append(
             "Runs before it, from which it went on, were trained on: "
-            + ", ".join(f"{escaped(name)} ({count:,} scans)" for name, count in runs.items())
+            + ", ".join(f"{escaped(name)} ({counted(count, 'scan')})" for name, count in runs.items())
             + "."
         )
     if starts := sorted({_last_part(row.run) for row in before if not row.file}):
@@ -297,7 +298,7 @@ def _results(exported: Exported) -> list[str]:
 def _result_rows(kind: str, found: dict[str, Any]) -> Iterator[list[str]]:
     of_model, scans = found["rows"][_ROWS[kind]], found["data"]["sets"]["queries"]
     place = "phantoms (synthetic)" if found["data"]["synthetic"] else f"`{_code(_last_part(found['data']['folder']))}`"
-    where = f"{found['data']['queries']}: {scans['scans']:,} scans of {scans['patients']:,} patients, {place}"
+    where = f"{found['data']['queries']}: {scans_of(scans)}, {place}"
     majority = f"{found['majority']['share']:.1f}"
     for k, row in of_model.items() if kind == "knn" else [("", of_model)]:
         metrics = [Interval(**row[name]).words() for name in _METRICS]
@@ -329,8 +330,8 @@ def _kept(exported: Exported) -> list[str]:
     what = "The probe was fitted" if fitted.head == "probe" else "The classifier was calibrated"
     checked = fitted.validation
     return [
-        f"{what} on {fitted.train['scans']:,} training scans of {fitted.train['patients']:,} patients and "
-        f"{fitted.val['scans']:,} validation scans of {fitted.val['patients']:,} patients. On the validation scans: "
+        f"{what} on {scans_of(fitted.train, 'training')} and {scans_of(fitted.val, 'validation')}. "
+        "On the validation scans: "
         f"balanced accuracy {checked.balanced_accuracy:.1f} %, calibration error {checked.calibration_error:.1f} %. "
         "They chose it, so they flatter it."
     ]

@@ -25,6 +25,7 @@ from dino_oct.scores.class_summary import never_recognised
 from dino_oct.scores.paired import ResultByClass, ScanSet, compare_scores
 from dino_oct.scores.text import ACCURACY_HEADER, PHANTOM_NOTICE, accuracy_cells, show, table, write_json, written
 from dino_oct.scores.units import keys_of
+from dino_oct.words import counted, scans_of
 from evaluation.config import ClassTargetOptions, PhantomOptions, PredictOptions
 from evaluation.inputs import fitted as kept
 from evaluation.inputs.fitted import Fitted
@@ -379,7 +380,9 @@ def known_patients(source: Source, found: Predictions) -> list[str]:
     if known is None or not known.patients:
         return []
     scans = np.isin(index.patients, sorted(known.patients)).sum()
-    return [f"{scans:,} of {len(index):,} scans are of {len(known.patients):,} patients that the model was trained on"]
+    return [
+        f"{scans:,} of {len(index):,} scans are of patients that the model was trained on ({len(known.patients):,})"
+    ]
 
 
 def few_patients(fitted: Fitted, coverage: float) -> list[str]:
@@ -403,8 +406,8 @@ def _in_words(model: Model, fitted: Fitted) -> str:
     what = "the model's own" if fitted.head == "own" else "a linear probe"
     checked = fitted.validation
     return (
-        f"{what}, {len(fitted.class_names)} classes; on {fitted.val['scans']:,} validation scans of "
-        f"{fitted.val['patients']:,} patients balanced accuracy {checked.balanced_accuracy:.1f} %, calibration error "
+        f"{what}, {len(fitted.class_names)} classes; on "
+        f"{scans_of(fitted.val, 'validation')} balanced accuracy {checked.balanced_accuracy:.1f} %, calibration error "
         f"{checked.calibration_error:.1f} % ({checked.calibration_error_before:.1f} % before the temperature "
         f"{fitted.temperature:.2f})"
     )
@@ -416,10 +419,10 @@ def report(found: Predictions, judged: Judged | None, coverage: float, notes: Se
     called = Counter(found.classes.tolist())
     sizes = Counter(found.sets.sum(axis=1).tolist())
     lines = [
-        f"{n:,} scans: " + ", ".join(f"{name} {called[name]:,}" for name in names),
+        f"{counted(n, 'scan')}: " + ", ".join(f"{name} {called[name]:,}" for name in names),
         f"sets at {100 * coverage:g} %: one class {sizes[1]:,}, several {sum(sizes[k] for k in sizes if k > 1):,}, "
         f"none {sizes[0]:,}",
-        f"unlike anything seen: {found.is_unlike.sum():,} scans (farther from the training scans than "
+        f"unlike anything seen: {counted(found.is_unlike.sum(), 'scan')} (farther from the training scans than "
         f"{100 * UNLIKE:g} % of validation)",
     ]
     flags = Counter(flag for of_scan in found.flags for flag in of_scan)
@@ -433,7 +436,7 @@ def report(found: Predictions, judged: Judged | None, coverage: float, notes: Se
         recalls = ", ".join(f"{name} {show(value)}" for name, value in row.recall.items())
         lines += [
             "",
-            f"{judged.scans:,} scans of {judged.patients:,} patients have a label:",
+            f"judged on the labels of {counted(judged.scans, 'scan')} of {counted(judged.patients, 'patient')}:",
             table(["", *ACCURACY_HEADER], [["model", *accuracy_cells(row)]]),
             f"recall %: {recalls}",
             f"sets that hold the class: {judged.covered:.1f} %, a mean over patients ({100 * coverage:g} % is stated)",

@@ -16,6 +16,7 @@ from dino_oct.files import write_whole
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.classification import CALIBRATION_BINS
 from dino_oct.scores.text import show
+from dino_oct.words import counted
 from evaluation.pages.embedding_figures import Frame, Panel, draw_panels
 from evaluation.report.leaderboard import SCORE, row_title
 from evaluation.report.results import FigureFile, Results
@@ -53,7 +54,7 @@ def write_figures(
     """
     target = folder / "figures"
     notice = f"{results.notice} · " if results.notice else ""
-    where = f"{notice}{results.verdict.scans:,} test scans of {results.verdict.patients:,} patients"
+    where = f"{notice}{counted(results.verdict.scans, 'test scan')} of {counted(results.verdict.patients, 'patient')}"
     files, drawn = [], {}
     target.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(_STYLE):
@@ -235,7 +236,9 @@ def _leaderboard(results: Results, where: str) -> Figure | None:
     controls = [row for row in ranked if row.kind == "reference" and row.name != "the mask itself"]
     rows = [row for row in ranked if row.kind != "reference"][: _MOST_BARS - len(controls)] + controls
     notice = f"{results.notice} · " if results.notice else ""
-    title = f"{notice}{board.scans:,} scans with a lesion of {board.patients:,} patients, 95 % intervals"
+    title = (
+        f"{notice}{counted(board.scans, 'scan')} with a lesion of {counted(board.patients, 'patient')}, 95 % intervals"
+    )
     (axes,) = _panels(1, 8, 0.26 * len(rows) + 0.9, title)
     for y, row in enumerate(rows):
         value = row.scores[score.key]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from dino_oct.data.checks import audit_scans
 from dino_oct.scores.bootstrap import PatientBootstrap
+from dino_oct.words import counted
 from evaluation.inputs.features import same_for_all
 from evaluation.report.models import Candidate
 from evaluation.report.steps import Setting
@@ -54,21 +55,21 @@ def _leaks(report: dict[str, Any]) -> Iterator[Finding]:
     for where, shared in report["patients"]["shared_between_splits"].items():
         split, _, pair = where.partition(": ")
         if split == "used" and (patients := shared["patients"]):
-            scans = ", ".join(f"{count:,} {part} scans" for part, count in shared["scans"].items())
-            text = f"{len(patients):,} patients have scans in {pair} ({scans}); use --dataset.split patient"
+            scans = ", ".join(counted(count, f"{part} scan") for part, count in shared["scans"].items())
+            text = f"{counted(len(patients), 'patient')} with scans in {pair} ({scans}); use --dataset.split patient"
             yield Finding("leak", "test" in pair, text)
     if several := report["patients"]["in_several_classes"]:
-        yield Finding("leak", False, f"{len(several):,} patients have scans in more than one class")
+        yield Finding("leak", False, f"{counted(len(several), 'patient')} with scans in more than one class")
     if eyes := report["eyes"]["at_one_visit"]:
         example = f"patient {eyes[0]['patient']}, {eyes[0]['eye']}, visit {eyes[0]['visit']}"
-        text = f"{len(eyes):,} eyes have scans of more than one class at one visit (e.g. {example})"
+        text = f"{counted(len(eyes), 'eye')} with scans of more than one class at one visit (e.g. {example})"
         yield Finding("other", False, text)
 
 
 def _duplicates(report: dict[str, Any]) -> Iterator[Finding]:
     exact, near = report["duplicates"]["exact"], report["duplicates"]["near"]
     if surplus := exact["surplus_scans"]:
-        text = f"{surplus:,} scans are exact copies of others ({len(exact['groups']):,} groups)"
+        text = f"exact copies: {counted(surplus, 'scan')} too many ({counted(len(exact['groups']), 'group')})"
         yield Finding("duplicates", False, text)
     for name, group in (("exact copies", exact), ("near-duplicates", near)):
         for across, serious, meaning in (
@@ -77,7 +78,7 @@ def _duplicates(report: dict[str, Any]) -> Iterator[Finding]:
             ("across_classes", name == "exact copies", "carry different classes: at least one label is wrong"),
         ):
             if pairs := group.get(across):
-                text = f"{len(pairs):,} pairs of {name} {meaning} (e.g. {pairs[0][0]} and {pairs[0][1]})"
+                text = f"{counted(len(pairs), 'pair')} of {name} {meaning} (e.g. {pairs[0][0]} and {pairs[0][1]})"
                 yield Finding("duplicates", serious, text)
 
 
@@ -113,10 +114,10 @@ def _shortcuts(report: dict[str, Any]) -> Iterator[Finding]:
 def _files(report: dict[str, Any]) -> Iterator[Finding]:
     if left_out := report["left_out"]:
         reasons = Counter(file["reason"] for file in left_out).most_common(3)
-        counted = "; ".join(f"{count:,} × {reason}" for reason, count in reasons)
-        yield Finding("files", False, f"{len(left_out):,} files were left out ({counted})")
+        why = "; ".join(f"{count:,} × {reason}" for reason, count in reasons)
+        yield Finding("files", False, f"{counted(len(left_out), 'file')} left out ({why})")
     if wrong := report["mislabelled"]:
-        text = f"{len(wrong):,} files are named after another class than their folder (the folder's is used)"
+        text = f"{counted(len(wrong), 'file')} named after another class than the folder (the folder's is used)"
         yield Finding("files", True, f"{text}: {wrong[0]}")
     for note in report["notes"]:
         yield Finding("files", False, note)

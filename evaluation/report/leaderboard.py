@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dino_oct.scores.bootstrap import Interval
+from dino_oct.words import counted
 from evaluation.config import LocalizationOptions
 from evaluation.inputs.masks import LesionMasks, layers_digest
 from evaluation.inputs.sources import Source
@@ -187,11 +188,12 @@ def as_shown(localized: Localization) -> MapLeaderboard:
     ]
     if faithfulness:
         notes.append(
-            f"deletion and insertion: {faithfulness.scans} scans of {faithfulness.patients} patients, hidden by their "
+            f"deletion and insertion: {counted(faithfulness.scans, 'scan')} of "
+            f"{counted(faithfulness.patients, 'patient')}, hidden by their "
             f"{_FILL} grey value"
         )
     if sanity:
-        notes.append(f"randomised weights: {sanity.scans} scans of {sanity.patients} patients")
+        notes.append(f"randomised weights: {counted(sanity.scans, 'scan')} of {counted(sanity.patients, 'patient')}")
     rows = []
     for name, row in localized.rows.items():
         areas = faithfulness.models.get(row.model, {}).get(name, {}) if faithfulness else {}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dino_oct.scores.text import missing_intervals
 from dino_oct.scores.units import RULES
+from dino_oct.words import scans_of
 from evaluation.config import ComparisonOptions
 from evaluation.maps.chefer import PATENT_NOTICE
 from evaluation.report.label_errors import FOLDS
@@ -64,7 +65,7 @@ def single_commands(models: dict[str, Candidate], options: ComparisonOptions) ->
 def paragraphs(results: Results, shared: Setting) -> list[str]:
     """How the numbers were made."""
     counted = "; ".join(
-        f"{split}: {counts['scans']:,} scans of {counts['patients']:,} patients ("
+        f"{split}: {scans_of(counts)} ("
         + ", ".join(f"{name} {count['scans']:,}" for name, count in counts["classes"].items())
         + ")"
         for split, counts in results.data.sets.items()

@@ -19,8 +19,9 @@ from matplotlib import colormaps
 from dino_oct.errors import InputError
 from dino_oct.scores.bootstrap import Interval
 from dino_oct.scores.class_summary import ClassSummary, summary_of_counts
-from dino_oct.scores.text import counted, plain, slice_words
+from dino_oct.scores.text import plain, slice_words
 from dino_oct.scores.units import UnitResult
+from dino_oct.words import counted
 from evaluation import pages
 from evaluation.config import ATTENTION, Reader
 from evaluation.report.cases import Case, CaseAnswer, ShownMap

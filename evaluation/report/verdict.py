@@ -8,6 +8,7 @@ import numpy as np
 from dino_oct.scores.bootstrap import Interval, Scale
 from dino_oct.scores.class_summary import Majority, majority, never_recognised, summary_of_counts
 from dino_oct.scores.text import show
+from dino_oct.words import counted
 from evaluation.report.answers import Answers
 from evaluation.report.models import Candidate
 from evaluation.report.steps import Setting
@@ -67,7 +68,7 @@ def verdict(
     """
     queries = intervals.queries
     patients, scans = len(set(queries.patients.tolist())), len(queries.labels)
-    where = f"{scans:,} test scans of {patients:,} patients"
+    where = f"{counted(scans, 'test scan')} of {counted(patients, 'patient')}"
     models = {key: of_model.model for key, of_model in answers.items()}
     a, b = pair
     difference, sentences, accuracy, in_words = None, [], {}, {}

@@ -12,7 +12,7 @@ from scipy.spatial import cKDTree, procrustes
 from dino_oct.knn import nearest_rows, neighbours
 from dino_oct.streams import short_seed_of
 
-_EXACT = 4096  # scans from which umap-learn searches neighbours by an approximation
+_EXACT = range(4096, 60_000)  # scans of which FAISS finds the neighbours sooner than umap-learn
 
 
 def umap_map(
@@ -26,8 +26,9 @@ def umap_map(
 ) -> np.ndarray:
     """UMAP (McInnes, Healy & Melville 2018) of features in the plane; the defaults are umap-learn's.
 
-    A map belongs to its seed: umap-learn then works on one thread. From ``_EXACT`` scans on it would only approximate
-    their neighbours; here FAISS finds the exact ones, on all threads or the GPU.
+    A map belongs to its seed: umap-learn then works on one thread. It searches all rows for neighbours below 4,096 and
+    approximates them from there on, by code that takes half a minute to compile. Where an exact search takes less than
+    that, FAISS makes one, on all threads or the GPU.
 
     Args:
         features: (N, D), N at least ``FEWEST`` and above ``n_neighbours``.
@@ -47,7 +48,7 @@ def umap_map(
         warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)  # new points are not mapped later
         features = np.asarray(features, dtype=np.float32)
         found = (None, None, None)
-        if len(features) >= _EXACT and metric in ("cosine", "euclidean"):
+        if len(features) in _EXACT and metric in ("cosine", "euclidean"):
             found = (*_with_themselves(features, n_neighbours, metric), None)
         mapper = umap.UMAP(
             n_neighbors=n_neighbours,

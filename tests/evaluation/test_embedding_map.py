@@ -140,7 +140,7 @@ def test_many_scans_are_mapped_by_their_exact_neighbours(metric, monkeypatch, re
     expected = np.sort(cdist(features, features, metric), axis=1)[:, :8]
     np.testing.assert_allclose(np.sort(distance, axis=1), expected, atol=2e-3)
     assert (distance[position == np.arange(300)[:, None]] == 0).all()
-    monkeypatch.setattr(embeddings, "_EXACT", 100)
+    monkeypatch.setattr(embeddings, "_EXACT", range(100, 1000))
     features[:150] += 8
     points = umap_map(features, 0, metric=metric)
     groups = np.arange(300) < 150
@@ -360,7 +360,7 @@ def test_classes_that_cannot_be_compared_are_left_out():
     patients = np.array(list("ababaax"))
     usable, notes = protocol.comparable_scans(labels, patients, names)
     assert usable.tolist() == [True] * 4 + [False] * 3
-    assert "1 scans without a class" in notes[0]
+    assert "1 scan without a class" in notes[0]
     assert "one patient only of NORMAL" in notes[1]
     usable, notes = protocol.comparable_scans(labels[:2], patients[:2], names)
     assert not usable.any()

@@ -22,6 +22,7 @@ from dino_oct.data.volumes.unpacking import device_name
 from dino_oct.data.volumes.volume import Volume
 from dino_oct.errors import InputError
 from dino_oct.files import naming, scratch_folder
+from dino_oct.words import counted
 
 COLUMNS = ("file", "patient", "eye", "visit", "volume", "slice", "device", "axial_um", "lateral_um", "spacing_um")
 TABLE = "scans.csv"
@@ -80,17 +81,17 @@ def export_volumes(places: Sequence[str | Path], out: str | Path, key: bytes) ->
                 number = 1 + sum(earlier.patient == patient for earlier in written)
                 written.append(_write(folder, volume, scans, patient, number))
         if not written:
-            raise InputError(f"of {_counted(len(groups), 'volume')} none can be read; the lines above say why")
+            raise InputError(f"of {counted(len(groups), 'volume')} none can be read; the lines above say why")
         (folder / TABLE).write_text(_table(written), encoding="utf-8")
         if out.is_dir():
             out.rmdir()
         folder.rename(out)
     patients, scans = len({volume.patient for volume in written}), sum(volume.slices for volume in written)
-    parts = (_counted(scans, "B-scan"), _counted(len(written), "volume"), _counted(patients, "patient"))
+    parts = (counted(scans, "B-scan"), counted(len(written), "volume"), counted(patients, "patient"))
     line = f"{out}: {parts[0]} of {parts[1]} and {parts[2]}, and {TABLE}"
     if counts["nameless"]:
-        line += f"; {_counted(counts['nameless'], 'volume')} without a name or number: each file counts as a patient"
-    return line + (f"; {_counted(counts['refused'], 'file')} left out" if counts["refused"] else "")
+        line += f"; {counted(counts['nameless'], 'volume')} without a name or number: each file counts as a patient"
+    return line + (f"; {counted(counts['refused'], 'file')} left out" if counts["refused"] else "")
 
 
 def find_volumes(places: Iterable[str | Path]) -> Iterator[tuple[Path, ...]]:
@@ -112,10 +113,6 @@ def find_volumes(places: Iterable[str | Path]) -> Iterator[tuple[Path, ...]]:
         files.update(dict.fromkeys(found))
     owned = {file for path in files for file in owned_files(path)}
     yield from group_series(path for path in files if path not in owned)
-
-
-def _counted(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _write(folder: Path, volume: Volume, scans: np.ndarray, patient: str, number: int) -> _Written:

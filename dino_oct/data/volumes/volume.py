@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from dino_oct.data.decode import MAX_PIXELS, BadScan, upright
+from dino_oct.words import counted
 
 Eye = Literal["R", "L", ""]
 
@@ -102,7 +103,7 @@ def check_size(path: Path, slices: int, height: int, width: int, bytes_per_pixel
     """
     if min(slices, height, width) <= 0:
         raise BadScan("holds no B-scans")
-    shape = f"{slices} B-scans of {width} x {height}"
+    shape = f"{counted(slices, 'B-scan')} of {width} x {height}"
     if height * width > MAX_PIXELS or slices * height * width > MAX_VOLUME_PIXELS:
         raise BadScan(f"too large: {shape}")
     pixels, size = slices * height * width, path.stat().st_size
