@@ -88,10 +88,10 @@ class ScanData:
             raise InputError(
                 f"{root}: a scan may have several labels ({examples(list(self.index.multilabels))}), and this command "
                 "takes one class a scan: give --dataset.columns label=COLUMN; several labels are for "
-                "evaluation/linear.py and evaluation/knn.py"
+                "dino-oct linear and dino-oct knn"
             )
         if self.index.targets and not self.index.class_names:
-            raise InputError(f"{root}: its table has numbers and no classes; evaluation/linear.py predicts numbers")
+            raise InputError(f"{root}: its table has numbers and no classes; dino-oct linear predicts numbers")
         if len(self.index.class_names) < 2:
             classes = f"only '{self.index.class_names[0]}'" if self.index.class_names else "none"
             raise InputError(

@@ -421,7 +421,7 @@ class LocalizationOptions(MapOptions, ClassTargetOptions):
     stride: PositiveShare = 0.5
     """Occlusion: step of the window as a share of the window."""
     fill: Fill = "neighbours"
-    """Occlusion: what hides, as in evaluation/occlusion.py."""
+    """Occlusion: what hides, as in dino-oct occlusion."""
     faithfulness: SomeScans = 16
     """Test scans for deletion and insertion; 0: none."""
     sanity: SomeScans = 12

@@ -81,7 +81,7 @@ def find(name: str, pretrained: bool = True) -> tuple[str, str]:
     raise InputError(
         f"{name}: neither a model nor a run, export or file"
         + (f"; nearest names: {', '.join(near)}" if near else "")
-        + " (python supervised/zoo.py lists the paper's, timm.list_models() the others)"
+        + " (dino-oct zoo lists the paper's, timm.list_models() the others)"
     )
 
 

@@ -98,7 +98,7 @@ class SupervisedConfig(RunSettings):
     """Supervised training on labelled OCT scans. Presets are in configs/supervised/; options override the preset."""
 
     model: Name = "resnet50"
-    """Name in the paper or in timm (python supervised/zoo.py lists them), or SOURCE: a run or export to fine-tune, a
+    """Name in the paper or in timm (dino-oct zoo lists them), or SOURCE: a run or export to fine-tune, a
     file of weights, timm:NAME, timm:NAME@FILE or random:NAME."""
     init: Literal["pretrained", "random"] = "pretrained"
     """Weights of a name: ImageNet's or random; a SOURCE brings its own."""

@@ -80,7 +80,7 @@ def read_space(file: str | Path, models: Sequence[str], base: SupervisedConfig) 
     listed = given.pop("model", None)
     models = list(models) or (listed if isinstance(listed, list) else [])
     if not models:
-        raise InputError("no architectures; give --models NAME NAME … (python supervised/zoo.py lists the paper's)")
+        raise InputError("no architectures; give --models NAME NAME … (dino-oct zoo lists the paper's)")
     given = {"model": models} | given
     _check_models(models)
     try:

@@ -69,7 +69,7 @@ def describe_leak(leak: Leak, index: ScanIndex, judged: np.ndarray, split: str) 
     ):
         if pairs:
             parts.append(f"{words} (e.g. {' = '.join(index.files[i] for i in pairs[0])})")
-    cure = "dino_oct/data/audit.py --fix FILE writes a table without" if leak.exact or leak.near else ""
+    cure = "dino-oct audit --fix FILE writes a table without" if leak.exact or leak.near else ""
     return [
         f"leak: {leak.scans:,} of {len(judged):,} {split} scans are known from train scans, which flatters the result: "
         f"{', '.join(parts)}; {cure or 'use --dataset.split patient'}"

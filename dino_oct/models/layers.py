@@ -95,9 +95,7 @@ def _last_feature_map(model: nn.Module) -> GradcamLayer:
             hook.remove()
         if len(shapes[0]) == 4:
             return GradcamLayer(name, "NHWC" if getattr(model, "output_fmt", "NCHW") == "NHWC" else "NCHW")
-    raise InputError(
-        f"{type(model).__name__} names no feature map for Grad-CAM; choose an architecture of supervised/zoo.py"
-    )
+    raise InputError(f"{type(model).__name__} names no feature map for Grad-CAM; choose one that dino-oct zoo lists")
 
 
 def run_without_computing(model: nn.Module, size: tuple[int, int]) -> None:

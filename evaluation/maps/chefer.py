@@ -77,7 +77,7 @@ def check_model(model: nn.Module, method: RelevanceMethod) -> None:
     """Raise InputError unless the method can explain the model; the message names another way."""
     kind = type(model).__name__
     if not isinstance(model, (VisionTransformer, Eva)):
-        raise InputError(f"{kind} is not a plain vision transformer, which relevance needs; use evaluation/gradcam.py")
+        raise InputError(f"{kind} is not a plain vision transformer, which relevance needs; use dino-oct gradcam")
     if getattr(model, "attn_pool", None) is not None or model.global_pool not in ("token", "avg"):
         raise InputError(f"{kind} pools its tokens by '{model.global_pool}': relevance knows 'token' and 'avg' only")
     if method == "rollout":

@@ -51,7 +51,7 @@ from evaluation.report.leaderboard import leaderboard
 from evaluation.report.methods import INTENDED_USE, command, limits, paragraphs, single_commands, versions
 from evaluation.report.models import Candidate, check_names, open_candidates
 from evaluation.report.overview import overview, pixel_accuracy
-from evaluation.report.page import render
+from evaluation.report.page import gap_lines, render
 from evaluation.report.results import Answered, ClassFacts, DataFacts, Media, ModelFacts, Results
 from evaluation.report.scans import ShownScans
 from evaluation.report.severity import lesion_loads, severity
@@ -279,7 +279,7 @@ def report(results: Results) -> str:
             results.verdict.headline,
             *results.verdict.sentences,
             *(f"warning: {finding.text}" for finding in results.warnings if finding.serious),
-            *(f"gap: {text}" for text in results.gaps),
+            *(f"gap: {text}" for text in gap_lines(results.gaps)),
         ]
     )
 

@@ -56,7 +56,7 @@ def single_commands(models: dict[str, Candidate], options: ComparisonOptions) ->
     given += ["--bootstrap", str(options.bootstrap), "--seed", str(options.seed)]
     shared, ks = " ".join(given), " ".join(map(str, options.k))
     return [
-        f"python evaluation/{name}.py --model {model.source.name} {own} {shared}"
+        f"dino-oct {name} --model {model.source.name} {own} {shared}"
         for model in models.values()
         for name, own in (("knn", f"--k {ks}"), ("linear", "--fractions 1"))
     ]

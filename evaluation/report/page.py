@@ -113,7 +113,7 @@ def render(results: Results, media: Media, reader: Reader = "author") -> str:
         figures={name: (titles[name], _inline(svg, name, titles[name])) for name, svg in media.figures.items()},
         summary=lambda confusion: _by_class(summary_of_counts(confusion.counts, [c.name for c in results.classes])),
         in_any=lambda rows: [c.name for c in results.classes if any(c.name in row for row in rows)],
-        gaps=[_gap(gap) for gap in results.gaps],
+        gaps=gap_lines(results.gaps, SECTIONS),
         missing=lambda section: _missing(results.gaps, section),
         reason=lambda model, *names, of=None: _reason(results.models[model].gaps, names, of),
         map_words=_words,
@@ -313,10 +313,13 @@ def _reason(gaps: dict[str, str], names: Iterable[str], value: Any) -> str:
     return next((gaps[name] for name in names if name in gaps), unknown)
 
 
-def _gap(gap: str) -> str:
-    """A missing section by its title, and why it is missing."""
-    section, _, why = gap.partition(": ")
-    return f"{SECTIONS.get(section, section)}: {why}"
+def gap_lines(gaps: list[str], titles: dict[str, str] | None = None) -> list[str]:
+    """Missing sections, by their titles where they have one, and why they are missing, each reason once."""
+    sections: dict[str, list[str]] = {}
+    for gap in gaps:
+        section, _, why = gap.partition(": ")
+        sections.setdefault(why, []).append((titles or {}).get(section, section))
+    return [f"{', '.join(names)}: {why}" for why, names in sections.items()]
 
 
 def _missing(gaps: list[str], section: str) -> str:

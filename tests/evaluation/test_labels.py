@@ -299,7 +299,7 @@ def test_a_target_alone_and_a_target_beside_classes(trained, labelled, call, tmp
 @pytest.mark.parametrize(
     ("script", "words", "message"),
     [
-        ("evaluation/knn.py", ["targets=thickness"], "numbers and no classes; evaluation/linear.py predicts numbers"),
+        ("evaluation/knn.py", ["targets=thickness"], "numbers and no classes; dino-oct linear predicts numbers"),
         ("evaluation/gradcam.py", ["labels=fluid,drusen"], "a scan may have several labels .drusen, fluid."),
         ("evaluation/occlusion.py", ["labels=fluid,drusen"], "one class a scan: give --dataset.columns label="),
         ("evaluation/relevance.py", ["labels=fluid,drusen"], "this command takes one class a scan"),

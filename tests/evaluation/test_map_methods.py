@@ -84,7 +84,7 @@ def test_methods_that_a_model_cannot_have_say_why(cnn, vit):
     able, reasons = usable(cnn, ("attention", "relevance", "gradcam", "occlusion"))
     assert able == ["gradcam", "occlusion"]
     assert "no CLS token" in reasons["attention"]
-    assert "use evaluation/gradcam.py" in reasons["relevance"]
+    assert "use dino-oct gradcam" in reasons["relevance"]
     bare = classifier("vit_tiny_patch16_224", patch_size=8, img_size=32, embed_dim=48, depth=1, num_heads=3)
     bare.model.reset_classifier(0)
     able, reasons = usable(bare, ("attention", "rollout", "gradcam", "occlusion", "relevance"))

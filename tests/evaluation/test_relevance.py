@@ -265,7 +265,7 @@ def test_rollout_needs_no_classifier():
             "resnet18",
             {},
             {},
-            "ResNet is not a plain vision transformer, which relevance needs; use evaluation/gradcam.py",
+            "ResNet is not a plain vision transformer, which relevance needs; use dino-oct gradcam",
         ),
         ("plain", {"num_classes": 0}, {}, "the model has no classifier, so no class to explain: give a supervised run"),
         ("plain", {}, {"targets": [4]}, "class 4: the model has classes 0 to 3"),
@@ -327,7 +327,7 @@ def test_the_command_writes_what_the_function_gives(fitted, tmp_path, capsys, ca
         run_command(fitted, tmp_path, "--target", "CAT")
     with pytest.raises(InputError, match="start layer 2: the model has 2 blocks"):
         run_command(fitted, tmp_path, "--start-layer", "2")
-    with pytest.raises(InputError, match=r"^ResNet is not a plain vision transformer.*use evaluation/gradcam.py$"):
+    with pytest.raises(InputError, match=r"^ResNet is not a plain vision transformer.*use dino-oct gradcam$"):
         run_command(fitted, tmp_path, "--beside", "random:resnet18", "--image-size", "32", "32")
 
 

@@ -217,6 +217,13 @@ def test_gaps_tell_their_reason_where_they_are_and_below(reader, results, compar
     assert "it broke" in words
 
 
+def test_a_reason_that_several_sections_share_is_told_once():
+    gaps = ["severity: no masks: none beside the scans", "explanations: no masks: none beside the scans", "cases: none"]
+    assert report_page.gap_lines(gaps, {"severity": "Severity"}) == [
+        "Severity, explanations: no masks: none beside the scans", "cases: none"
+    ]  # fmt: skip
+
+
 def test_whole_sections_may_be_missing(compared):
     verdict = dataclasses.replace(compared.results.verdict, difference=None, a=None, b=None)
     table = dataclasses.replace(compared.results.table, best=dict.fromkeys(compared.results.table.best), differences={})
