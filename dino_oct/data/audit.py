@@ -38,8 +38,9 @@ class Options:
 
 def main(options: Options) -> None:
     """Print the report and, if asked, write it as JSON and write the corrected table."""
+    from dino_oct.data.audit_text import render
     from dino_oct.data.cache import open_cache
-    from dino_oct.data.checks import audit_scans, render
+    from dino_oct.data.checks import audit_scans
     from dino_oct.data.fix import fixed_table
     from dino_oct.data.index import index_scans
     from dino_oct.data.table import check_suffix, write_table

@@ -12,8 +12,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from dino_oct.data import duplicates
+from dino_oct.data.audit_text import render
 from dino_oct.data.cache import open_cache
-from dino_oct.data.checks import audit, render
+from dino_oct.data.checks import audit
 from dino_oct.data.duplicates import exact_groups, near_pairs, people_of
 from dino_oct.data.fix import fixed_table
 from dino_oct.data.index import DatasetConfig, index_scans

@@ -9,8 +9,9 @@ from test_table import write
 
 from dino_oct.data.audit import Options as AuditOptions
 from dino_oct.data.audit import main as audit_main
+from dino_oct.data.audit_text import render
 from dino_oct.data.cache import open_cache
-from dino_oct.data.checks import audit, render
+from dino_oct.data.checks import audit
 from dino_oct.data.fix import fixed_table
 from dino_oct.data.index import UNKNOWN, UNLABELLED, DatasetConfig, index_scans
 from dino_oct.data.phantom import PhantomConfig, write_phantoms
