@@ -146,8 +146,7 @@ def _patient_lines(units: dict[str, Any], patients: dict[str, Any], has_several_
         count = len(shared["patients"])
         scans = ", ".join(f"{n:,} {part}" for part, n in shared["scans"].items())
         lines.append(
-            f"  shared, {where}: {count:,}"
-            + (f", with {counted(scans, 'scan')}{_some(shared['patients'])}" if count else "")
+            f"  shared, {where}: {count:,}" + (f", with {scans} scans{_some(shared['patients'])}" if count else "")
         )
     return lines
 

@@ -31,7 +31,7 @@ from dino_oct.scores.text import (
     written,
 )
 from dino_oct.scores.units import ByUnit
-from dino_oct.words import scans_of
+from dino_oct.words import counted, scans_of
 from evaluation.config import ComparisonOptions, Reader
 from evaluation.inputs.masks import LesionMasks
 from evaluation.inputs.scans import open_data, open_external
@@ -138,7 +138,7 @@ def compare(options: ComparisonOptions, say: Callable[[str], None] = print) -> t
     sets = summary["sets"]
     results = Results(
         evaluation="compare",
-        title=f"{len(models)} model{'' if len(models) == 1 else 's'} on {scans_of(sets['test'], 'test')}",
+        title=f"{counted(len(models), 'model')} on {scans_of(sets['test'], 'test')}",
         command=command(),
         commands=single_commands(models, options),
         made=datetime.date.today().isoformat(),

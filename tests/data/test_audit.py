@@ -118,7 +118,7 @@ def test_a_near_duplicate_with_another_label_is_named(planted, config):
     pair = ["test/NORMAL/NORMAL-900-1.png", "train/CNV/CNV-2-0.png"]
     assert report["duplicates"]["near"]["across_classes"] == [pair]
     assert report["duplicates"]["near"]["across_splits_published"] == [pair]
-    assert "across classes: 1 pairs\n    test/NORMAL/NORMAL-900-1.png  =  train/CNV/CNV-2-0.png" in render(report)
+    assert "across classes: 1 pair\n    test/NORMAL/NORMAL-900-1.png  =  train/CNV/CNV-2-0.png" in render(report)
 
 
 def test_scans_of_one_patient_are_no_near_duplicates_and_slices_of_one_volume_neither(planted, config):

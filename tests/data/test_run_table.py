@@ -75,7 +75,7 @@ def test_the_table_holds_when_files_are_added_moved_changed_and_removed(scans):
     assert split_of[f"CNV/CNV-{patient}-2.png"] == "train"
     assert split_of[changed] == "test"
     text = "; ".join(notes)
-    for word in ("2 scans new", "1 scans moved or renamed", "1 scans with other content", "1 scans gone"):
+    for word in ("2 scans new", "1 scan moved or renamed", "1 scan with other content", "1 scan gone"):
         assert word in text
 
 
