@@ -46,7 +46,7 @@ def test_upper_case_suffixes_and_names_are_read(tmp_path):
     assert index.class_names == ("CNV", "NORMAL")
     # The number alone, without leading zeros, whatever the case and the class.
     assert sorted(index.patients.tolist()) == ["12", "12", "7"]
-    assert "official split: 1 patients have scans in more than one split: 12" in index.notes
+    assert "official split: 1 patient with scans in more than one split: 12" in index.notes
 
 
 def test_class_missing_from_a_split_keeps_its_label_elsewhere(tmp_path):
@@ -174,7 +174,7 @@ def test_a_users_own_split_is_kept_unless_patients_overlap(tmp_path):
     index = index_scans(tmp_path / "own")
     assert_patients_disjoint(index)
     assert index.splits.tolist() != index.folder_splits.tolist()
-    assert "because 1 patients are in more than one" in index.split_rule
+    assert "because of 1 patient in more than one" in index.split_rule
     assert "1000" in index.split_rule
     assert "--dataset.split official" in index.split_rule
 

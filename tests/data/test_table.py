@@ -87,7 +87,7 @@ def test_rows_that_cannot_be_used_are_listed(tmp_path):
     assert reasons["gone.png"] == "no such file"
     assert reasons["notes.txt"] == "of a type that is not read"
     assert reasons["row 9"] == "no file"
-    assert any("2 rows repeat a file" in note for note in index.notes)
+    assert any("2 rows not read, of files that an earlier row names" in note for note in index.notes)
 
 
 @pytest.mark.parametrize(

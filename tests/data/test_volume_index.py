@@ -276,7 +276,7 @@ def test_pixels_are_resampled_to_one_size(tmp_path):
     index, cache = open_cache(index_scans(folder, settings), settings, progress=False)
     height, width = scans().shape[1:]
     assert [cache[i].shape for i in (0, 3)] == [(round(height / 0.8), 2 * width), (height, width)]
-    assert any("3 scans do not know the size of their pixels" in note for note in index.notes)
+    assert any("not resized, as the size of their pixels is not known: 3 scans" in note for note in index.notes)
     same, other = open_cache(index_scans(folder, config(tmp_path)), config(tmp_path), progress=False)
     assert other[0].shape == (height, width)
     assert same.files == index.files

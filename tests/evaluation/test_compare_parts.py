@@ -233,6 +233,6 @@ def test_leaks_and_wrong_labels_are_serious():
     assert [finding.kind for finding in findings] == ["leak", "other", "duplicates", "duplicates", "shortcut", "files"]
     serious = [finding.text for finding in findings if finding.serious]
     assert "(e.g. patient 3, R, visit 1)" in findings[1].text
-    assert "1 patients have scans in train and test" in serious[0]
+    assert "1 patient with scans in train and test" in serious[0]
     assert "at least one label is wrong" in serious[1]
     assert len(serious) == 2
