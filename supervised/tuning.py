@@ -102,7 +102,7 @@ def _work(
     if not finished and not running and not stopped:
         failed = next(t for t in trials if t.state is TrialState.FAIL)
         raise InputError(
-            f"all {counted(len(trials), 'trial')} failed; the first: {failed.user_attrs['reason']} (settings in "
+            f"all {len(trials)} trials failed; the first: {failed.user_attrs['reason']} (settings in "
             f"{_run_folder(out, failed.number)}/config.yaml; a new search needs another --out)"
         )
     wanted = options.method == "bayes" if options.finish is None else options.finish

@@ -1,6 +1,7 @@
 """Rebuilds the reference run's networks and settings; shared by the faithfulness and the process tests."""
 
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from conftest import REFERENCE
 
 from dino_oct.config import ModelConfig, OptimConfig, PretrainingRunConfig
@@ -48,5 +49,8 @@ def learner_and_schedules(
     student, teacher = (network(checkpoint, which, bool(loss.ibot_weight)) for which in ("student", "teacher"))
     if model is not None and model.grad_checkpointing:
         student.backbone.set_grad_checkpointing(True)
-    learner = Learner(student, loss, optim, accelerator or Accelerator(cpu=True), teacher, model, run=run)
+    if accelerator is None:
+        AcceleratorState._reset_state()  # an earlier test may have left one of bf16
+        accelerator = Accelerator(cpu=True, mixed_precision="no")
+    learner = Learner(student, loss, optim, accelerator, teacher, model, run=run)
     return learner, Schedules(optim, loss, settings["iters_per_epoch"])

@@ -179,9 +179,7 @@ def open_cache(index: ScanIndex, config: DatasetConfig, progress: bool = True) -
     skipped = [(index.files[i], found.reasons.get(i, unkept)) for i in np.flatnonzero(~keep).tolist()]
     if not keep.any():
         file, reason = skipped[0]
-        raise InputError(
-            f"{index.root}: none of the {counted(len(skipped), 'image')} can be used; first: {file}: {reason}"
-        )
+        raise InputError(f"{index.root}: none of the {len(skipped):,} images can be used; first: {file}: {reason}")
     index = index.subset(keep)
     used, of = np.unique(found.of[keep], return_inverse=True)
     cache = ScanCache([found.segments[i] for i in used], of, found.rows[keep])

@@ -379,10 +379,8 @@ def known_patients(source: Source, found: Predictions) -> list[str]:
     known = trained_patients(index, found.digests, trained_on(source.name))
     if known is None or not known.patients:
         return []
-    scans = np.isin(index.patients, sorted(known.patients)).sum()
-    return [
-        f"{scans:,} of {len(index):,} scans are of patients that the model was trained on ({len(known.patients):,})"
-    ]
+    scans, patients = np.isin(index.patients, sorted(known.patients)).sum(), counted(len(known.patients), "patient")
+    return [f"{scans:,} of {len(index):,} scans are of {patients} that the model was trained on"]
 
 
 def few_patients(fitted: Fitted, coverage: float) -> list[str]:

@@ -105,7 +105,7 @@ def test_commands_take_one_volume(tmp_path, call):
     assert "6 scans" in done.stdout
     done = call("dino_oct/train.py", *TINY_RUN, "--data", file, "--optim.batch-size", "2", "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
-    assert "train 6 scans of 1 patients" in done.stdout
+    assert "train 6 scans of 1 patient" in done.stdout
 
 
 @pytest.mark.parametrize("name", ["empty.vol", "picture.png", "notes.txt"])

@@ -141,9 +141,7 @@ def test_other_families_fall_back_on_their_last_feature_map():
     assert (classifier.gradcam_layer.name, classifier.gradcam_layer.layout) == ("blocks.5", "NCHW")
     classifier = build("random:mixer_s32_224", 2)  # its last layer has tokens without a place
     assert classifier.model(scans(classifier)).shape == (3, 2)
-    with pytest.raises(
-        InputError, match=r"names no feature map for Grad-CAM; choose an architecture of supervised/zoo"
-    ):
+    with pytest.raises(InputError, match=r"names no feature map for Grad-CAM; choose one that dino-oct zoo lists"):
         _ = classifier.gradcam_layer
 
 
