@@ -20,7 +20,7 @@ from dino_oct.data.cores import usable_cores
 from dino_oct.data.sampler import StepSampler, belong_to_trainer, shares
 from dino_oct.devices import default_device
 from dino_oct.errors import InputError
-from dino_oct.precision import use_bf16
+from dino_oct.precision import use_bf16, warn_of_slow_bf16
 from dino_oct.stopping import ending_at_once
 
 Result = TypeVar("Result")
@@ -48,6 +48,8 @@ def start_processes(run: RunConfig) -> tuple[Accelerator, Callable[[str], None]]
         )
     if not accelerator.is_main_process:
         return accelerator, lambda text: None
+    if run.precision == "bf16":
+        warn_of_slow_bf16(accelerator.device)
     beside, cores = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), usable_cores()
     if accelerator.device.type == "cpu" and beside > cores:
         shared = f"{cores} core{'s' * (cores > 1)}"

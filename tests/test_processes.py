@@ -99,6 +99,33 @@ def test_bf16_on_a_processor_only_where_it_is_faster(faster, monkeypatch):
     assert precision.use_bf16("bf16") is True
 
 
+@pytest.mark.parametrize("pace", [6e8, 5e10, 3e12])
+def test_the_peak_of_any_processor_is_measured_within_seconds(pace, monkeypatch):
+    """Without instructions for bf16 a product of the size that others need takes half a minute."""
+    asked = []
+
+    def product(device, bf16, side, times):
+        asked.extend([(side, 2 * side**3 / pace)] * times)
+        return [2 * side**3 / pace] * times
+
+    monkeypatch.setattr(precision, "_product", product)
+    assert precision.matrix_peak(torch.device("cpu"), bf16=True) == pytest.approx(pace)
+    assert sum(seconds for _, seconds in asked) < 2
+    assert asked[-1][0] == {6e8: 256, 5e10: 1024, 3e12: 2048}[pace]
+
+
+@pytest.mark.parametrize(("slower", "said"), [(55, "55 times slower in bf16 than in fp32"), (0.4, "")])
+def test_slow_bf16_is_said_once_to_who_asks_for_it(slower, said, monkeypatch, capsys):
+    monkeypatch.setattr(precision, "matrix_peak", lambda device, bf16, side: 1e9 if bf16 else slower * 1e9)
+    precision.warn_of_slow_bf16.cache_clear()
+    for _ in range(2):
+        precision.warn_of_slow_bf16(torch.device("cpu"))
+    printed = capsys.readouterr().err
+    assert printed.count("warning") == bool(said)
+    assert said in printed
+    precision.warn_of_slow_bf16.cache_clear()
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -28,6 +28,7 @@ from dino_oct.models.attention import linear_probe_features
 from dino_oct.models.backbone import patch_size
 from dino_oct.models.network import cls_feature
 from dino_oct.models.plain_attention import use_plain_attention
+from dino_oct.precision import warn_of_slow_bf16
 from evaluation.config import IMAGE_FEATURE, Kind, Precision
 from evaluation.inputs.preprocessing import Preprocessing
 
@@ -80,6 +81,8 @@ def of_network(
 
     The architecture belongs to its identity beside the weights' hash: one file opened with other heads gives others.
     """
+    if precision == "bf16":
+        warn_of_slow_bf16(device)
     backbone = network if precision == "fp32" else _in_bf16(network, device)
 
     forward = cls_feature if kind == IMAGE_FEATURE else lambda *args: linear_probe_features(*args, *kind)

@@ -19,6 +19,7 @@ from dino_oct.data.index import Reading as OfFolder
 from dino_oct.data.phantom import PhantomConfig
 from dino_oct.errors import InputError
 from dino_oct.files import private_folder, replacing, write_whole
+from dino_oct.precision import warn_of_slow_bf16
 from dino_oct.provenance import trained_on, trained_patients
 from dino_oct.scores.calibration import prediction_sets
 from dino_oct.scores.class_summary import never_recognised
@@ -102,6 +103,8 @@ def predict(
     Raises:
         InputError: no file is a scan.
     """
+    if bf16:
+        warn_of_slow_bf16(model.device)
     # Into arrays of all scans: small results kept between large ones of a network would leave memory in pieces.
     n, left_out = len(reading.index), list(reading.index.left_out)
     digests, flags, is_read = np.full(n, b"", "S32"), [()] * n, np.zeros(n, dtype=bool)
