@@ -35,6 +35,9 @@ Options = TypeVar("Options")
 _LARGEST_SETTINGS = 1 << 20  # bytes
 _DEEPEST = 8  # sections in sections
 _RULES = ({"─"}, {"-"})
+SPINS = "2000"
+"""Turns that OpenMP's threads wait awake for each other. The usual 300,000 keep a core from the very thread that is
+waited for, where other work has the rest: steps take up to 14 times as long (tests/benchmarks/busy_cores.py)."""
 _OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|out of memory")  # of torch
 
 
@@ -183,7 +186,9 @@ def run_command(main: Callable[[Options], Any], options_type: type[Options], roo
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn wrong input, a full disk, too little memory and what may not be read or written into one line on stderr and
-    exit status 2, Ctrl-C into 130, SIGTERM into 143; let no print end the program."""
+    exit status 2, Ctrl-C into 130, SIGTERM into 143; let no print end the program, and let threads soon sleep."""
+    if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+        os.environ["GOMP_SPINCOUNT"] = SPINS  # read when torch is loaded
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -77,3 +77,21 @@ def test_the_package_itself_is_light_and_a_heavy_import_would_be_seen():
 
     assert not HEAVY & imported("import dino_oct, supervised, evaluation")
     assert "torch" in imported("import dino_oct.processes")
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")]
+)
+def test_threads_soon_sleep_unless_told_otherwise(given, spins):
+    """OpenMP reads it when torch is loaded: a machine with other work would else take many times as long a step."""
+    code = (
+        "import os, sys\nfrom dino_oct.cli import one_line_errors\n"
+        "with one_line_errors(): print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
+    finished = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment | {"PYTHONPATH": str(REPOSITORY)},
+        capture_output=True, text=True, check=True, timeout=60,
+    )  # fmt: skip
+    assert finished.stdout.split() == [spins, "False"]
