@@ -41,9 +41,8 @@ def main(options: Options) -> None:
                 limit = conformal_limit(class_scores(probabilities[sets], labels[sets]), patients[sets], coverage)
                 inside = prediction_sets(probabilities[~sets], limit)[np.arange((~sets).sum()), labels[~sets]]
                 held.append(100 * pd.Series(inside).groupby(patients[~sets]).mean().mean())
-            print(
-                f"{count} patients, {coverage:.0%} stated: {np.mean(held):.1f} % ± {np.std(held):.1f} (standard deviation)"
-            )
+            mean, spread = np.mean(held), np.std(held)
+            print(f"{count} patients, {coverage:.0%} stated: {mean:.1f} % ± {spread:.1f} (standard deviation)")
 
 
 if __name__ == "__main__":
