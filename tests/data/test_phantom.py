@@ -322,7 +322,7 @@ def test_processes_that_ask_at_once_get_one_complete_folder(tmp_path):
     processes = [context.Process(target=ask_for_folder, args=(tmp_path, start, answers)) for _ in range(3)]
     for process in processes:
         process.start()
-    folders = {answers.get(timeout=60) for _ in processes}
+    folders = {answers.get(timeout=240) for _ in processes}
     for process in processes:
         process.join(timeout=60)
         assert process.exitcode == 0
