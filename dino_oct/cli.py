@@ -37,7 +37,8 @@ _DEEPEST = 8  # sections in sections
 _RULES = ({"─"}, {"-"})
 SPINS = "2000"
 """Turns that OpenMP's threads wait awake for each other. The usual 300,000 keep a core from the very thread that is
-waited for, where other work has the rest: steps take up to 14 times as long (tests/benchmarks/busy_cores.py)."""
+waited for, where other work has the rest. Then steps take 1.5 to 11 times as long; alone, this costs a small network
+6 to 24 % (tests/benchmarks/busy_cores.py)."""
 _OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|can't allocate memory|out of memory")  # of torch
 
 

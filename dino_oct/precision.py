@@ -53,7 +53,7 @@ def matrix_peak(device: torch.device, bf16: bool, side: int | None = None) -> fl
 
     Args:
         side: of the square matrices, at most; None: so large that it reaches the device's peak. On a processor it is
-            smaller where a product would take long: without instructions for bfloat16 one of side 2048 takes a minute.
+            smaller where a product would take long: one of side 2048 takes half a minute without instructions for bf16.
     """
     largest = side or (8192 if device.type == "cuda" else 2048)
     side = largest if device.type == "cuda" else min(_SMALL, largest)

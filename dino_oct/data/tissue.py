@@ -140,7 +140,7 @@ def otsu(values: np.ndarray, bins: int = 256, ascending: bool = False) -> float:
 
 
 def quantiles_of_sorted(values: np.ndarray, shares: ArrayLike) -> np.ndarray:
-    """What ``np.quantile`` gives, to the bit, without searching: the values (n,) are in ascending order."""
+    """What ``np.quantile`` gives for several shares, without searching: the values (n,) are in ascending order."""
     place = np.asarray(shares) * (len(values) - 1)
     low, high = values[np.floor(place).astype(int)], values[np.ceil(place).astype(int)]
     part, step = place % 1, high - low

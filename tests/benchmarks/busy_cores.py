@@ -16,7 +16,8 @@ from dino_oct.cli import SPINS, run_command
 from dino_oct.data.cores import usable_cores
 
 FOLDER = Path(__file__).parent
-_BUSY = "while True: pass"
+_CODE = "import busy_cores; busy_cores.steps({})"
+_BESIDE = {"nothing": None, "a busy loop": "while True: pass", "another training": _CODE.format(1e6)}
 _USUAL = "300000"  # libgomp's where nothing is set
 
 
@@ -49,27 +50,21 @@ def steps(seconds: float) -> None:
 
 def main(options: Options) -> None:
     """Print a line for each measurement, in turns."""
-    code = f"import busy_cores; busy_cores.steps({options.seconds})"
-    for beside in (0, 1) * options.rounds:
-        busy = [subprocess.Popen([sys.executable, "-c", _BUSY]) for _ in range(beside)]
+    for name, work in [*_BESIDE.items()] * options.rounds:
+        beside = work and subprocess.Popen([sys.executable, "-c", work], cwd=FOLDER, env=_waiting(_USUAL))
         try:
             for way, spins in (("OpenMP's own way", _USUAL), ("as commands do", SPINS)):
-                environment = os.environ | {"GOMP_SPINCOUNT": spins}
-                done = subprocess.run(
-                    [sys.executable, "-c", code],
-                    env=environment,
-                    cwd=FOLDER,
-                    check=True,
-                    capture_output=True,
-                    text=True,
-                )
-                print(
-                    f"{usable_cores()} cores, {beside} busy beside: {way:16} {done.stdout.strip()} steps/s", flush=True
-                )
+                code = [sys.executable, "-c", _CODE.format(options.seconds)]
+                pace = subprocess.check_output(code, cwd=FOLDER, env=_waiting(spins), text=True).strip()
+                print(f"{usable_cores()} cores, beside {name}: {way}: {pace} steps/s", flush=True)
         finally:
-            for process in busy:
-                process.kill()
-                process.wait()
+            if beside:
+                beside.kill()
+                beside.wait()
+
+
+def _waiting(spins: str) -> dict[str, str]:
+    return os.environ | {"GOMP_SPINCOUNT": spins}
 
 
 if __name__ == "__main__":

@@ -155,11 +155,21 @@ def test_levels_in_order_give_the_quantiles_and_the_threshold_of_any_order(count
     assert otsu(ordered, ascending=True) == otsu(mixed)
 
 
-def test_a_scan_without_borders_has_the_levels_of_one_whose_borders_are_not_asked_for():
-    scan = band_scan(height=301, width=389)  # not a multiple of the reduction
-    plain, none = coarse_levels(scan, None), coarse_levels(scan, np.zeros(scan.shape, bool))
-    assert plain.level.shape == (151, 195)
-    np.testing.assert_array_equal(plain.level, none.level)
+@pytest.mark.parametrize("corner", [0, 40])
+def test_levels_are_smoothed_means_of_blocks_without_the_border(corner):
+    scan = band_scan(height=301, width=389)  # not a multiple of the reduction, 2
+    borders = np.zeros(scan.shape, bool)
+    borders[:corner, :corner] = True
+    means, weights = (
+        ndimage.gaussian_filter(
+            np.array([[values[y : y + 2, x : x + 2].mean() for x in range(0, 389, 2)] for y in range(0, 301, 2)]),
+            0.012 * 301 / 2, mode="reflect", truncate=3,
+        )
+        for values in (np.where(borders, 0.0, scan), 1.0 - borders)
+    )  # fmt: skip
+    levels = coarse_levels(scan, borders)
+    assert (levels.measured == (weights > 0.25)).all()
+    np.testing.assert_allclose(levels.level[levels.measured], (means / weights)[levels.measured], rtol=1e-5)
     flat = coarse_levels(np.full((301, 389), 77, np.uint8), None).level
     np.testing.assert_allclose(flat, 77, rtol=1e-6)  # smaller blocks at the edges weigh what they hold
 
